@@ -1,0 +1,439 @@
+"""The model registry: frozen specs, and every check on `models.yaml` that needs no model.
+
+One id is one recipe: architecture, arguments, preprocessing, layers, pooling, precision. A
+recipe's digest is stored with the activations, so that a changed recipe is noticed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.errors import InputError
+from pipeline.yamlfile import Document, Location, Spec, did_you_mean, load_yaml, validate
+
+Tower = Literal["image", "text"]
+
+_ID = re.compile(r"^[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*$")
+_LABEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_STEP = "{step}"
+# keys that describe or select a model but do not change its activations
+_NOT_RECIPE = {
+    "id",
+    "family",
+    "sets",
+    "metadata",
+    "checkpoints",
+    "training",
+    "towers",
+    "same_weights_as",
+    "initialised_from",
+}
+
+
+class Init(Spec):
+    """Random initialisation."""
+
+    seed: int = 0
+    """Seed of torch's generator when the architecture is built."""
+
+
+class Checkpoint(Spec):
+    """Where one checkpoint's weights come from; `{}` means the published ones."""
+
+    init: Init | None = None
+    """Freshly initialised weights."""
+    file: str | None = None
+    """A checkpoint file: safetensors, or timm's or open_clip's own format."""
+    pretrained: str | None = None
+    """A pretrained tag other than the entry's own."""
+    revision: str | None = None
+    """A revision of the hub repository."""
+    step: int | None = Field(default=None, ge=0)
+    """The training step, 0 at initialisation."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [k for k in ("init", "file", "pretrained") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: keep one of them.")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """`init`, `file` or `pretrained`."""
+        return "init" if self.init else "file" if self.file else "pretrained"
+
+
+class EveryN(Spec):
+    """Every n-th block, counted from the last."""
+
+    every: int = Field(ge=1)
+    """1 takes every block; 2 the last, the last but two, and so on."""
+
+
+class Preprocessing(Spec):
+    """How an image becomes a model's input, where the model's own configuration is not meant."""
+
+    input_size: int | None = Field(default=None, ge=1)
+    """Side of the square input in pixels."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, on pixels in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, on pixels in [0, 1]."""
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
+    """Resampling filter."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Part of the resized image that the centre crop keeps."""
+
+
+class ModelSpec(Spec):
+    """One registry entry."""
+
+    source: Literal["timm", "open_clip"]
+    """The library that builds the model."""
+    name: str
+    """Architecture, for timm with its pretrained tag (`resnet50.a1_in1k`)."""
+    pretrained: str | None = None
+    """open_clip's pretrained tag."""
+    id: str = ""
+    """Defaults to `SOURCE/NAME` or `SOURCE/NAME.PRETRAINED`."""
+    config: str | None = None
+    """open_clip: a JSON file with the architecture, for one that the library does not know."""
+    family: str | None = None
+    """Groups models for analysis and for statistics; defaults to the id."""
+    sets: tuple[str, ...] = ()
+    """Named selections that this model belongs to."""
+    towers: tuple[Tower, ...] = ()
+    """Defaults to image for timm, to image and text for open_clip."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed to `timm.create_model` or `open_clip.create_model`."""
+    checkpoints: str | dict[str, Checkpoint] = Field(default_factory=dict)
+    """A file template with {step}, or a map label → checkpoint; default: the published weights."""
+    layers: Literal["blocks", "all", "last"] | EveryN | str | tuple[str, ...] = "blocks"
+    """blocks | all | last | {every: n} | a list of names | a glob."""
+    pool: Literal["auto", "cls", "mean", "max", "flatten"] = "auto"
+    """How tokens or positions become one vector."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast of the forward pass."""
+    preprocessing: Preprocessing = Preprocessing()
+    """Overrides of the model's own preprocessing."""
+    metadata: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """What is known of the model: objective, training_data, samples_seen, …"""
+    training: dict[str, Any] | None = None
+    """How this project trains it (reference models only)."""
+    same_weights_as: tuple[str, ...] = ()
+    """Entries that hold the same weights under another name."""
+    initialised_from: tuple[str, ...] = ()
+    """Entries whose weights this training began from."""
+
+    @field_validator("same_weights_as", "initialised_from", "sets", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("checkpoints", mode="after")
+    @classmethod
+    def _checkpoint_labels(cls, value: str | dict[str, Checkpoint]) -> str | dict[str, Checkpoint]:
+        if isinstance(value, str):
+            if value.count(_STEP) != 1:
+                raise ValueError(
+                    f"the template {value!r} needs {_STEP} exactly once, where the number of the "
+                    "step stands in the file names."
+                )
+            return value
+        for label in value:
+            _check_label(label)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not {"source", "name"} <= values.keys():
+            return values
+        values = dict(values)
+        if not values.get("id"):
+            name = ".".join(
+                str(v) for v in (values["name"], values.get("pretrained")) if v is not None
+            )
+            values["id"] = f"{values['source']}/{re.sub(r'[/:]', '--', name)}"
+        if not values.get("towers"):
+            values["towers"] = ["image"] if values["source"] == "timm" else ["image", "text"]
+        values.setdefault("family", values["id"])
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not _ID.match(self.id):
+            raise ValueError(
+                f"the id {self.id!r} needs the form SOURCE/NAME with one slash and a NAME of "
+                "letters, digits, dots, dashes and underscores. Set `id:` to one."
+            )
+        if self.source == "timm":
+            if self.pretrained is not None:
+                raise ValueError(
+                    f"timm names carry their tag: write name: {self.name}.{self.pretrained}, "
+                    "without `pretrained`."
+                )
+            if self.towers != ("image",):
+                raise ValueError("timm models have one tower: towers: [image].")
+            if self.config is not None:
+                raise ValueError("`config` is for open_clip; use `arguments` with timm.")
+        return self
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that changes the activations, JSON-able."""
+        recipe = self.model_dump(mode="json", exclude=_NOT_RECIPE)
+        if self.config is not None:
+            recipe["config"] = read_json(self.config, f"model {self.id}")
+        return recipe
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def checkpoint_map(self, planned_steps: Sequence[int] = ()) -> dict[str, Checkpoint]:
+        """Return label → checkpoint, in the order of training steps.
+
+        Parameters
+        ----------
+        planned_steps
+            Steps that a training stage will still write; they stand in for files not there yet.
+
+        Raises
+        ------
+        InputError
+            Where a template matches no file and nothing is planned, or a file is missing.
+        """
+        if isinstance(self.checkpoints, dict):
+            if not self.checkpoints:
+                return {"pretrained": Checkpoint()}
+            for label, checkpoint in self.checkpoints.items():
+                if checkpoint.file and not Path(checkpoint.file).is_file():
+                    near = did_you_mean(
+                        Path(checkpoint.file).name, _names_beside(checkpoint.file)
+                    )
+                    raise InputError(
+                        f"model {self.id}, checkpoint {label}: there is no file "
+                        f"{checkpoint.file} (paths are relative to {Path.cwd()})."
+                        f"{near}"
+                    )
+            return dict(self.checkpoints)
+        steps = {step: file for file, step in _matches(self.checkpoints)}
+        for step in planned_steps:
+            steps.setdefault(step, self.checkpoints.replace(_STEP, str(step)))
+        if not steps:
+            raise InputError(
+                f"model {self.id}: the template {self.checkpoints} matches no file (paths are "
+                f"relative to {Path.cwd()}; {_STEP} stands for digits). "
+                + _what_is_there(self.checkpoints)
+            )
+        return {f"step{s}": Checkpoint(file=steps[s], step=s) for s in sorted(steps)}
+
+
+def read_json(path: str | Path, about: str) -> Any:
+    """Read a JSON file that a spec names."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{about}: there is no file {path}.") from None
+    except ValueError as error:
+        raise InputError(f"{about}: {path} is not JSON: {error}.") from None
+
+
+def _check_label(label: str) -> None:
+    if not _LABEL.match(label):
+        raise ValueError(
+            f"the checkpoint label {label!r} may only have letters, digits, dots, dashes and "
+            "underscores, because it becomes part of a name in the store."
+        )
+
+
+def _matches(template: str) -> list[tuple[str, int]]:
+    path = Path(template)
+    at = next(i for i, part in enumerate(path.parts) if _STEP in part)
+    pattern = re.compile(
+        re.escape(path.as_posix()).replace(re.escape(_STEP), r"(?P<step>\d+)") + "$"
+    )
+    root = Path(*path.parts[:at]) if at else Path()
+    glob = "/".join(part.replace(_STEP, "*") for part in path.parts[at:])
+    if not root.is_dir():
+        return []
+    found = ((f, pattern.match(f.as_posix())) for f in sorted(root.glob(glob)) if f.is_file())
+    return [(f.as_posix(), int(m["step"])) for f, m in found if m]
+
+
+def _names_beside(file: str) -> list[str]:
+    folder = Path(file).parent
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+
+
+def _what_is_there(template: str) -> str:
+    folder = Path(template.split(_STEP)[0])
+    folder = folder if folder.is_dir() else folder.parent
+    if not folder.is_dir():
+        return f"There is no folder {folder}: correct the path, or train the model first."
+    names = sorted(p.name for p in folder.iterdir())[:5]
+    return f"The folder {folder} holds {', '.join(names) or 'nothing'}."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A spec and where it stands, for messages."""
+
+    spec: ModelSpec
+    document: Document
+    location: Location
+
+    @property
+    def where(self) -> str:
+        """`file, line n`."""
+        return self.document.where(self.location)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Model specs by id."""
+
+    entries: Mapping[str, Entry]
+
+    def __iter__(self) -> Any:
+        return iter(entry.spec for entry in self.entries.values())
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, model_id: str) -> ModelSpec:
+        try:
+            return self.entries[model_id].spec
+        except KeyError:
+            raise InputError(
+                f"there is no model {model_id!r} in the registry."
+                f"{did_you_mean(model_id, self.entries)} "
+                "`consilience models list` shows all."
+            ) from None
+
+    @property
+    def sets(self) -> set[str]:
+        """Every set that some entry belongs to."""
+        return {name for spec in self for name in spec.sets}
+
+    def select(
+        self,
+        *,
+        sets: Iterable[str] = (),
+        ids: Iterable[str] = (),
+        families: Iterable[str] = (),
+    ) -> list[ModelSpec]:
+        """Return the union of the named sets, families, ids and globs of ids, in file order.
+
+        Raises
+        ------
+        InputError
+            Where a name selects nothing.
+        """
+        chosen: set[str] = set()
+        for name in sets:
+            found = {s.id for s in self if name in s.sets}
+            chosen |= _some(found, "set", name, self.sets)
+        for name in families:
+            found = {s.id for s in self if s.family == name}
+            chosen |= _some(found, "family", name, {s.family or "" for s in self})
+        for name in ids:
+            found = {i for i in self.entries if fnmatch.fnmatchcase(i, name)}
+            chosen |= _some(found, "model", name, self.entries)
+        return [spec for spec in self if spec.id in chosen]
+
+    def related(self) -> set[frozenset[str]]:
+        """Return the pairs of ids that were not trained apart, by the entries' own word.
+
+        Relations are followed through: two fine-tunes of one model are related.
+        """
+        group = {i: i for i in self.entries}
+
+        def root(i: str) -> str:
+            while group[i] != i:
+                i = group[i]
+            return i
+
+        for spec in self:
+            for other in (*spec.same_weights_as, *spec.initialised_from):
+                group[root(spec.id)] = root(other)
+        members: dict[str, list[str]] = {}
+        for i in self.entries:
+            members.setdefault(root(i), []).append(i)
+        return {frozenset((a, b)) for ids in members.values() for a in ids for b in ids if a != b}
+
+
+def _some(found: set[str], what: str, name: str, known: Iterable[str]) -> set[str]:
+    if not found:
+        known = sorted(set(known))
+        listing = f" Known: {', '.join(known)}." if len(known) <= 20 else ""
+        raise InputError(f"no {what} {name!r} in the registry.{did_you_mean(name, known)}{listing}")
+    return found
+
+
+def load_registry(paths: Iterable[str | Path]) -> Registry:
+    """Read and check registry files; ids are unique over all of them.
+
+    Raises
+    ------
+    InputError
+        With file, line, entry and remedy.
+    """
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        document = load_yaml(path)
+        models = document.data.get("models")
+        if not isinstance(models, list):
+            raise InputError(
+                f"{document.path}: a registry needs `models:`, a list of entries "
+                "(- source: …, name: …)."
+            )
+        for position, value in enumerate(models):
+            location = ("models", position)
+            label = value.get("id") or value.get("name") if isinstance(value, dict) else None
+            spec = validate(ModelSpec, value, document, location, str(label) if label else None)
+            entry = Entry(spec, document, location)
+            if spec.id in entries:
+                raise InputError(
+                    f"{entry.where}: the id {spec.id!r} is taken already by "
+                    f"{entries[spec.id].where}. Give one of the two another `id:`, or, if they "
+                    "are two states of one training run, make them checkpoints of one entry."
+                )
+            entries[spec.id] = entry
+    for entry in entries.values():
+        for other in (*entry.spec.same_weights_as, *entry.spec.initialised_from):
+            if other not in entries:
+                raise InputError(
+                    f"{entry.where}: entry {entry.spec.id!r} names {other!r} as a related model, "
+                    f"but there is no such entry.{did_you_mean(other, entries)}"
+                )
+    return Registry(entries)
+
+
+def models_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a registry file, for editors."""
+    entry = ModelSpec.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = entry.pop("$defs", {})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Consilience model registry",
+        "type": "object",
+        "required": ["models"],
+        "properties": {
+            "models": {"type": "array", "items": {"$ref": "#/$defs/ModelSpec"}},
+            "training": {"type": "object"},
+        },
+        "$defs": {**definitions, "ModelSpec": entry},
+    }

@@ -1,0 +1,290 @@
+"""Every dimension and variable of the store, declared once, and validated on entry.
+
+Plain records: nothing here imports zarr, xarray or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FORMAT = "consilience"
+FORMAT_VERSION = 1
+
+
+class State(IntEnum):
+    """State of one stored result."""
+
+    MISSING = 0
+    DONE = 1
+    UNDEFINED = 2
+    FAILED = 3
+
+
+class Slot(IntEnum):
+    """State of one row of a growing axis."""
+
+    FREE = 0
+    LIVE = 1
+    RETIRED = 2
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable: name, dimensions, dtype, fill value, prose."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    description: str
+    fill: Any = None
+
+    @property
+    def fill_value(self) -> Any:
+        """What an element reads as before it is written."""
+        if self.fill is not None:
+            return self.fill
+        return {"f": float("nan"), "s": "", "b": False}.get(self.dtype[0], 0)
+
+
+def _table(*variables: Variable) -> dict[str, Variable]:
+    return {v.name: v for v in variables}
+
+
+STIMULI = _table(
+    Variable("stimulus", ("stimulus",), "str", "Content id of the image."),
+    Variable("caption_id", ("stimulus",), "str", "Content id of the caption."),
+    Variable("caption", ("stimulus",), "str", "Caption."),
+    Variable("label", ("stimulus",), "int64", "Class number."),
+    Variable("label_name", ("stimulus",), "str", "Class name."),
+    Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),
+)
+
+ACTIVATIONS = _table(
+    Variable("stimulus", ("stimulus",), "str", "Content id of what the tower sees."),
+    Variable("checkpoint", ("checkpoint",), "str", "Label of the checkpoint."),
+    Variable(
+        "step",
+        ("checkpoint",),
+        "int64",
+        "Training step, 0 at initialisation; -1 where unknown.",
+        fill=-1,
+    ),
+    Variable(
+        "weights_digest",
+        ("checkpoint",),
+        "str",
+        "Identity of the weights: sha256 of the file, a seed, or a hub commit.",
+    ),
+    Variable(
+        "weights_size", ("checkpoint",), "int64", "Bytes of the weights file; -1 if none.", fill=-1
+    ),
+    Variable(
+        "weights_mtime_ns",
+        ("checkpoint",),
+        "int64",
+        "Modification time of the weights file in nanoseconds; -1 if none.",
+        fill=-1,
+    ),
+    Variable(
+        "complete",
+        ("checkpoint", "block"),
+        "uint8",
+        "1 once every layer of this block of stimuli is written.",
+    ),
+)
+
+
+def layer_variable(layer: str) -> Variable:
+    """Declare the activations of one layer."""
+    return Variable(
+        layer,
+        ("checkpoint", "stimulus", f"feature_{layer}"),
+        "float32",
+        f"Pooled activations of {layer}.",
+    )
+
+
+MEASURES = _table(
+    Variable("slot", ("representation",), "uint8", "0 free, 1 live, 2 retired."),
+    Variable("representation", ("representation",), "str", "MODEL@CHECKPOINT#TOWER/LAYER."),
+    Variable(
+        "activations_digest",
+        ("representation",),
+        "str",
+        "Identity of the activations that were compared.",
+    ),
+    Variable(
+        "n_ties",
+        ("representation",),
+        "int64",
+        "Rows with a tie at the k-th neighbour; -1 where the measure has no neighbours.",
+        fill=-1,
+    ),
+    Variable("score", ("representation_x", "representation_y"), "float32", "Raw similarity."),
+    Variable(
+        "state",
+        ("representation_x", "representation_y"),
+        "uint8",
+        "0 missing, 1 done, 2 undefined, 3 failed.",
+    ),
+)
+
+CALIBRATION = _table(
+    Variable("slot", ("encoder",), "uint8", "0 free, 1 live, 2 retired."),
+    Variable("encoder", ("encoder",), "str", "MODEL@CHECKPOINT#TOWER."),
+    Variable(
+        "activations_digest", ("encoder",), "str", "Identity of the activations that were compared."
+    ),
+    Variable(
+        "null",
+        ("aggregate", "encoder_x", "encoder_y", "permutation"),
+        "float32",
+        "Layer-aggregated similarity after permuting the stimuli of encoder_y.",
+    ),
+    Variable(
+        "state", ("encoder_x", "encoder_y"), "uint8", "0 missing, 1 done, 2 undefined, 3 failed."
+    ),
+)
+
+AGGREGATES = ("max", "mean")
+
+ALIGNMENT = _table(
+    Variable("encoder_x", ("encoder_x",), "str", "MODEL@CHECKPOINT#TOWER."),
+    Variable("encoder_y", ("encoder_y",), "str", "MODEL@CHECKPOINT#TOWER."),
+    Variable(
+        "score", ("encoder_x", "encoder_y"), "float64", "Similarity of the best pair of layers."
+    ),
+    Variable(
+        "layer_x",
+        ("encoder_x", "encoder_y"),
+        "int64",
+        "Index of encoder_x's layer in the best pair; -1 where not compared.",
+        fill=-1,
+    ),
+    Variable(
+        "layer_y",
+        ("encoder_x", "encoder_y"),
+        "int64",
+        "Index of encoder_y's layer in the best pair; -1 where not compared.",
+        fill=-1,
+    ),
+    Variable("mean", ("encoder_x", "encoder_y"), "float64", "Mean similarity over layer pairs."),
+    Variable(
+        "matched",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "Mean similarity of layers at equal relative depth.",
+    ),
+    Variable(
+        "threshold",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "Critical value of the best-layer score at level alpha under the null.",
+    ),
+    Variable(
+        "calibrated",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "(score - threshold) / (1 - threshold), clipped to [0, 1].",
+    ),
+    Variable(
+        "calibrated_mean",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "The mean over layer pairs, calibrated the same way.",
+    ),
+    Variable(
+        "p",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "Probability of so high a best-layer score when stimuli do not correspond.",
+    ),
+    Variable(
+        "q",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "p adjusted over the pairs of this dataset (Benjamini-Hochberg).",
+    ),
+    Variable(
+        "related",
+        ("encoder_x", "encoder_y"),
+        "bool",
+        "Not trained apart: one model, shared weights, or one initialised from the other.",
+    ),
+    Variable("n_stimuli", ("encoder_x", "encoder_y"), "int64", "Rows the pair was compared on."),
+)
+
+ENCODER = _table(
+    Variable("model", ("encoder",), "str", "Model id."),
+    Variable("checkpoint", ("encoder",), "str", "Checkpoint label."),
+    Variable("tower", ("encoder",), "str", "image or text."),
+    Variable("family", ("encoder",), "str", "Family of the model."),
+    Variable("step", ("encoder",), "int64", "Training step; -1 where unknown.", fill=-1),
+    Variable("initial", ("encoder",), "bool", "At initialisation."),
+    Variable("final", ("encoder",), "bool", "The last checkpoint of its model."),
+    Variable(
+        "n_parameters",
+        ("encoder",),
+        "float64",
+        "Parameters of the tower without classifier head and token embeddings.",
+    ),
+    Variable(
+        "flops",
+        ("encoder",),
+        "float64",
+        "Floating-point operations of a forward pass for one stimulus.",
+    ),
+    Variable(
+        "samples_seen",
+        ("encoder",),
+        "float64",
+        "Stimuli seen in training up to this checkpoint, with repetition.",
+    ),
+    Variable(
+        "knn_accuracy",
+        ("encoder",),
+        "float64",
+        "Leave-one-out 10-nearest-neighbour accuracy on the last layer, cosine.",
+    ),
+    Variable(
+        "probe_accuracy",
+        ("encoder",),
+        "float64",
+        "5-fold cross-validated accuracy of a linear probe on the last layer.",
+    ),
+)
+
+
+def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[str] = ()) -> None:
+    """Raise where a declared variable has other dimensions or another kind of dtype, or lacks.
+
+    Raises
+    ------
+    InputError
+        Naming the variable, what was found and what is declared.
+    """
+    for name in names:
+        if name not in dataset.variables:
+            raise InputError(f"the dataset has no variable {name!r}: {table[name].description}")
+    for name, found in dataset.variables.items():
+        declared = table.get(str(name))
+        if declared is None:
+            continue
+        dims = tuple(str(d) for d in found.dims)
+        if dims != declared.dims:
+            raise InputError(
+                f"variable {name!r} has dimensions {dims}, declared are {declared.dims}."
+            )
+        kinds = {"s": "OTU", "f": "f", "i": "iu", "u": "iu", "b": "b"}[declared.dtype[0]]
+        if found.dtype.kind not in kinds:
+            raise InputError(
+                f"variable {name!r} has dtype {found.dtype}, declared is {declared.dtype}."
+            )

@@ -1,0 +1,236 @@
+"""Safe YAML 1.2 with line numbers, and validation errors that a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.errors import InputError
+
+Location = tuple[str | int, ...]
+SpecT = TypeVar("SpecT", bound="Spec")
+
+
+class Spec(BaseModel):
+    """Base of everything a person writes in YAML: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """Return up to `n` of `known` that look most like `name`."""
+    candidates = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name.lower(), list(candidates), n=n, cutoff=0.5)
+    return [candidates[f] for f in found]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Phrase the nearest names as the end of a message; empty where nothing is near."""
+    found = nearest(name, known)
+    return f" Did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML file that remembers where each value stands."""
+
+    path: Path
+    data: CommentedMap
+
+    def line(self, location: Sequence[str | int]) -> int:
+        """Return the line (from 1) of the deepest part of `location` that exists."""
+        node: Any = self.data
+        line = 0
+        for part in location:
+            try:
+                if isinstance(node, CommentedMap):
+                    line = node.lc.key(part)[0]
+                elif isinstance(node, CommentedSeq):
+                    line = node.lc.item(part)[0]
+                else:
+                    break
+                node = node[part]
+            except (KeyError, IndexError, TypeError):
+                break
+        return line + 1
+
+    def where(self, location: Sequence[str | int] = ()) -> str:
+        """Return `file, line n` for messages."""
+        return f"{self.path}, line {self.line(location)}"
+
+
+def load_yaml(path: str | Path) -> Document:
+    """Read one YAML mapping.
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, is not YAML, repeats a key, or is not a mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")])
+        raise InputError(
+            f"{path}: there is no such file (paths are relative to the working directory, "
+            f"{Path.cwd()}).{near}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a text file: {error}.") from None
+    yaml = YAML(typ="rt")  # the round-trip loader builds no objects and keeps line numbers
+    try:
+        data = yaml.load(text)
+    except DuplicateKeyError as error:
+        mark = error.problem_mark
+        raise InputError(
+            f"{path}, line {mark.line + 1 if mark else '?'}: {error.problem}. Keep one of the two."
+        ) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise InputError(
+            f"{path}, line {mark.line + 1 if mark else '?'}: this is not YAML: {error.problem}. "
+            "Look for a missing colon, quote or bracket, or a wrong indentation, there or just "
+            "above."
+        ) from None
+    except YAMLError as error:
+        raise InputError(f"{path}: this is not YAML: {error}.") from None
+    if not isinstance(data, CommentedMap):
+        kind = "empty" if data is None else f"a {type(data).__name__}"
+        raise InputError(f"{path}: expected a mapping (key: value) at the top, found {kind}.")
+    return Document(path, data)
+
+
+def validate(
+    kind: type[SpecT],
+    value: Any,
+    document: Document,
+    location: Location = (),
+    entry: str | None = None,
+) -> SpecT:
+    """Build a spec from parsed YAML, or raise one error that lists every fault with its line."""
+    try:
+        return kind.model_validate(_plain(value))
+    except ValidationError as error:
+        faults = [
+            _describe(fault, kind, document, location) for fault in _essential(error.errors())
+        ]
+        raise InputError(_join(faults, entry)) from None
+
+
+_WRONG_KIND = {
+    "string_type",
+    "int_type",
+    "float_type",
+    "bool_type",
+    "tuple_type",
+    "dict_type",
+    "literal_error",
+    "model_type",
+    "int_parsing",
+    "float_parsing",
+    "bool_parsing",
+}
+
+
+def _essential(faults: Sequence[Any]) -> list[Any]:
+    """Drop what pydantic says of the union members that were not meant.
+
+    A key that may be of several kinds gives a fault for each: where one of them looked inside
+    the value, its faults are the ones that tell; else the kinds are put together in one.
+    """
+    by_key: dict[Location, list[Any]] = {}
+    for fault in faults:
+        loc = tuple(p for p in fault["loc"] if _in_file(p))
+        key = next((k for k in by_key if loc[: len(k)] == k or k[: len(loc)] == loc), loc)
+        by_key.setdefault(key, []).append({**fault, "loc": loc})
+    kept = []
+    for group in by_key.values():
+        telling = [f for f in group if f["type"] not in _WRONG_KIND]
+        if telling or len(group) == 1:
+            kept += telling or group
+            continue
+        wanted = (f["msg"].removeprefix("Input should be ") for f in group)
+        kept.append({**group[0], "msg": f"Input should be {', or '.join(dict.fromkeys(wanted))}"})
+    return kept
+
+
+def _join(faults: list[str], entry: str | None) -> str:
+    about = f"entry {entry!r}: " if entry else ""
+    if len(faults) == 1:
+        return faults[0].replace(": ", f": {about}", 1) if about else faults[0]
+    return f"{about}{len(faults)} faults:\n" + "\n".join(f"  {fault}" for fault in faults)
+
+
+def _describe(fault: Any, kind: type[Spec], document: Document, location: Location) -> str:
+    loc = fault["loc"]
+    where = document.where((*location, *loc))
+    key = ".".join(str(part) for part in loc) or "the entry"
+    given = fault.get("input")
+    match fault["type"]:
+        case "extra_forbidden":
+            known = _known_keys(kind, loc[:-1])
+            return (
+                f"{where}: unknown key {key!r}.{did_you_mean(str(loc[-1]), known)} "
+                f"Known keys: {', '.join(sorted(known))}."
+            )
+        case "missing":
+            return f"{where}: {key!r} is missing."
+        case "value_error":
+            return f"{where}: {key}: {fault['ctx']['error']}"
+        case _:
+            return f"{where}: {key!r}: {fault['msg']} (given: {given!r})."
+
+
+def _in_file(part: str | int) -> bool:
+    """Whether a part of a location stands in the file; pydantic adds names of union members."""
+    if isinstance(part, int):
+        return True
+    return not (part[:1].isupper() or "[" in part or part in {"str", "int", "float", "bool"})
+
+
+def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
+    current: Any = kind
+    for part in path:
+        if isinstance(part, int) or not isinstance(current, type):
+            continue
+        field = current.model_fields.get(part)
+        if field is None:
+            continue
+        current = next(
+            (
+                a
+                for a in (field.annotation, *_nested(field.annotation))
+                if isinstance(a, type) and issubclass(a, BaseModel)
+            ),
+            current,
+        )
+    return {f.alias or name for name, f in current.model_fields.items()}
+
+
+def _nested(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for arg in get_args(annotation):
+        found += [arg, *_nested(arg)]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Strip ruamel's containers and scalars, so that nothing of the file's layout leaks on."""
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    return value
