@@ -1,0 +1,140 @@
+"""What a model source provides, and what all sources share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from pipeline.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pipeline.registry import Checkpoint, ModelSpec
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The output of one block for one batch.
+
+    Attributes
+    ----------
+    body
+        Patch tokens or text tokens `(batch, length, width)`, feature maps
+        `(batch, channels, height, width)`, or vectors `(batch, width)`.
+    summary
+        The class token, or the token that the text tower reads out: `(batch, width)`; None where
+        the model has none.
+    mask
+        For text: True at the tokens that count, `(batch, length)`.
+    """
+
+    body: torch.Tensor
+    summary: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+class Source(Protocol):
+    """A library of models."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise InputError where the library does not know the name or tag; builds nothing."""
+
+    def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
+        """Return the architecture, initialised from torch's current seed."""
+
+    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model on the CPU with the checkpoint's weights, in eval mode."""
+
+    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
+        """Read a checkpoint file in the library's own formats, never unpickling freely."""
+
+    def image_transform(
+        self, spec: ModelSpec, model: torch.nn.Module
+    ) -> Callable[[Image], torch.Tensor]:
+        """Return the evaluation preprocessing: an RGB image → `(channels, height, width)`."""
+
+    def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
+        """Return captions → token numbers `(n, context)`."""
+
+    def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
+        """Return an input of the right shape on torch's meta device, batch size 1."""
+
+    def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
+        """Return the names of what `intermediates` yields, first to last."""
+
+    def intermediates(
+        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+    ) -> list[Tokens]:
+        """Run one forward pass and return the output of every block."""
+
+    def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
+        """Return the module whose parts may be named as finer layers."""
+
+    def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
+        """Return the tower's parameters without classifier head, and of token embeddings."""
+
+    def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
+        """Return the preprocessing as recorded in the store."""
+
+
+def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
+    """Build with torch's CPU generator at `seed`, and put the generator back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return source.build(spec)
+
+
+def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
+    """Load a checkpoint file into `model`, every weight or an error."""
+    try:
+        weights = source.read_weights(file)
+    except Exception as error:  # whatever safetensors, zipfile or torch raise on a broken file
+        raise ModelError(
+            f"model {spec.id}: the checkpoint {file} cannot be read: "
+            f"{type(error).__name__}: {_first_line(error)} Replace the file or drop the checkpoint."
+        ) from None
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    misfit = differences(shapes, weights)
+    if misfit:
+        raise ModelError(misfit_message(spec, file, misfit))
+    model.load_state_dict(weights, strict=True)
+
+
+def differences(
+    have: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """Return how names and shapes of `weights` differ from a model's; empty if they fit."""
+    given = {k: tuple(v.shape) for k, v in weights.items()}
+    return (
+        [
+            f"{k} is {given[k]} in the file, {have[k]} in the model"
+            for k in have
+            if k in given and have[k] != given[k]
+        ]
+        + [f"{k} is missing in the file" for k in have if k not in given]
+        + [f"{k} is in the file only" for k in given if k not in have]
+    )
+
+
+def misfit_message(spec: ModelSpec, file: str, misfit: list[str]) -> str:
+    """Say how a checkpoint does not fit, and what to do."""
+    shown = "; ".join(misfit[:3]) + (f"; and {len(misfit) - 3} more" if len(misfit) > 3 else "")
+    return (
+        f"model {spec.id}: the checkpoint {file} does not fit the architecture {spec.name}: "
+        f"{shown}. Set `arguments:` to those of the training run (num_classes, img_size, …), "
+        "or name the right file."
+    )
+
+
+def no_tower(spec: ModelSpec, tower: str) -> InputError:
+    """Return the error for a tower that a source cannot give."""
+    return InputError(f"model {spec.id}: {spec.source} models have no {tower} tower.")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return text if text.endswith(".") else text + "."

@@ -1,0 +1,269 @@
+"""Two-tower models of open_clip."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict as read_open_clip_checkpoint
+
+from pipeline.errors import InputError, ModelError
+from pipeline.registry import read_json
+from pipeline.sources.base import Tokens, load_weights, seeded_build
+from pipeline.sources.timm import timm_blocks
+from pipeline.yamlfile import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.Image import Image
+
+    from pipeline.registry import Checkpoint, ModelSpec
+
+_LOCAL = "local-dir:"
+
+
+class OpenClipSource:
+    """`source: open_clip`."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise InputError for unknown names and tags, and for QuickGELU mismatches."""
+        if spec.name.startswith(_LOCAL):
+            folder = Path(spec.name.removeprefix(_LOCAL))
+            if not (folder / "open_clip_config.json").is_file():
+                raise InputError(f"there is no {folder}/open_clip_config.json.")
+            return
+        if spec.config is not None:
+            self._register(spec)
+        known = open_clip.list_models()
+        if spec.name not in known:
+            raise InputError(
+                f"open_clip knows no architecture {spec.name!r}.{did_you_mean(spec.name, known)} "
+                "An architecture of your own needs `config:`, its JSON file."
+            )
+        checkpoints = spec.checkpoints if isinstance(spec.checkpoints, dict) else {}
+        tags = {
+            c.pretrained or spec.pretrained for c in checkpoints.values() if c.kind == "pretrained"
+        }
+        if not spec.checkpoints:
+            tags = {spec.pretrained}
+        for tag in tags:
+            self._check_tag(spec.name, tag)
+
+    def _check_tag(self, name: str, tag: str | None) -> None:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if tag not in tags:
+            raise InputError(
+                f"open_clip has no weights {tag!r} for {name}."
+                f"{did_you_mean(tag or '', tags)} It has: {', '.join(tags) or 'none'}."
+            )
+        wants = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+        has = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+        if wants and not has:
+            # open_clip only warns, and the activations are wrong
+            raise InputError(
+                f"the weights {tag!r} were trained with QuickGELU, but {name} uses GELU. "
+                f"Use name: {name}-quickgelu."
+            )
+        if has and not wants:
+            raise InputError(
+                f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU. "
+                f"Use name: {name.removesuffix('-quickgelu')}."
+            )
+
+    def _register(self, spec: ModelSpec) -> None:
+        """Make a person's architecture known to open_clip under the spec's name."""
+        assert spec.config is not None
+        config = read_json(spec.config, f"model {spec.id}")
+        bpe = config.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
+        if bpe is not None:  # relative to the file that names it
+            resolved = (Path(spec.config).parent / bpe).resolve()
+            config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(resolved)
+        known = (
+            open_clip.get_model_config(spec.name) if spec.name in open_clip.list_models() else None
+        )
+        if known == config:
+            return
+        # open_clip reads architectures from files only, under the name of the file
+        folder = Path(tempfile.mkdtemp(prefix="consilience-open-clip-"))
+        path = folder / f"{spec.name}.json"
+        path.write_text(json.dumps(config))
+        open_clip.add_model_config(path)
+
+    def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
+        """Return the architecture, initialised from torch's current seed."""
+        return self._create(spec, device=device, load_weights=False)
+
+    def _create(self, spec: ModelSpec, device: str = "cpu", **keywords: Any) -> torch.nn.Module:
+        if spec.config is not None:
+            self._register(spec)
+        preprocess = _preprocess_overrides(spec)
+        try:
+            with torch.device(device), _quiet():
+                model: torch.nn.Module = open_clip.create_model(
+                    spec.name,
+                    device=device,
+                    force_preprocess_cfg=preprocess or None,
+                    **{**spec.arguments, **keywords},
+                )
+        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"model {spec.id}: open_clip cannot build {spec.name} with arguments "
+                f"{spec.arguments}: {type(error).__name__}: {error}"
+            ) from error
+        return model.eval()
+
+    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model with the checkpoint's weights, in eval mode."""
+        if checkpoint.init is not None:
+            return seeded_build(self, spec, checkpoint.init.seed)
+        if checkpoint.file is not None:
+            model = self.build(spec)
+            load_weights(self, spec, model, checkpoint.file)
+            return model
+        if checkpoint.revision is not None:
+            raise ModelError(f"model {spec.id}: open_clip's tags have no revisions.")
+        tag = checkpoint.pretrained or spec.pretrained
+        return self._create(spec, pretrained=tag, require_pretrained=True)
+
+    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
+        """Read safetensors or open_clip's training checkpoints."""
+        weights: dict[str, torch.Tensor] = read_open_clip_checkpoint(file, weights_only=True)
+        return weights
+
+    def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
+        """Return open_clip's preprocessing configuration, overrides applied."""
+        return dict(open_clip.get_model_preprocess_cfg(model))
+
+    def image_transform(
+        self, spec: ModelSpec, model: torch.nn.Module
+    ) -> Callable[[Image], torch.Tensor]:
+        """Return open_clip's evaluation transform."""
+        config = open_clip.transform.PreprocessCfg(**self.preprocessing(spec, model))
+        transform: Callable[[Image], torch.Tensor] = open_clip.transform.image_transform_v2(
+            config, is_train=False
+        )
+        return transform
+
+    def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
+        """Return the tokenizer that belongs to the architecture."""
+        if spec.config is not None:
+            self._register(spec)
+        try:
+            tokenize = open_clip.get_tokenizer(spec.name)
+        except (OSError, ImportError) as error:
+            raise ModelError(
+                f"model {spec.id}: its tokenizer cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        return lambda captions: tokenize(list(captions))
+
+    def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
+        """Return one blank image or caption on the meta device."""
+        if tower == "text":
+            length = getattr(model, "context_length", 77)
+            return torch.zeros(1, length, dtype=torch.long, device="meta")
+        size = model.visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(1, 3, height, width, device="meta")
+
+    def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
+        """Return every block of transformers, the stages of others."""
+        if tower == "text":
+            text = getattr(model, "text", model)
+            transformer = text.transformer
+            layers = getattr(transformer, "resblocks", None)
+            if layers is None:  # a Hugging Face text tower
+                layers = transformer.encoder.layer
+            return [f"blocks.{i}" for i in range(len(layers))]
+        visual = model.visual
+        if hasattr(visual, "trunk"):
+            return timm_blocks(visual.trunk)
+        if hasattr(visual, "transformer"):
+            return [f"blocks.{i}" for i in range(len(visual.transformer.resblocks))]
+        return ["stem", "layer1", "layer2", "layer3", "layer4"]
+
+    def intermediates(
+        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+    ) -> list[Tokens]:
+        """Run open_clip's `forward_intermediates`."""
+        if tower == "text":
+            output = model.forward_intermediates(text=inputs, intermediates_only=True)
+            last = _readout(model, inputs)
+            rows = torch.arange(len(inputs), device=inputs.device)
+            mask = torch.arange(inputs.shape[1], device=inputs.device)[None] <= last[:, None]
+            return [Tokens(t, t[rows, last], mask) for t in output["text_intermediates"]]
+        output = model.forward_intermediates(
+            image=inputs, intermediates_only=True, image_output_extra_tokens=True
+        )
+        bodies = output["image_intermediates"]
+        prefixes = output.get("image_intermediates_prefix") or [None] * len(bodies)
+        return [
+            Tokens(b, None if p is None else p[:, 0]) for b, p in zip(bodies, prefixes, strict=True)
+        ]
+
+    def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
+        """Return the tower."""
+        if tower == "image":
+            visual: torch.nn.Module = model.visual
+            return visual
+        text: torch.nn.Module = getattr(model, "text", model.transformer)
+        return text
+
+    def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
+        """Return the tower's parameters and, apart from them, those of its token embedding."""
+        visual = {id(p) for p in model.visual.parameters()}
+        if tower == "image":
+            return sum(p.numel() for p in model.visual.parameters()), 0
+        rest = {n: p for n, p in model.named_parameters() if id(p) not in visual}
+        embedding = sum(
+            p.numel()
+            for n, p in rest.items()
+            if n.endswith(("token_embedding.weight", "word_embeddings.weight"))
+        )
+        scale = sum(p.numel() for n, p in rest.items() if n in {"logit_scale", "logit_bias"})
+        return sum(p.numel() for p in rest.values()) - embedding - scale, embedding
+
+
+def _preprocess_overrides(spec: ModelSpec) -> dict[str, Any]:
+    chosen = spec.preprocessing.model_dump(exclude_none=True)
+    if "input_size" in chosen:
+        chosen["size"] = chosen.pop("input_size")
+    if "crop_pct" in chosen:
+        raise InputError(f"model {spec.id}: open_clip's preprocessing has no crop_pct.")
+    return chosen
+
+
+def _readout(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the position of the token that the text tower reads out, for each row."""
+    text = getattr(model, "text", model)
+    kind = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
+    if kind == "first":
+        return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    if kind == "last":
+        return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+    if kind == "eos":
+        end = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
+        return (tokens == end).int().argmax(dim=-1)
+    return tokens.argmax(dim=-1)  # the end-of-text token has the highest number
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back open_clip's warning that an architecture built without weights has none."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+SOURCE = OpenClipSource()

@@ -1,0 +1,155 @@
+"""Models of timm: published weights, and a person's own training runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.models import load_state_dict as read_timm_checkpoint
+
+from pipeline.errors import InputError, ModelError
+from pipeline.sources.base import Tokens, load_weights, no_tower, seeded_build
+from pipeline.yamlfile import did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pipeline.registry import Checkpoint, ModelSpec
+
+
+class TimmSource:
+    """`source: timm`."""
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise InputError where timm knows no such architecture or pretrained tag."""
+        architecture, _, tag = spec.name.partition(".")
+        if not timm.is_model(architecture):
+            raise InputError(
+                f"timm knows no architecture {architecture!r}."
+                f"{did_you_mean(architecture, timm.list_models())}"
+            )
+        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise InputError(
+                f"timm has no weights {tag!r} for {architecture}.{did_you_mean(tag, tags)} "
+                f"It has: {', '.join(tags) or 'none'}."
+            )
+        checkpoints = spec.checkpoints
+        published = isinstance(checkpoints, dict) and (
+            not checkpoints or any(c.kind == "pretrained" for c in checkpoints.values())
+        )
+        if published and not timm.is_model_pretrained(spec.name):
+            raise InputError(
+                f"timm has no published weights for {spec.name!r}. Name a checkpoint file "
+                "(checkpoints: path/with/{step}.pth.tar) or an initialisation "
+                "(checkpoints: {init: {init: {seed: 0}}})."
+            )
+
+    def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
+        """Return the architecture, initialised from torch's current seed."""
+        return self._create(spec, device=device)
+
+    def _create(self, spec: ModelSpec, device: str = "cpu", **keywords: Any) -> torch.nn.Module:
+        try:
+            with torch.device(device):
+                model: torch.nn.Module = timm.create_model(
+                    spec.name, **{**spec.arguments, **keywords}
+                )
+        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"model {spec.id}: timm cannot build {spec.name} with arguments "
+                f"{spec.arguments}: {type(error).__name__}: {error}"
+            ) from error
+        return model.eval()
+
+    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model with the checkpoint's weights, in eval mode."""
+        if checkpoint.init is not None:
+            return seeded_build(self, spec, checkpoint.init.seed)
+        if checkpoint.file is not None:
+            model = self.build(spec)
+            load_weights(self, spec, model, checkpoint.file)
+            return model
+        overlay = None
+        if checkpoint.revision is not None:
+            hub_id = timm.get_pretrained_cfg(spec.name).hf_hub_id
+            overlay = {"hf_hub_id": f"{hub_id}@{checkpoint.revision}"}
+        return self._create(spec, pretrained=True, pretrained_cfg_overlay=overlay)
+
+    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
+        """Read safetensors or timm's training checkpoints (state_dict, EMA, module. prefixes)."""
+        weights: dict[str, torch.Tensor] = read_timm_checkpoint(file, weights_only=True)
+        return weights
+
+    def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
+        """Return timm's data configuration with the spec's overrides."""
+        config: dict[str, Any] = resolve_data_config(model=model, use_test_size=False)
+        chosen = spec.preprocessing.model_dump(exclude_none=True)
+        if "input_size" in chosen:
+            chosen["input_size"] = (config["input_size"][0], *(2 * [chosen["input_size"]]))
+        return {**config, **chosen}
+
+    def image_transform(
+        self, spec: ModelSpec, model: torch.nn.Module
+    ) -> Callable[[Image], torch.Tensor]:
+        """Return timm's evaluation transform."""
+        transform: Callable[[Image], torch.Tensor] = create_transform(
+            **self.preprocessing(spec, model), is_training=False
+        )
+        return transform
+
+    def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
+        """Raise: timm's models see images only."""
+        raise no_tower(spec, "text")
+
+    def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
+        """Return one blank image on the meta device."""
+        return torch.zeros(1, *self.preprocessing(spec, model)["input_size"], device="meta")
+
+    def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
+        """Return every block of ViT-likes, the stages of others, by timm's feature names."""
+        return timm_blocks(model)
+
+    def intermediates(
+        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+    ) -> list[Tokens]:
+        """Run timm's `forward_intermediates`."""
+        if not hasattr(model, "forward_intermediates"):
+            model(inputs)  # nothing but hooks can be read from such a model
+            return []
+        keywords: dict[str, Any] = {"intermediates_only": True}
+        prefixed = bool(getattr(model, "num_prefix_tokens", 0)) and (
+            "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        )
+        if prefixed:
+            keywords["return_prefix_tokens"] = True
+        outputs = model.forward_intermediates(inputs, **keywords)
+        if not prefixed:
+            return [Tokens(o) for o in outputs]
+        has_class_token = getattr(model, "cls_token", None) is not None
+        return [Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs]
+
+    def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
+        """Return the whole model."""
+        return model
+
+    def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
+        """Return the parameters without the classifier head; timm has no token embeddings."""
+        head = model.get_classifier() if hasattr(model, "get_classifier") else None
+        heads = head if isinstance(head, tuple | list) else (head,)
+        in_head = {id(p) for h in heads if isinstance(h, torch.nn.Module) for p in h.parameters()}
+        return sum(p.numel() for p in model.parameters() if id(p) not in in_head), 0
+
+
+def timm_blocks(model: torch.nn.Module) -> list[str]:
+    """Name the outputs of a timm model's `forward_intermediates`."""
+    if not hasattr(model, "forward_intermediates"):
+        return []
+    return [str(info["module"]) for info in model.feature_info]
+
+
+SOURCE = TimmSource()

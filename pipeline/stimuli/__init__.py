@@ -1,0 +1,6 @@
+"""Sources of ordered, content-addressed stimuli, and subsets of them."""
+
+from pipeline.stimuli.base import StimulusSet, Subset, content_id
+from pipeline.stimuli.spec import StimuliSpec, load_stimuli
+
+__all__ = ["StimuliSpec", "StimulusSet", "Subset", "content_id", "load_stimuli"]

@@ -1,0 +1,152 @@
+"""What every source of stimuli yields: an ordered base set with content ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+ID_DIGITS = 16  # hex digits of a content id: 64 bits, collisions negligible below 10^8 items
+
+
+def content_id(*parts: bytes) -> str:
+    """Return the id of some content: 16 hex digits of SHA-256 over length-prefixed parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:ID_DIGITS]
+
+
+def fingerprint(ids: Iterable[str]) -> str:
+    """Return the full SHA-256 of an ordered list of ids."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class StimulusSet:
+    """An ordered base set of stimuli.
+
+    Attributes
+    ----------
+    name
+        Name of the set, as it begins the set's key in the store.
+    source
+        What was asked for, as recorded in the store's attributes.
+    images
+        uint8 pixels, one array of shape (height, width) or (height, width, 3) per stimulus.
+    captions
+        One caption per stimulus, or None.
+    labels
+        Integer class of each stimulus, or None.
+    label_names
+        Name of each class.
+    """
+
+    name: str
+    source: dict[str, object]
+    images: Sequence[NDArray[np.uint8]]
+    captions: Sequence[str] | None = None
+    labels: NDArray[np.int64] | None = None
+    label_names: Sequence[str] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def image_ids(self) -> NDArray[np.object_]:
+        """Content id of each image: a hash of its shape and pixels."""
+        return np.array(
+            [
+                content_id(repr(i.shape).encode(), np.ascontiguousarray(i).tobytes())
+                for i in self.images
+            ],
+            dtype=object,
+        )
+
+    @cached_property
+    def caption_ids(self) -> NDArray[np.object_] | None:
+        """Content id of each caption: a hash of its UTF-8 text."""
+        if self.captions is None:
+            return None
+        return np.array([content_id(c.encode()) for c in self.captions], dtype=object)
+
+    def ids(self, tower: str) -> NDArray[np.object_]:
+        """Return the ids of what a tower sees: images, or captions."""
+        if tower == "image":
+            return self.image_ids
+        if self.caption_ids is None:
+            raise InputError(
+                f"stimuli {self.name!r}: they have no captions, which text towers need. "
+                "Choose stimuli with captions, or models with towers: [image]."
+            )
+        return self.caption_ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the ordered image ids: image activations do not depend on captions."""
+        return fingerprint(self.image_ids)
+
+    def caption_fingerprint(self) -> str | None:
+        """SHA-256 over the ordered caption ids."""
+        return None if self.caption_ids is None else fingerprint(self.caption_ids)
+
+    @property
+    def key(self) -> str:
+        """Name in the store: `name-` and 8 hex digits of the fingerprint."""
+        return f"{self.name}-{self.fingerprint[:8]}"
+
+    def subset(self, n: int | None = None, seed: int = 0) -> Subset:
+        """Draw `n` rows without replacement, in their own order.
+
+        Sampling is without replacement because duplicated rows would become each other's
+        nearest neighbours.
+        """
+        if n is None or n == len(self):
+            return Subset(self, np.arange(len(self)))
+        if not 0 < n <= len(self):
+            raise InputError(
+                f"subset: n = {n} rows were asked of stimuli {self.name!r}, which have "
+                f"{len(self)}. Set subset.n to at most {len(self)}, or leave it out for all."
+            )
+        rows = np.random.default_rng(seed).permutation(len(self))[:n]
+        return Subset(self, np.sort(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Rows of a base set on which representations are compared."""
+
+    base: StimulusSet
+    rows: NDArray[np.int64]
+    kind: str = "images"
+    """`images`: every chosen row. `captions`: only the first row of each distinct caption."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def distinct_captions(self) -> Subset:
+        """Keep the first row of each distinct caption: repeats would be exact ties for text."""
+        ids = self.base.ids("text")[self.rows]
+        _, first = np.unique(ids.astype(str), return_index=True)
+        return Subset(self.base, self.rows[np.sort(first)], kind="captions")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the ordered ids of what is compared."""
+        ids = [str(i) for i in self.base.image_ids[self.rows]]
+        if self.kind == "captions":
+            ids += [str(i) for i in self.base.ids("text")[self.rows]]
+        return fingerprint(ids)
+
+    @property
+    def key(self) -> str:
+        """Name in the store: set name, kind, number of rows and 8 hex digits."""
+        kind = "-captions" if self.kind == "captions" else ""
+        return f"{self.base.name}{kind}-n{len(self)}-{self.fingerprint[:8]}"

@@ -1,0 +1,77 @@
+"""The embedded default: scikit-learn's 1,797 handwritten digits, with captions.
+
+8 × 8 grey images (UCI "Optical Recognition of Handwritten Digits", test part). 1,200 of them
+train the reference models; 597 are held out. Captions name the digit and, by terciles over the
+whole set, its stroke weight, slant and width: 207 distinct captions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stimuli.base import StimulusSet
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+N_TRAIN = 1200
+SPLIT_SEED = 0
+
+_WEIGHT = ("thin", "regular", "bold")
+_SLANT = ("backward", "upright", "forward")
+_WIDTH = ("narrow", "medium", "wide")
+
+
+@lru_cache(maxsize=4)
+def load_digits(part: str = "test") -> StimulusSet:
+    """Return the `train` (1,200), `test` (597) or `all` (1,797) part, rows in file order."""
+    from sklearn.datasets import load_digits as fetch
+    from sklearn.model_selection import train_test_split
+
+    bunch = fetch()
+    ink: NDArray[np.float64] = bunch.images  # 0 to 16
+    labels = np.asarray(bunch.target, dtype=np.int64)
+    captions = np.array(_captions(ink, labels), dtype=object)
+    pixels = np.round(ink * (255 / 16)).astype(np.uint8)
+    rows = np.arange(len(labels))
+    if part != "all":
+        train, test = train_test_split(
+            rows, train_size=N_TRAIN, random_state=SPLIT_SEED, stratify=labels
+        )
+        rows = np.sort(train if part == "train" else test)
+    return StimulusSet(
+        name=f"digits-{part}",
+        source={"source": "digits", "part": part},
+        images=list(pixels[rows]),
+        captions=list(captions[rows]),
+        labels=labels[rows],
+        label_names=NAMES,
+    )
+
+
+def class_captions() -> list[str]:
+    """Return one plain caption per class, in the order of the labels."""
+    return [f"a handwritten {name}" for name in NAMES]
+
+
+def _captions(ink: NDArray[np.float64], labels: NDArray[np.int64]) -> list[str]:
+    weight = ink.sum((1, 2))
+    ys, xs = np.mgrid[:8, :8].astype(float)
+    cx = (ink * xs).sum((1, 2)) / weight
+    cy = (ink * ys).sum((1, 2)) / weight
+    dx, dy = xs - cx[:, None, None], ys - cy[:, None, None]
+    slant = -(ink * dx * dy).sum((1, 2)) / (ink * dy**2).sum((1, 2))
+    width = np.sqrt((ink * (dx + slant[:, None, None] * dy) ** 2).sum((1, 2)) / weight)
+    words = zip(
+        _tercile(weight, _WEIGHT),
+        _tercile(slant, _SLANT),
+        _tercile(width, _WIDTH),
+        labels,
+        strict=True,
+    )
+    return [f"a {w}, {s}, {b} handwritten {NAMES[c]}" for w, s, b, c in words]
+
+
+def _tercile(values: NDArray[np.float64], words: tuple[str, str, str]) -> list[str]:
+    return [words[i] for i in np.digitize(values, np.quantile(values, [1 / 3, 2 / 3]))]

@@ -1,0 +1,23 @@
+"""The `stimuli:` section of a workflow: which source, with what options."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.stimuli.base import StimulusSet
+from pipeline.stimuli.digits import load_digits
+from pipeline.yamlfile import Spec
+
+
+class StimuliSpec(Spec):
+    """A source of stimuli and its options."""
+
+    source: Literal["digits"] = "digits"
+    """Where the stimuli come from. `digits` is embedded."""
+    part: Literal["train", "test", "all"] = "test"
+    """Which part of them: models trained here never see `test`."""
+
+
+def load_stimuli(spec: StimuliSpec) -> StimulusSet:
+    """Load the base set that a spec names."""
+    return load_digits(spec.part)
