@@ -1,0 +1,229 @@
+"""One tower of one model on one set of stimuli: what is there, what is missing, writing blocks.
+
+The driver creates and grows the group; workers write whole chunks of it and, after every layer
+of a block is written, the block's mark in `complete`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.errors import StoreError
+from pipeline.schema import ACTIVATIONS, layer_variable
+from pipeline.store.layout import as_text, create_variable
+
+_GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
+MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
+_CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Identity of one checkpoint's weights."""
+
+    digest: str
+    size: int = -1
+    mtime_ns: int = -1
+
+
+def rows_per_chunk(n_stimuli: int) -> int:
+    """Return R, the rows of a chunk: one number for all layers of a set."""
+    return min(n_stimuli, MAX_ROWS)
+
+
+class TowerGroup:
+    """The activations of one model tower."""
+
+    def __init__(self, group: zarr.Group) -> None:
+        self.group = group
+
+    @classmethod
+    def create(
+        cls,
+        root: zarr.Group,
+        path: str,
+        *,
+        stimulus_ids: Sequence[str],
+        layers: Mapping[str, int],
+        attributes: Mapping[str, Any],
+    ) -> TowerGroup:
+        """Make the group with its layers and no checkpoints yet.
+
+        Parameters
+        ----------
+        layers
+            Layer → number of features, from input to output.
+        attributes
+            Recipe, recipe_digest and whatever else describes the tower, JSON-able.
+        """
+        n = len(stimulus_ids)
+        rows = rows_per_chunk(n)
+        blocks = -(-n // rows)
+        clash = set(layers) & set(ACTIVATIONS)
+        if clash:
+            raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}.")
+        group = root.create_group(path, overwrite=True, attributes=dict(attributes))
+        create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
+        for name in _GROWING:
+            chunks = (1, 1) if name == "complete" else (_CHECKPOINT_CHUNK,)
+            shape = (0, blocks) if name == "complete" else (0,)
+            create_variable(group, ACTIVATIONS[name], shape, chunks)
+        for index, (layer, width) in enumerate(layers.items()):
+            create_variable(
+                group,
+                layer_variable(layer),
+                (0, n, width),
+                (1, rows, width),
+                attributes={"layer_index": index},
+            )
+        return cls(group)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Layer names, from input to output."""
+        found = [
+            (int(a.attrs["layer_index"]), name)
+            for name, a in self.group.arrays()
+            if "layer_index" in a.attrs
+        ]
+        return [name for _, name in sorted(found)]
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return one of the group's arrays."""
+        found = self.group[name]
+        assert isinstance(found, zarr.Array)
+        return found
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The group's attributes."""
+        return dict(self.group.attrs)
+
+    @cached_property
+    def checkpoints(self) -> list[str]:
+        """Checkpoint labels, in the order of their rows."""
+        # labels are written last when the axis grows: an empty one was never finished
+        return [str(c) for c in self._read("checkpoint") if c]
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """Training step of each checkpoint; -1 where unknown."""
+        return self._read("step")
+
+    def weights(self, checkpoint: str) -> Weights:
+        """Return the identity of the weights that a checkpoint was extracted from."""
+        row = self.checkpoints.index(checkpoint)
+        return Weights(
+            str(self._read("weights_digest")[row]),
+            int(self._read("weights_size")[row]),
+            int(self._read("weights_mtime_ns")[row]),
+        )
+
+    def digest(self, checkpoint: str) -> str:
+        """Return the identity of a checkpoint's activations: recipe, weights and stimuli."""
+        identity = [
+            self.attrs["recipe_digest"],
+            self.weights(checkpoint).digest,
+            self.attrs["stimuli_fingerprint"],
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return np.asarray(self.array(name)[...])
+
+    @property
+    def n_stimuli(self) -> int:
+        """Rows of every layer."""
+        return int(self.array("stimulus").shape[0])
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """Half-open row ranges of the chunks."""
+        n, rows = self.n_stimuli, rows_per_chunk(self.n_stimuli)
+        return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+    @cached_property
+    def complete(self) -> NDArray[np.bool_]:
+        """Which blocks of which checkpoints are complete, `(checkpoint, block)`."""
+        return self._read("complete") == 1
+
+    def is_complete(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is wholly extracted."""
+        if checkpoint not in self.checkpoints:
+            return False
+        return bool(self.complete[self.checkpoints.index(checkpoint)].all())
+
+    def add_checkpoints(self, rows: Mapping[str, tuple[int, Weights]]) -> None:
+        """Append checkpoints (label → step, weights); those that are there stay. Driver only."""
+        new = {label: row for label, row in rows.items() if label not in self.checkpoints}
+        if not new:
+            return
+        start, stop = len(self.checkpoints), len(self.checkpoints) + len(new)
+        for name in (*self.layers, *_GROWING):
+            array = self.array(name)
+            array.resize((stop, *array.shape[1:]))
+        region = slice(start, stop)
+        self.array("step")[region] = [step for step, _ in new.values()]
+        self.array("weights_digest")[region] = as_text(w.digest for _, w in new.values())
+        self.array("weights_size")[region] = [w.size for _, w in new.values()]
+        self.array("weights_mtime_ns")[region] = [w.mtime_ns for _, w in new.values()]
+        self.array("checkpoint")[region] = as_text(new)
+        for name in ("checkpoints", "steps", "complete"):
+            self.__dict__.pop(name, None)
+
+    def write_block(
+        self, checkpoint: str, block: tuple[int, int], values: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        """Write every layer of one block of rows, and then its mark. Workers.
+
+        Raises
+        ------
+        StoreError
+            Where the rows are not one whole chunk: two writers inside one chunk lose rows in
+            silence. Or where layers are missing.
+        """
+        start, stop = block
+        rows = rows_per_chunk(self.n_stimuli)
+        if start % rows or stop != min(start + rows, self.n_stimuli):
+            raise StoreError(
+                f"{self.group.path}: rows {start}:{stop} are not one whole chunk of {rows} rows; "
+                "two writers that share a chunk overwrite each other's rows. Write whole chunks."
+            )
+        if list(values) != self.layers:
+            raise StoreError(
+                f"{self.group.path}: expected the layers {self.layers}, got {list(values)}."
+            )
+        row = self.checkpoints.index(checkpoint)
+        for layer, block_values in values.items():
+            self.array(layer)[row, start:stop] = block_values
+        self.array("complete")[row, start // rows] = 1
+
+    def read(
+        self, checkpoint: str, layer: str, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the activations `(stimulus, feature)` of one layer, all rows or the given.
+
+        Raises
+        ------
+        StoreError
+            Where they are not complete, or a chunk is damaged.
+        """
+        where = f"{self.group.path}@{checkpoint}/{layer}"
+        if not self.is_complete(checkpoint):
+            raise StoreError(f"{where}: these activations are not (wholly) extracted yet.")
+        try:
+            values = np.asarray(self.array(layer)[self.checkpoints.index(checkpoint)])
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{where}: stored data are damaged: {error}") from error
+        if np.isnan(values).any():
+            raise StoreError(f"{where}: a chunk is lost (it reads as NaN).")
+        return values if rows is None else values[rows]

@@ -1,0 +1,200 @@
+"""Square arrays of pairwise results that grow by slots.
+
+The axis is append-only and its length is padded to a multiple of the chunk, so that adding a
+member never moves what is stored. A member whose activations changed retires its slot and takes
+a new one. A task owns whole chunks (I, J) and (J, I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.schema import Slot, State, Variable
+from pipeline.store.layout import as_text, create_variable
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The slots as they are, or would be, once all members are admitted."""
+
+    members: dict[str, int]
+    """Live member → slot."""
+    new: list[str]
+    """Members that take a slot now, in order of slots."""
+    retired: list[int]
+    """Slots whose activations are no longer."""
+    length: int
+    """Length of the axis, a multiple of the chunk."""
+
+
+def allocate(grid: Grid | None, digests: Mapping[str, str], chunk: int) -> Allocation:
+    """Return where members stand, or will stand in a grid that is not there yet. Reads only."""
+    members = dict(grid.members) if grid is not None else {}
+    known = grid.digests if grid is not None else {}
+    stale = [m for m, d in digests.items() if m in members and known[m] != d]
+    retired = [members.pop(m) for m in stale]
+    new = [m for m in digests if m not in members]
+    held = np.asarray(grid.array("slot")[...]) if grid is not None else np.zeros(0)
+    used = np.flatnonzero(held != Slot.FREE)
+    start = int(used[-1]) + 1 if used.size else 0
+    members |= {m: start + i for i, m in enumerate(new)}
+    length = max(len(held), -(-(start + len(new)) // chunk) * chunk)
+    return Allocation(members, new, retired, length)
+
+
+def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
+    """Return the state of every pair of slots, of a grid that will have `length` of them."""
+    state = np.full((length, length), State.MISSING, np.uint8)
+    if grid is not None:
+        held = np.asarray(grid.array("state")[...])
+        state[: len(held), : len(held)] = held
+    return state
+
+
+def blocks_of(missing: NDArray[np.bool_], chunk: int) -> Iterator[tuple[int, int]]:
+    """Yield the chunk pairs I ≤ J in which some pair of slots is missing."""
+    n = missing.shape[0] // chunk
+    blocks = missing.reshape(n, chunk, n, chunk).any((1, 3))
+    blocks |= blocks.T
+    for i in range(n):
+        for j in range(i, n):
+            if blocks[i, j]:
+                yield i, j
+
+
+class Grid:
+    """Pairwise results over one axis, `representation` or `encoder`."""
+
+    def __init__(self, group: zarr.Group, axis: str) -> None:
+        self.group, self.axis = group, axis
+
+    @classmethod
+    def create(
+        cls,
+        root: zarr.Group,
+        path: str,
+        axis: str,
+        table: Mapping[str, Variable],
+        *,
+        chunk: int,
+        sizes: Mapping[str, int],
+        attributes: Mapping[str, Any],
+    ) -> Grid:
+        """Make an empty grid: the table's variables, with no slots.
+
+        Parameters
+        ----------
+        chunk
+            Slots in a chunk along each of the two pairwise dimensions.
+        sizes
+            Sizes of the dimensions other than the axis; each is one chunk.
+        """
+        group = root.create_group(path, overwrite=True, attributes=dict(attributes))
+        for variable in table.values():
+            pairwise = {f"{axis}_x", f"{axis}_y"} & set(variable.dims)
+            shape = [0 if d.startswith(axis) else sizes[d] for d in variable.dims]
+            chunks = [
+                (chunk if pairwise else 1024) if d.startswith(axis) else sizes[d]
+                for d in variable.dims
+            ]
+            create_variable(group, variable, shape, chunks)
+        group.attrs["chunk"] = chunk
+        return cls(group, axis)
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """Return one of the group's arrays."""
+        found = self.group[name]
+        assert isinstance(found, zarr.Array)
+        return found
+
+    @property
+    def chunk(self) -> int:
+        """Slots in a chunk."""
+        return int(self.group.attrs["chunk"])  # type: ignore[arg-type]
+
+    @cached_property
+    def members(self) -> dict[str, int]:
+        """Live member → slot."""
+        live = np.asarray(self.array("slot")[...]) == Slot.LIVE
+        names = np.asarray(self.array(self.axis)[...])
+        return {str(names[i]): int(i) for i in np.flatnonzero(live)}
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Live member → identity of its activations."""
+        digests = np.asarray(self.array("activations_digest")[...])
+        return {member: str(digests[slot]) for member, slot in self.members.items()}
+
+    def admit(self, digests: Mapping[str, str]) -> None:
+        """Give every member a slot; retire the slot of one whose digest changed. Driver only."""
+        allocation = allocate(self, digests, self.chunk)
+        if allocation.length > self.array("slot").shape[0]:
+            for _, array in self.group.arrays():
+                dims = array.metadata.dimension_names  # type: ignore[union-attr]
+                array.resize(
+                    tuple(
+                        allocation.length if str(d).startswith(self.axis) else s
+                        for d, s in zip(dims, array.shape, strict=True)
+                    )
+                )
+        slots = self.array("slot")  # opened after the resize: an array object keeps its old shape
+        for slot in allocation.retired:
+            slots[slot] = int(Slot.RETIRED)
+        if allocation.new:
+            start = allocation.members[allocation.new[0]]
+            region = slice(start, start + len(allocation.new))
+            self.array(self.axis)[region] = as_text(allocation.new)
+            self.array("activations_digest")[region] = as_text(digests[m] for m in allocation.new)
+            slots[region] = int(Slot.LIVE)
+        for name in ("members", "digests"):
+            self.__dict__.pop(name, None)
+
+    def state(self) -> NDArray[np.uint8]:
+        """Return the state of every pair of slots."""
+        return np.asarray(self.array("state")[...])
+
+    def region(self, i: int) -> slice:
+        """Return the slots of chunk `i`."""
+        return slice(i * self.chunk, (i + 1) * self.chunk)
+
+    def write_chunk(
+        self,
+        name: str,
+        i: int,
+        j: int,
+        values: NDArray[Any],
+        wanted: NDArray[np.bool_],
+        undefined: NDArray[np.bool_],
+    ) -> None:
+        """Merge results into chunk (i, j) of variable `name` and mark them. Workers.
+
+        Parameters
+        ----------
+        values
+            `(..., chunk, chunk, ...)` with the pairwise dimensions where the variable has them.
+        wanted
+            Pairs `(chunk, chunk)` that `values` holds; the others stay as they are.
+        undefined
+            Pairs among them for which the measure is not defined.
+        """
+        array = self.array(name)
+        dims = array.metadata.dimension_names  # type: ignore[union-attr]
+        at = list(dims).index(f"{self.axis}_x")  # type: ignore[arg-type]
+        index = tuple(
+            self.region(i) if k == at else self.region(j) if k == at + 1 else slice(None)
+            for k in range(len(array.shape))
+        )
+        held = np.asarray(array[index])
+        mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
+        array[index] = np.where(mask, values, held)
+        state = self.array("state")
+        pairs = (self.region(i), self.region(j))
+        marks = np.where(undefined, State.UNDEFINED, State.DONE)
+        state[pairs] = np.where(wanted, marks, np.asarray(state[pairs])).astype(np.uint8)

@@ -1,0 +1,470 @@
+"""What a notebook asks of a store. Opening it imports neither torch nor dask.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline import schema
+from pipeline.errors import InputError, StoreError
+from pipeline.schema import ENCODER, State
+from pipeline.store.catalog import Encoder, encoders
+from pipeline.store.grid import Grid
+from pipeline.store.layout import child_groups, open_root
+from pipeline.yamlfile import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from pipeline.measures import MeasureSpec
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path
+        The folder that `consilience run` wrote.
+
+    Raises
+    ------
+    InputError
+        Where there is no store.
+    StoreError
+        Where it was written by a newer format version, or its root is damaged.
+
+    Examples
+    --------
+    >>> store = open_store("store/quickstart.zarr")  # doctest: +SKIP
+    >>> store.catalog()                              # doctest: +SKIP
+    """
+    return Store(path)
+
+
+class Store:
+    """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.root = open_root(path, "r")
+
+    def __repr__(self) -> str:
+        return f"<consilience store {self.path}: sets {', '.join(self.sets) or 'none'}>"
+
+    @property
+    def sets(self) -> list[str]:
+        """Keys of the stimulus sets."""
+        return list(child_groups(self.root, "stimuli"))
+
+    def _set(self, key: str | None) -> str:
+        return _one(key, self.sets, "set", "set")
+
+    @cached_property
+    def _encoders(self) -> dict[str, list[Encoder]]:
+        return {key: encoders(self.root, key) for key in self.sets}
+
+    def encoders(self, set: str | None = None) -> list[Encoder]:
+        """Return every complete encoder on a set, by model, tower and training order."""
+        return self._encoders[self._set(set)]
+
+    def catalog(self, set: str | None = None) -> pd.DataFrame:
+        """Return one row per representation.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Indexed by representation id: model, checkpoint, tower, layer, layer_index,
+            n_features, step, initial, final, family, n_parameters, flops, samples_seen and the
+            entry's metadata.
+        """
+        import pandas as pd
+
+        rows = []
+        for encoder in self.encoders(set):
+            attributes = encoder.attributes
+            about = {
+                "model": encoder.model,
+                "checkpoint": encoder.checkpoint,
+                "tower": encoder.tower,
+                "step": encoder.step,
+                "initial": encoder.initial,
+                "final": encoder.final,
+                "family": attributes.get("family"),
+                "n_parameters": attributes.get("n_parameters"),
+                "flops": attributes.get("flops"),
+                "samples_seen": encoder.samples_seen,
+                "pooling": attributes.get("pooling"),
+            }
+            metadata = {k: v for k, v in attributes.get("metadata", {}).items() if k not in about}
+            widths = attributes.get("widths", [None] * len(encoder.layers))
+            for index, (layer, width) in enumerate(zip(encoder.layers, widths, strict=True)):
+                rows.append(
+                    {
+                        "representation": f"{encoder.id}/{layer}",
+                        **about,
+                        "layer": layer,
+                        "layer_index": index,
+                        "n_features": width,
+                        **metadata,
+                    }
+                )
+        return pd.DataFrame(rows).set_index("representation") if rows else pd.DataFrame()
+
+    def stimuli(self, set: str | None = None) -> xr.Dataset:
+        """Return ids, captions, labels and, where they are stored, the images of a set."""
+        return self._dataset(f"stimuli/{self._set(set)}")
+
+    def activations(
+        self,
+        model: str,
+        *,
+        layer: str | None = None,
+        checkpoint: str | None = None,
+        tower: str | None = None,
+        set: str | None = None,
+    ) -> xr.DataArray:
+        """Return one representation, lazily.
+
+        Parameters
+        ----------
+        model
+            A model id, or a complete representation id (`timm/x@final#image/blocks.3`).
+        layer, checkpoint, tower
+            What is left out must not be ambiguous.
+
+        Returns
+        -------
+        xarray.DataArray
+            `(stimulus, feature)` float32, Dask-backed, with the stimuli's ids.
+
+        Raises
+        ------
+        InputError
+            Where nothing, or more than one representation, answers: it lists the choices.
+        """
+        if "@" in model:
+            model, _, rest = model.partition("@")
+            checkpoint, _, rest = rest.partition("#")
+            tower, _, of_layer = rest.partition("/")
+            layer = of_layer or layer
+        found = [e for e in self.encoders(set) if e.model == model]
+        if not found:
+            known = sorted({e.model for e in self.encoders(set)})
+            raise InputError(
+                f"there is no model {model!r} in {self.path}."
+                f"{did_you_mean(model, known)} store.catalog() lists them."
+            )
+        tower = _one(tower, _unique(e.tower for e in found), "tower", f"tower of {model}")
+        found = [e for e in found if e.tower == tower]
+        checkpoint = _one(
+            checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
+        )
+        encoder = next(e for e in found if e.checkpoint == checkpoint)
+        layer = _one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
+        dataset = self._dataset(encoder.path, lazy=True)
+        labels = [str(c) for c in dataset["checkpoint"].values]
+        array = dataset[layer].isel(checkpoint=labels.index(checkpoint))
+        array = array.rename({f"feature_{layer}": "feature"}).reset_coords(drop=True)
+        array.attrs.update(
+            representation=f"{encoder.id}/{layer}",
+            **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
+        )
+        return array.rename("activations")
+
+    @property
+    def subsets(self) -> list[str]:
+        """Keys of the subsets on which image towers were compared."""
+        return [
+            key
+            for key in child_groups(self.root, "measures")
+            if self.root[f"measures/{key}"].attrs.get("kind") == "images"
+        ]
+
+    def labels(self, subset: str | None = None) -> list[str]:
+        """Return the labels of the measures that were computed on a subset."""
+        return list(child_groups(self.root, "measures", self._subset(subset)))
+
+    def _subset(self, key: str | None) -> str:
+        return _one(key, self.subsets, "subset", "subset")
+
+    def _parts(self, subset: str | None, label: str) -> list[str]:
+        """Return the groups of a label: the subset's, and that of its distinct captions."""
+        key = self._subset(subset)
+        label = _one(label, self.labels(key), "label", "measure")
+        captions = [
+            k
+            for k in child_groups(self.root, "measures")
+            if self.root[f"measures/{k}"].attrs.get("base") == key
+        ]
+        parts = [f"measures/{k}/{label}" for k in (key, *captions)]
+        return [p for p in parts if p in self.root]
+
+    def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
+        """Return the raw similarity of every pair of representations that was compared.
+
+        Parameters
+        ----------
+        label
+            The workflow's name for a measure with its parameters.
+
+        Returns
+        -------
+        xarray.DataArray
+            `(representation_x, representation_y)` float32; NaN where a pair was not compared or
+            the measure is undefined. Coordinate `n_stimuli` tells on how many rows each pair was
+            compared: pairs with a text tower are compared on distinct captions.
+        """
+        import xarray as xr
+
+        parts = [_read_grid(self._group(p)) for p in self._parts(subset, label)]
+        names = _unique(n for part in parts for n in part[0])
+        index = {n: i for i, n in enumerate(names)}
+        score = np.full((len(names), len(names)), np.nan, np.float32)
+        n_stimuli = np.zeros(score.shape, np.int64)
+        for members, scores, state, n in parts:
+            at = np.ix_([index[m] for m in members], [index[m] for m in members])
+            done = state != State.MISSING
+            score[at] = np.where(done, scores, score[at])
+            n_stimuli[at] = np.where(done, n, n_stimuli[at])
+        dims = ("representation_x", "representation_y")
+        return xr.DataArray(
+            score,
+            dims=dims,
+            name=label,
+            coords={dims[0]: names, dims[1]: names, "n_stimuli": (dims, n_stimuli)},
+            attrs=self.measure(label, subset).conventions(),
+        )
+
+    def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
+        """Return the measure, with its parameters, that a label stands for."""
+        from pipeline.measures import measure_spec
+
+        group = self._group(self._parts(subset, label)[0])
+        named: Any = group.attrs["measure"]
+        return measure_spec(named["name"], **named["parameters"])
+
+    def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
+        """Return the alignment of every pair of encoders that was compared.
+
+        Returns
+        -------
+        xarray.Dataset
+            `(encoder_x, encoder_y)`: score of the best layer pair, its layers, calibrated score,
+            threshold, p, q, mean and matched-depth scores; and the encoders' metadata as
+            coordinates along both dimensions.
+        """
+        key = self._subset(subset)
+        label = _one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
+        dataset = self._dataset(f"alignment/{key}/{label}")
+        schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
+        return dataset
+
+    def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
+        """Return how alignment changes with scale, competence and training."""
+        key = self._subset(subset)
+        label = _one(
+            label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
+        )
+        return self._dataset(f"convergence/{key}/{label}")
+
+    def competence(self, subset: str | None = None) -> xr.Dataset:
+        """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`."""
+        dataset = self._dataset(f"competence/{self._subset(subset)}")
+        schema.validate(dataset, ENCODER)
+        return dataset
+
+    def rows(self, subset: str) -> NDArray[np.int64]:
+        """Return the rows of the base set that a subset has."""
+        array = self.root[f"measures/{subset}/row"]
+        assert isinstance(array, zarr.Array)
+        return np.asarray(array[...], dtype=np.int64)
+
+    def score(
+        self,
+        layers: Mapping[str, ArrayLike],
+        stimulus: Sequence[str] | NDArray[Any],
+        measure: str,
+        *,
+        encoders: str | Iterable[str] = "final",
+        subset: str | None = None,
+    ) -> xr.Dataset:
+        """Compare a person's own model with the encoders of the store.
+
+        Parameters
+        ----------
+        layers
+            Layer name → activations `(n, features)` of one's own model, from input to output.
+        stimulus
+            The n ids of what the rows were computed from, as `stimuli()` gives them. Rows may be
+            in any order, and may be more than the subset needs.
+        measure
+            A label of this store.
+        encoders
+            `final` (every image tower's last checkpoint), `all`, or encoder ids.
+
+        Returns
+        -------
+        xarray.Dataset
+            `score (layer, representation)` raw similarities; `alignment (encoder)` that of the
+            best layer pair, with `layer` and `best_layer` naming them. Not calibrated.
+
+        Raises
+        ------
+        InputError
+            Where ids are missing or repeated, or arrays do not fit them.
+        """
+        import xarray as xr
+
+        from pipeline.measures import prepare, score_pairs
+
+        spec = self.measure(measure, subset)
+        key = self._subset(subset)
+        set_key = str(self.root[f"measures/{key}"].attrs["set"])
+        rows = self.rows(key)
+        wanted_ids = self.stimuli(set_key)["stimulus"].values[rows]
+        own = _rows_of([str(s) for s in stimulus], [str(w) for w in wanted_ids])
+        specs = {measure: spec}
+        xs = []
+        for name, values in layers.items():
+            array = np.asarray(values)
+            if array.ndim != 2 or len(array) != len(stimulus):
+                raise InputError(
+                    f"layer {name!r}: expected shape ({len(stimulus)}, features), one row per "
+                    f"stimulus id, got {array.shape}."
+                )
+            xs.append(prepare(array[own], specs, name=name))
+        if not xs:
+            raise InputError("no layer was given: pass {'name': activations}.")
+        chosen = self._choose(encoders, set_key)
+        names, owner, ys = [], [], []
+        for e in chosen:
+            from pipeline.store.activations import TowerGroup
+
+            tower = TowerGroup(self._group(e.path))
+            for layer in e.layers:
+                ys.append(prepare(tower.read(e.checkpoint, layer, rows), specs))
+                names.append(f"{e.id}/{layer}")
+                owner.append(e.id)
+        values = score_pairs(xs, ys, specs)[measure].values
+        best, layer_of, best_of = [], [], []
+        for e in chosen:
+            columns = np.flatnonzero(np.asarray(owner) == e.id)
+            block = values[:, columns]
+            if np.isnan(block).all():
+                best.append(np.nan), layer_of.append(""), best_of.append("")
+                continue
+            i, j = np.unravel_index(np.nanargmax(block), block.shape)
+            best.append(block[i, j])
+            layer_of.append(list(layers)[i])
+            best_of.append(e.layers[j])
+        return xr.Dataset(
+            {
+                "score": (("layer", "representation"), values),
+                "alignment": (("encoder",), best),
+                "own_layer": (("encoder",), layer_of),
+                "best_layer": (("encoder",), best_of),
+            },
+            coords={
+                "layer": list(layers),
+                "representation": names,
+                "encoder": [e.id for e in chosen],
+            },
+            attrs={**spec.conventions(), "n_stimuli": len(rows)},
+        )
+
+    def _choose(self, chosen: str | Iterable[str], set_key: str) -> list[Encoder]:
+        known = [e for e in self.encoders(set_key) if e.tower == "image"]
+        if chosen == "all":
+            return known
+        if chosen == "final":
+            return [e for e in known if e.final]
+        by_id = {e.id: e for e in known}
+        ids = [chosen] if isinstance(chosen, str) else list(chosen)
+        for i in ids:
+            if i not in by_id:
+                raise InputError(
+                    f"there is no image encoder {i!r} in {self.path}.{did_you_mean(i, by_id)}"
+                )
+        return [by_id[i] for i in ids]
+
+    def _group(self, path: str) -> zarr.Group:
+        group = self.root[path]
+        assert isinstance(group, zarr.Group)
+        return group
+
+    def _dataset(self, path: str, *, lazy: bool = False) -> xr.Dataset:
+        import xarray as xr
+
+        if path not in self.root:
+            raise StoreError(
+                f"{self.path} has no {path}: that stage has not been run. "
+                "`consilience run WORKFLOW` does what is missing."
+            )
+        dataset = xr.open_dataset(
+            self.path,
+            engine="zarr",
+            group=path,
+            chunks={} if lazy else None,
+            consolidated=False,
+        )
+        return dataset if lazy else dataset.load()
+
+
+def _read_grid(
+    group: zarr.Group,
+) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8], int]:
+    grid = Grid(group, "representation")
+    slots = list(grid.members.values())
+    at = np.ix_(slots, slots)
+    scores = np.asarray(grid.array("score")[...])[at]
+    n: Any = group.attrs["n_stimuli"]
+    return list(grid.members), scores, grid.state()[at], int(n)
+
+
+def _one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
+    """Return the one that is meant; ambiguity is an error that lists the choices."""
+    if given is None:
+        if len(choices) == 1:
+            return choices[0]
+        if not choices:
+            raise InputError(f"there is no {what} in this store yet.")
+        raise InputError(f"which {what} is meant? Pass {argument}= one of: {', '.join(choices)}.")
+    if given not in choices:
+        raise InputError(
+            f"there is no {what} {given!r}.{did_you_mean(given, choices)} "
+            f"There are: {', '.join(choices) or 'none'}."
+        )
+    return given
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
+    """Return where each wanted id stands among the given."""
+    at = {g: i for i, g in enumerate(given)}
+    if len(at) != len(given):
+        twice = next(g for i, g in enumerate(given) if at[g] != i)
+        raise InputError(
+            f"stimulus id {twice} is given more than once: give each row once, since duplicates "
+            "would be each other's nearest neighbours."
+        )
+    missing = [w for w in wanted if w not in at]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(wanted)} stimuli that the store compares are not among "
+            f"the given ids, first {missing[0]}. Run your model on all of store.stimuli()."
+        )
+    return np.array([at[w] for w in wanted], dtype=np.int64)
+
+
+__all__ = ["Store", "open_store"]
