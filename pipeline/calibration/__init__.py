@@ -1,0 +1,25 @@
+"""Calibration: what is left of a similarity once chance has had its share.
+
+Raw similarities grow with the number of features and with the number of layers searched, whatever
+the representations. Gröger et al. 2026 compare each with its *null*, its distribution when the rows
+of Y no longer correspond to those of X, and where the best of several layers is taken, with the
+null of that best.
+"""
+
+from pipeline.calibration.layers import AGGREGATES, aggregate_layers
+from pipeline.calibration.permutation import permutation_null, permutations
+from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
+from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score
+
+__all__ = [
+    "AGGREGATES",
+    "METHODS",
+    "Calibration",
+    "aggregate_layers",
+    "benjamini_hochberg",
+    "calibrate",
+    "calibrate_layers",
+    "calibrate_score",
+    "permutation_null",
+    "permutations",
+]

@@ -1,0 +1,30 @@
+"""Measures of representational similarity, as data, and the engine that compares all pairs."""
+
+from pipeline.measures.catalog import (
+    Measure,
+    MeasureSpec,
+    Parameter,
+    get_measure,
+    list_measures,
+    measure_spec,
+)
+from pipeline.measures.pairs import Scores, score_pairs
+from pipeline.measures.permuted import score_permuted
+from pipeline.measures.plain import compare, similarity
+from pipeline.measures.prepared import Prepared, prepare
+
+__all__ = [
+    "Measure",
+    "MeasureSpec",
+    "Parameter",
+    "Prepared",
+    "Scores",
+    "compare",
+    "get_measure",
+    "list_measures",
+    "measure_spec",
+    "prepare",
+    "score_pairs",
+    "score_permuted",
+    "similarity",
+]

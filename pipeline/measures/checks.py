@@ -1,0 +1,61 @@
+"""What an array must be before anything is computed from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+
+
+def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
+    """Return `x` as a real, finite, two-dimensional array, or say what is wrong with it."""
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise InputError(
+            f"{name} has dtype {array.dtype}; a representation holds real numbers. "
+            "Convert it to float32 or float64 first."
+        )
+    if array.ndim != 2:
+        raise InputError(
+            f"{name} has shape {array.shape}; a representation is a matrix "
+            "(n_stimuli, n_features). Pool or flatten tokens and positions first."
+        )
+    if array.shape[1] == 0:
+        raise InputError(f"{name} has shape {array.shape}: there are no features to compare.")
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array).all(axis=1)
+        if not finite.all():
+            wrong = np.flatnonzero(~finite)
+            raise InputError(
+                f"{name} holds NaN or infinity in {wrong.size} of {len(array)} rows, first in row "
+                f"{wrong[0]}. Similarities are defined for finite numbers only: drop these "
+                "stimuli from every representation alike, or extract them again."
+            )
+    return array
+
+
+def rounding_unit(array: NDArray[Any]) -> float:
+    """Relative spacing of the numbers that `array` was stored in."""
+    return float(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps)
+
+
+def is_constant(values: NDArray[np.float64], unit: float) -> bool:
+    """Tell whether every feature varies by no more than its own rounding.
+
+    Asked feature by feature, because one huge constant feature beside small ones that vary is
+    ordinary in transformers; and of the highest and lowest value, because the mean of many equal
+    numbers is not quite that number.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`.
+    unit
+        Relative spacing of the numbers they were stored in.
+    """
+    high, low = values.max(axis=0), values.min(axis=0)
+    # Halves, since the range of numbers near the largest there are is not a number.
+    return bool(np.all(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low))))

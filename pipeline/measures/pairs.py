@@ -1,0 +1,266 @@
+"""Every representation with every other, as matrix products.
+
+A relational similarity is the inner product of two n × n relations, so all of them at once are
+V Vᵀ with one relation, laid out as a vector, per row of V. V is never held whole: for one tile of
+pairs of stimuli after the other, each representation's block becomes a row of a *panel*, the panel
+is multiplied with itself (or with the panel of the other side), and the result added up in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.groups import Group, plan_groups, take_rows
+from pipeline.measures.neighbours import Neighbours
+from pipeline.measures.prepared import Prepared
+from pipeline.measures.relations import GramRelation, gram_scores
+
+Float64 = NDArray[np.float64]
+Floating = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+
+MEMORY = 2**28
+"""Default budget for panels, in bytes."""
+LARGEST_TILE = 128
+"""Beyond this a tile saves no time, wastes more on the diagonal, and sums longer in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of pairs of representations.
+
+    `values` is `(len(xs), len(ys))` float64, NaN where a pair was not wanted or is undefined;
+    `undefined` marks the wanted pairs whose score does not exist, because one of the two
+    representations is constant (or, for a debiased measure, all stimuli are equally far apart).
+    """
+
+    values: Float64
+    undefined: Mask
+
+
+def score_pairs(
+    xs: Sequence[Prepared],
+    ys: Sequence[Prepared],
+    specs: Mapping[str, MeasureSpec],
+    *,
+    wanted: ArrayLike | None = None,
+    tile: int | None = None,
+    memory: int = MEMORY,
+) -> dict[str, Scores]:
+    """Score every pair of representations by every measure.
+
+    Parameters
+    ----------
+    xs, ys
+        Prepared representations of the same stimuli in the same order. If `ys` holds the very
+        objects of `xs`, each unordered pair is computed once.
+    specs
+        Measures by label. Those that share a relation share its product.
+    wanted
+        Boolean mask `(len(xs), len(ys))`; other pairs are NaN. They are not computed, except where
+        a mask is so ragged that one product with them is quicker than many without.
+    tile
+        Stimuli on a side of a tile; by default as many as `memory` allows, at most 128.
+    memory
+        Bytes for panels. Beside them the call holds results, `(len(xs), len(ys))` in float64.
+
+    Returns
+    -------
+    dict of Scores
+        By label, eager.
+
+    Raises
+    ------
+    InputError
+        If stimuli differ in number, the mask has the wrong shape, or a representation was not
+        prepared for a measure.
+
+    Notes
+    -----
+    Cost: M n² d operations to form the relations of M representations, M² n² to multiply them (half
+    of each by symmetry). Products are in the dtype of preparation, over at most 128² pairs of
+    stimuli; sums in float64. BLAS uses the threads the caller has set.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pipeline.measures import measure_spec, prepare
+    >>> rng = np.random.default_rng(0)
+    >>> specs = {"cka": measure_spec("cka")}
+    >>> prepared = [prepare(rng.normal(size=(20, 5)), specs) for _ in range(3)]
+    >>> score_pairs(prepared, prepared, specs)["cka"].values.shape
+    (3, 3)
+    """
+    mask = checked_mask(xs, ys, wanted)
+    symmetric = len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
+    groups = plan_groups(mask, symmetric=symmetric)
+    results: dict[str, Float64] = {}
+    gram = {name: spec for name, spec in specs.items() if spec.measure.relation == "gram"}
+    if gram:
+        spec = next(iter(gram.values()))
+        gx, gy = [x.gram_for(spec) for x in xs], [y.gram_for(spec) for y in ys]
+        products = _gram_products(gx, gy, groups, symmetric, tile, memory)
+        diagonals = np.stack([x.diagonal for x in gx]) @ np.stack([y.diagonal for y in gy]).T
+        for name, spec in gram.items():
+            estimator = str(spec.conventions()["estimator"])
+            results[name] = gram_scores(estimator, products, gx, gy, diagonals)
+    for name, spec in specs.items():
+        if spec.measure.relation == "neighbours":
+            nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
+            results[name] = _neighbour_scores(nx, ny, groups, symmetric, memory)
+    return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
+
+
+def _finished(
+    values: Float64, xs: Sequence[Prepared], ys: Sequence[Prepared], spec: MeasureSpec, mask: Mask
+) -> Scores:
+    defined = np.outer([x.defined(spec) for x in xs], [y.defined(spec) for y in ys])
+    return Scores(np.where(mask & defined, values, np.nan), mask & ~defined)
+
+
+def checked_mask(xs: Sequence[Prepared], ys: Sequence[Prepared], wanted: ArrayLike | None) -> Mask:
+    """Check that the representations can meet, and give the mask of wanted pairs."""
+    if not xs or not ys:
+        raise InputError("There is nothing to compare: a list of representations is empty.")
+    counts = sorted({p.n_stimuli for p in [*xs, *ys]})
+    if len(counts) > 1:
+        raise InputError(
+            "Representations to be compared must have the same stimuli in the same order; these "
+            f"have {' and '.join(map(str, counts))} rows."
+        )
+    mask = np.ones((len(xs), len(ys)), bool) if wanted is None else np.asarray(wanted, bool)
+    if mask.shape != (len(xs), len(ys)):
+        raise InputError(
+            f"The mask of wanted pairs has shape {mask.shape}; with {len(xs)} and {len(ys)} "
+            f"representations it must be {(len(xs), len(ys))}."
+        )
+    return mask
+
+
+def _gram_products(
+    xs: list[GramRelation],
+    ys: list[GramRelation],
+    groups: list[Group],
+    symmetric: bool,
+    tile: int | None,
+    memory: int,
+) -> Float64:
+    """⟨U_x, U_y⟩ for the pairs in `groups`; zero elsewhere."""
+    products = np.zeros((len(xs), len(ys)))
+    if not groups:
+        return products
+    n = len(xs[0].diagonal)
+    dtype = np.result_type(xs[0].features, ys[0].features)
+    used_x, used_y = _used([g.rows for g in groups]), _used([g.columns for g in groups])
+    if symmetric:
+        used_x = used_y = _used([used_x, used_y])
+    row_of = np.zeros(len(xs), dtype=np.intp)
+    row_of[used_x] = np.arange(len(used_x))
+    column_of = np.zeros(len(ys), dtype=np.intp)
+    column_of[used_y] = np.arange(len(used_y))
+    n_panels = len(used_x) + (0 if symmetric else len(used_y))
+    # Groups of part of a panel copy their rows out of it.
+    copies = 1 if len(groups) == 1 else 2
+    side = _side(n, n_panels * copies * dtype.itemsize, tile, memory)
+    panel_x = np.empty((len(used_x), side * side), dtype=dtype)
+    panel_y = panel_x if symmetric else np.empty((len(used_y), side * side), dtype=dtype)
+    for rows, columns in _tiles(n, side):
+        _fill(panel_x, [xs[i] for i in used_x], rows, columns)
+        if not symmetric:
+            _fill(panel_y, [ys[j] for j in used_y], rows, columns)
+        size = (rows.stop - rows.start) * (columns.stop - columns.start)
+        weight = 1.0 if rows == columns else 2.0
+        for group in groups:
+            left = take_rows(panel_x[:, :size], row_of[group.rows])
+            right = take_rows(panel_y[:, :size], column_of[group.columns])
+            # The same array twice: numpy then multiplies half of it (syrk).
+            product = left @ left.T if _same(left, right) else left @ right.T
+            products[np.ix_(group.rows, group.columns)] += weight * product
+    return _mirrored(products, groups) if symmetric else products
+
+
+def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+    return np.unique(np.concatenate(indices))
+
+
+def _side(n: int, bytes_per_pair: int, tile: int | None, memory: int) -> int:
+    """Stimuli on a side of a tile."""
+    largest = math.isqrt(max(memory // bytes_per_pair, 1)) if tile is None else tile
+    return max(1, min(largest, n, LARGEST_TILE if tile is None else n))
+
+
+def _tiles(n: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles on and above the diagonal."""
+    for i in range(0, n, side):
+        for j in range(i, n, side):
+            yield slice(i, min(i + side, n)), slice(j, min(j + side, n))
+
+
+def _fill(panel: Floating, relations: list[GramRelation], rows: slice, columns: slice) -> None:
+    """Lay out each relation's tile, its diagonal zeroed, as one row of the panel."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    for row, relation in zip(panel, relations, strict=True):
+        block = row[: height * width].reshape(height, width)
+        relation.block(rows, columns, block)
+        if rows == columns:
+            np.fill_diagonal(block, 0.0)
+
+
+def _same(left: Floating, right: Floating) -> bool:
+    return (
+        left.shape == right.shape
+        and left.__array_interface__["data"] == right.__array_interface__["data"]
+    )
+
+
+def _mirrored(products: Float64, groups: list[Group]) -> Float64:
+    """Fill in the transpose of what was computed."""
+    for group in groups:
+        block = np.ix_(group.rows, group.columns)
+        products.T[block] = products[block]
+    return products
+
+
+def _neighbour_scores(
+    xs: list[Neighbours], ys: list[Neighbours], groups: list[Group], symmetric: bool, memory: int
+) -> Float64:
+    """Shared neighbours over n·k, for the pairs in `groups`; zero elsewhere."""
+    n, k = xs[0].indices.shape
+    shared = np.zeros((len(xs), len(ys)))
+    # An index and a value per neighbour, on both sides and once more for the transpose.
+    step = max(1, min(n, memory // (36 * k * (len(xs) + len(ys)))))
+    for start in range(0, n if groups else 0, step):
+        rows = slice(start, min(start + step, n))
+        left = indicators(xs, rows)
+        right = left if symmetric else indicators(ys, rows)
+        for group in groups:
+            product = left[group.rows] @ right[group.columns].T
+            shared[np.ix_(group.rows, group.columns)] += product.toarray()
+    whole = _mirrored(shared, groups) if symmetric else shared
+    return np.asarray(whole / (n * k))
+
+
+def indicators(neighbours: list[Neighbours], rows: slice) -> scipy.sparse.csr_array:
+    """0/1 matrix: a row per representation, a column per (stimulus in `rows`, neighbour)."""
+    n, k = neighbours[0].indices.shape
+    height = rows.stop - rows.start
+    # scipy is faster with 32-bit indices, and converts at every product unless they are so.
+    most = max(height * n, len(neighbours) * height * k)
+    kind = np.int32 if most <= np.iinfo(np.int32).max else np.int64
+    starts = (np.arange(height) * n)[:, None]
+    columns = np.empty((len(neighbours), height, k), dtype=kind)
+    for row, each in zip(columns, neighbours, strict=True):
+        row[:] = starts + each.indices[rows]
+    pointers = (np.arange(len(neighbours) + 1) * (height * k)).astype(kind)
+    ones = np.ones(columns.size, dtype=np.int32)
+    shape = (len(neighbours), height * n)
+    return scipy.sparse.csr_array((ones, columns.ravel(), pointers), shape=shape)

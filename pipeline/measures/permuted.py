@@ -1,0 +1,194 @@
+"""The same scores again and again, with the stimuli of one side permuted.
+
+A permutation moves the entries of a relation, it does not change them. So the relations of Y are
+laid out once, the pairs of stimuli i < j along the first axis: the entries that all of Y's layers
+have for one pair lie together, and a permutation fetches such rows. The relations of X are formed
+once per chunk of pairs, and all permutations pass over the chunk while it is in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.groups import Group, plan_groups, take_rows
+from pipeline.measures.neighbours import Neighbours
+from pipeline.measures.pairs import checked_mask, indicators
+from pipeline.measures.prepared import Prepared
+from pipeline.measures.relations import GramRelation, gram_scores
+
+Float64 = NDArray[np.float64]
+Floating = NDArray[np.floating[Any]]
+
+CHUNK = 8192
+"""Pairs of stimuli multiplied at a time: a few megabytes for a hundred layers."""
+
+
+def score_permuted(
+    xs: Sequence[Prepared],
+    ys: Sequence[Prepared],
+    specs: Mapping[str, MeasureSpec],
+    orders: ArrayLike,
+    *,
+    wanted: ArrayLike | None = None,
+) -> dict[str, Float64]:
+    """Score every pair of representations under each permutation of the stimuli of Y.
+
+    Parameters
+    ----------
+    xs, ys
+        Prepared representations of the same stimuli.
+    specs
+        Measures by label.
+    orders
+        Permutations of the row numbers, `(K, n_stimuli)`.
+    wanted
+        Boolean mask `(len(xs), len(ys))`, as for `score_pairs`.
+
+    Returns
+    -------
+    dict of numpy.ndarray
+        By label, `(K, len(xs), len(ys))` in float64: entry κ is what `score_pairs` gives for `xs`
+        and ``y.permuted(orders[κ])``. NaN where undefined or not wanted.
+
+    Raises
+    ------
+    InputError
+        As `score_pairs`, and if a row of `orders` is not a permutation of the stimuli.
+
+    Notes
+    -----
+    Needs `working_bytes` beside its arguments; for neighbours, an index of n² numbers and the lists
+    of both sides. Cost: K · len(xs) · len(ys) · n² operations. Fewer
+    representations in `ys` at a time need less memory.
+    """
+    mask = checked_mask(xs, ys, wanted)
+    groups = plan_groups(mask)
+    permutations = _checked_orders(orders, xs[0].n_stimuli)
+    results: dict[str, Float64] = {}
+    gram = {name: spec for name, spec in specs.items() if spec.measure.relation == "gram"}
+    if gram:
+        spec = next(iter(gram.values()))
+        gx, gy = [x.gram_for(spec) for x in xs], [y.gram_for(spec) for y in ys]
+        products = _gram_products(gx, gy, permutations, groups)
+        own = np.stack([x.diagonal for x in gx])
+        other = np.stack([y.diagonal for y in gy])
+        diagonals = np.stack([own @ other[:, order].T for order in permutations])
+        for name, spec in gram.items():
+            estimator = str(spec.conventions()["estimator"])
+            results[name] = gram_scores(estimator, products, gx, gy, diagonals)
+    for name, spec in specs.items():
+        if spec.measure.relation == "neighbours":
+            nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
+            results[name] = _neighbour_scores(nx, ny, permutations, groups)
+    for name, spec in specs.items():
+        defined = np.outer([x.defined(spec) for x in xs], [y.defined(spec) for y in ys])
+        results[name][:, ~(mask & defined)] = np.nan
+    return {name: results[name] for name in specs}
+
+
+def working_bytes(n: int, n_orders: int, n_xs: int, n_ys: int, dtype: DTypeLike) -> int:
+    """Bytes that `score_permuted` needs: Y's relations, and the scores under all permutations."""
+    relations = n * (n - 1) // 2 * n_ys * np.dtype(dtype).itemsize
+    return relations + 6 * 8 * n_orders * n_xs * n_ys
+
+
+def _checked_orders(orders: ArrayLike, n: int) -> NDArray[np.intp]:
+    permutations = np.asarray(orders, dtype=np.intp)
+    if permutations.ndim != 2 or not np.array_equal(
+        np.sort(permutations, axis=1), np.broadcast_to(np.arange(n), (len(permutations), n))
+    ):
+        raise InputError(
+            f"Orders have shape {permutations.shape}; each of their rows must be a permutation of "
+            f"the {n} row numbers, so (K, {n})."
+        )
+    return permutations
+
+
+def _gram_products(
+    xs: list[GramRelation],
+    ys: list[GramRelation],
+    orders: NDArray[np.intp],
+    groups: list[Group],
+) -> Float64:
+    """⟨U_x, P U_y Pᵀ⟩ for each permutation, `(K, len(xs), len(ys))`; zero outside the groups."""
+    n = len(xs[0].diagonal)
+    starts = np.arange(n) * (2 * n - np.arange(n) - 1) // 2 - np.arange(n) - 1
+    laid = np.empty((n * (n - 1) // 2, len(ys)), dtype=ys[0].features.dtype)
+    for rows in _row_chunks(n):
+        chunk = _upper(ys, rows)
+        first = starts[rows.start] + rows.start + 1
+        laid[first : first + chunk.shape[1]] = chunk.T
+    products = np.zeros((len(orders), len(xs), len(ys)))
+    for rows in _row_chunks(n):
+        panel = _upper(xs, rows)
+        above = _above_diagonal(n, rows)
+        i, j = above[0] + rows.start, above[1] + rows.start
+        fetched = np.empty((len(i), len(ys)), dtype=laid.dtype)
+        for product, order in zip(products, orders, strict=True):
+            first, second = order[i], order[j]
+            position = starts[np.minimum(first, second)] + np.maximum(first, second)
+            # Positions are right by construction; "clip" spares numpy a buffer.
+            np.take(laid, position, axis=0, out=fetched, mode="clip")
+            for group in groups:
+                left = take_rows(panel, group.rows)
+                right = take_rows(fetched.T, group.columns).T
+                product[np.ix_(group.rows, group.columns)] += left @ right
+    return 2.0 * products
+
+
+def _row_chunks(n: int) -> Iterator[slice]:
+    """Consecutive rows that hold about `CHUNK` pairs i < j."""
+    start = 0
+    while start < n - 1:
+        height = max(1, CHUNK // (n - start))
+        yield slice(start, min(start + height, n - 1))
+        start += height
+
+
+def _above_diagonal(n: int, rows: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row and column of the pairs i < j of some rows, from the first of these rows."""
+    return np.triu_indices(rows.stop - rows.start, k=1, m=n - rows.start)
+
+
+def _upper(relations: list[GramRelation], rows: slice) -> Floating:
+    """Entries i < j of some rows, one row per relation."""
+    n = len(relations[0].diagonal)
+    columns = slice(rows.start, n)
+    above = _above_diagonal(n, rows)
+    dtype = relations[0].features.dtype
+    block = np.empty((rows.stop - rows.start, n - rows.start), dtype=dtype)
+    panel = np.empty((len(relations), len(above[0])), dtype=dtype)
+    for row, relation in zip(panel, relations, strict=True):
+        relation.block(rows, columns, block)
+        row[:] = block[above]
+    return panel
+
+
+def _neighbour_scores(
+    xs: list[Neighbours],
+    ys: list[Neighbours],
+    orders: NDArray[np.intp],
+    groups: list[Group],
+) -> Float64:
+    """Shared neighbours over n·k under each permutation; zero outside the groups."""
+    n, k = xs[0].indices.shape
+    everyone = slice(0, n)
+    shared = np.zeros((len(orders), len(xs), len(ys)))
+    for group in groups:
+        left = indicators([xs[i] for i in group.rows.tolist()], everyone)
+        right = indicators([ys[j] for j in group.columns.tolist()], everyone).T.tocsr()
+        rows, columns = np.divmod(left.indices, n)
+        kind = left.indices.dtype
+        for result, order in zip(shared, orders.astype(kind), strict=True):
+            # Where X says "j is near i", ask Y about the stimuli that now stand at i and j.
+            asked = order[rows] * kind.type(n) + order[columns]
+            moved = scipy.sparse.csr_array((left.data, asked, left.indptr), shape=left.shape)
+            result[np.ix_(group.rows, group.columns)] = (moved @ right).toarray()
+    return np.asarray(shared / (n * k))

@@ -1,0 +1,154 @@
+"""Similarity of plain arrays: the measures without store, labels or cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.measures.catalog import MeasureSpec, Value, measure_spec
+from pipeline.measures.checks import checked_array
+from pipeline.measures.pairs import score_pairs
+from pipeline.measures.prepared import Prepared, prepare
+
+
+def similarity(
+    x: ArrayLike, y: ArrayLike, measure: str | MeasureSpec = "cka", **parameters: Value
+) -> float:
+    """Compute how alike two representations of the same stimuli are.
+
+    The score is ``⟨R(x), R(y)⟩ / sqrt(⟨R(x), R(x)⟩ ⟨R(y), R(y)⟩)`` with R the n × n relation of the
+    measure: the doubly centred Gram matrix (``cka``), the U-centred one (``cka_debiased``), or the
+    0/1 indicator of nearest neighbours (``mutual_knn``).
+
+    Parameters
+    ----------
+    x, y
+        Activations `(n_stimuli, n_features)`; row i of both belongs to the same stimulus, the
+        numbers of features may differ.
+    measure
+        A name that `list_measures` gives, or a `MeasureSpec`.
+    **parameters
+        The measure's parameters, such as ``k=10``.
+
+    Returns
+    -------
+    float
+        Higher is more alike; the range is in the measure's record. 1 if `x` and `y` are the same,
+        up to rounding.
+
+    Raises
+    ------
+    InputError
+        If an array is not a real, finite matrix, the numbers of stimuli differ or are too small, a
+        representation is constant so that no score exists, or the measure or a parameter is wrong.
+
+    Notes
+    -----
+    Products are in float32 if both arrays are float32 or float16, else in float64; centring, norms
+    and sums always in float64; neighbours always exact to float64. Needs no n × n matrix.
+
+    References
+    ----------
+    Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, section 3.
+    Székely & Rizzo 2014, Partial distance correlation, eq. 2.4.
+    Huh et al. 2024, The Platonic Representation Hypothesis, eq. 11.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(50, 8))
+    >>> round(similarity(x, 3.0 * x[:, ::-1] + 1.0, "cka"), 6)
+    1.0
+    """
+    spec = resolved(measure, parameters)
+    first, second = prepare_all([x, y], spec, ["x", "y"])
+    return float(score_pairs([first], [second], {"": spec})[""].values[0, 0])
+
+
+def compare(
+    xs: Sequence[ArrayLike], measure: str | MeasureSpec = "cka", **parameters: Value
+) -> NDArray[np.float64]:
+    """Compute how alike each of several representations is to each other one.
+
+    Parameters
+    ----------
+    xs
+        M arrays `(n_stimuli, n_features)` with the same stimuli; the numbers of features may
+        differ.
+    measure
+        A name that `list_measures` gives, or a `MeasureSpec`.
+    **parameters
+        The measure's parameters, such as ``k=10``.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(M, M)`, float64, rows and columns in the order of `xs`. Each entry is what `similarity`
+        gives.
+
+    Raises
+    ------
+    InputError
+        As for `similarity`; the array is named by its place in `xs`.
+
+    Notes
+    -----
+    All pairs are one matrix product over tiles of pairs of stimuli; see `score_pairs`. Precision
+    as in `similarity`, decided by all arrays together.
+
+    References
+    ----------
+    As for `similarity`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> compare([rng.normal(size=(50, d)) for d in (4, 8, 16)], "mutual_knn", k=5).shape
+    (3, 3)
+    """
+    spec = resolved(measure, parameters)
+    if len(xs) == 0:
+        raise InputError("There is nothing to compare: the list of representations is empty.")
+    prepared = prepare_all(xs, spec, [f"xs[{i}]" for i in range(len(xs))])
+    return score_pairs(prepared, prepared, {"": spec})[""].values
+
+
+def resolved(measure: str | MeasureSpec, parameters: dict[str, Value]) -> MeasureSpec:
+    """Give the spec that a call means."""
+    if not isinstance(measure, MeasureSpec):
+        return measure_spec(measure, **parameters)
+    if parameters:
+        raise InputError(
+            f"The measure {measure} is a spec with its parameters resolved; "
+            f"{', '.join(parameters)} cannot be given beside it. Give the measure's name instead."
+        )
+    return measure
+
+
+def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]) -> list[Prepared]:
+    """Prepare arrays that are to be compared, refusing whatever would leave a score undefined."""
+    arrays = [checked_array(x, name) for x, name in zip(xs, names, strict=True)]
+    for array, name in zip(arrays, names, strict=True):
+        if len(array) != len(arrays[0]):
+            raise InputError(
+                f"{names[0]} has {len(arrays[0])} stimuli (rows) and {name} has {len(array)}; "
+                "row i of every representation must belong to the same stimulus."
+            )
+    single = all(array.dtype.kind == "f" and array.dtype.itemsize <= 4 for array in arrays)
+    dtype: DTypeLike = np.float32 if single else np.float64
+    prepared = [
+        prepare(a, [spec], dtype=dtype, name=name) for a, name in zip(arrays, names, strict=True)
+    ]
+    for each, name in zip(prepared, names, strict=True):
+        if not each.defined(spec):
+            raise InputError(
+                f"{name} is constant as far as {spec} can see: its stimuli are all alike (or, but "
+                "for one of them, all equally far apart), so the score is undefined. A layer that "
+                "does not depend on its input, such as a class token before the first block, must "
+                "be left out."
+            )
+    return prepared

@@ -1,0 +1,163 @@
+"""A representation prepared once, to be compared many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from pipeline.errors import InputError
+from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.checks import checked_array, rounding_unit
+from pipeline.measures.neighbours import Neighbours, find_neighbours
+from pipeline.measures.relations import GramRelation, gram_relation
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the measures asked for need of one representation, and no more.
+
+    Build one with `prepare`.
+    """
+
+    n_stimuli: int
+    gram: GramRelation | None = None
+    neighbours: Mapping[tuple[str, int], Neighbours] = field(default_factory=dict)
+    """By ranking and k."""
+
+    def permuted(self, order: ArrayLike) -> Prepared:
+        """Reorder the stimuli: what `prepare(x[order], …)` gives, without preparing again.
+
+        Parameters
+        ----------
+        order
+            A permutation of the row numbers, `(n_stimuli,)`.
+
+        Returns
+        -------
+        Prepared
+            Row i is row ``order[i]`` of this one. Neighbours chosen by index among equals stay
+            chosen.
+
+        Raises
+        ------
+        InputError
+            If `order` is not a permutation of the rows.
+        """
+        index = np.asarray(order, dtype=np.intp)
+        if index.shape != (self.n_stimuli,) or not np.array_equal(
+            np.sort(index), np.arange(self.n_stimuli)
+        ):
+            raise InputError(
+                f"The order must be a permutation of the {self.n_stimuli} row numbers, each once."
+            )
+        return Prepared(
+            self.n_stimuli,
+            None if self.gram is None else self.gram.permuted(index),
+            {key: found.permuted(index) for key, found in self.neighbours.items()},
+        )
+
+    def ties(self, spec: MeasureSpec) -> int:
+        """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
+        if spec.measure.relation != "neighbours":
+            return 0
+        return self.neighbours_for(spec).ties
+
+    def defined(self, spec: MeasureSpec) -> bool:
+        """Tell whether the measure is defined for this representation."""
+        if spec.measure.relation == "neighbours":
+            return self.neighbours_for(spec).defined
+        gram = self.gram_for(spec)
+        biased = spec.conventions()["estimator"] == "biased"
+        return (gram.biased_norm if biased else gram.debiased_norm) > 0.0
+
+    def gram_for(self, spec: MeasureSpec) -> GramRelation:
+        """Give the Gram relation, or say that it was not prepared."""
+        if self.gram is None:
+            raise _unprepared(spec)
+        return self.gram
+
+    def neighbours_for(self, spec: MeasureSpec) -> Neighbours:
+        """Give the neighbour lists of the spec, or say that they were not prepared."""
+        key = (str(spec["neighbours"]), int(spec["k"]))
+        if key not in self.neighbours:
+            raise _unprepared(spec)
+        return self.neighbours[key]
+
+
+def _unprepared(spec: MeasureSpec) -> InputError:
+    return InputError(
+        f"A representation was not prepared for {spec}. Give this measure to `prepare` too."
+    )
+
+
+def prepare(
+    x: ArrayLike,
+    specs: Iterable[MeasureSpec] | Mapping[str, MeasureSpec],
+    *,
+    dtype: DTypeLike = np.float32,
+    name: str = "x",
+) -> Prepared:
+    """Prepare one representation for the measures given.
+
+    Parameters
+    ----------
+    x
+        Activations `(n_stimuli, n_features)`, real and finite.
+    specs
+        The measures, or a mapping whose values they are. Only what they need is computed.
+    dtype
+        Precision of the products, float32 or float64. Neighbours do not depend on it.
+    name
+        What an error calls the array.
+
+    Returns
+    -------
+    Prepared
+        With features in `dtype`, centred and scaled, if a measure compares Gram matrices, and one
+        `(n_stimuli, k)` list for each kind of neighbours.
+
+    Raises
+    ------
+    InputError
+        If `x` is not a real, finite matrix, or has too few stimuli for a measure.
+
+    Notes
+    -----
+    A constant representation is not an error here: its pairs come out as undefined. It is
+    constant if no feature varies by more than two units in the last place of the dtype of `x`.
+    Centring and norms are in float64. Needs four float64 copies of `x` for a moment.
+    """
+    wanted = list(specs.values()) if isinstance(specs, Mapping) else list(specs)
+    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise InputError(f"The dtype of products is {np.dtype(dtype)}; use float32 or float64.")
+    array = checked_array(x, name)
+    for spec in wanted:
+        check_stimuli(len(array), spec, name)
+    unit = rounding_unit(array)
+    values = array.astype(np.float64)
+    gram = None
+    if any(spec.measure.relation == "gram" for spec in wanted):
+        gram = gram_relation(values, unit, dtype)
+    rankings: dict[str, set[int]] = {}
+    for spec in wanted:
+        if spec.measure.relation == "neighbours":
+            rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
+    neighbours = {
+        (kind, k): found
+        for kind, ks in rankings.items()
+        for k, found in find_neighbours(values, unit, kind, ks).items()
+    }
+    return Prepared(len(array), gram, neighbours)
+
+
+def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:
+    """Refuse a number of stimuli with which every pair would get the same score."""
+    if n < spec.minimum_stimuli:
+        raise InputError(
+            f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: with "
+            "fewer the score is the same whatever the representations. Use more stimuli"
+            + (f" or a smaller {spec.measure.grows_with}." if spec.measure.grows_with else ".")
+        )

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.measures import measure_spec, neighbours, prepare
+
+RANKINGS = ["cosine", "inner", "euclidean"]
+
+
+def lists(x, k, ranking):
+    """The neighbour sets, and how many rows had a tie."""
+    spec = measure_spec("mutual_knn", k=k, neighbours=ranking)
+    prepared = prepare(x, [spec])
+    return [set(row.tolist()) for row in prepared.neighbours_for(spec).indices], prepared.ties(spec)
+
+
+def exact(x, k, ranking):
+    """Neighbours of integers, in integers: ties are true ties. Cosine compares signed squares."""
+    x = x.astype(object)
+    sets, ties = [], 0
+    for i, row in enumerate(x):
+        near = {}
+        for j, other in enumerate(x):
+            if j == i:
+                continue
+            product = sum(a * b for a, b in zip(row, other, strict=True))
+            if ranking == "cosine":
+                # cos² times |row|², with its sign, as a fraction over a common multiple of lengths.
+                near[j] = product * abs(product) * (LENGTHS // max(1, sum(a * a for a in other)))
+            elif ranking == "inner":
+                near[j] = product
+            else:
+                near[j] = -sum((a - b) ** 2 for a, b in zip(row, other, strict=True))
+        ranked = sorted(near, key=lambda j: (-near[j], j))
+        sets.append(set(ranked[:k]))
+        ties += near[ranked[k - 1]] == near[ranked[k]]
+    return sets, ties
+
+
+LENGTHS = int(np.lcm.reduce(np.arange(1, 41, dtype=object)))
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(8, 24),
+    d=st.integers(1, 8),
+    k=st.integers(1, 6),
+    top=st.integers(1, 2),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([np.float32, np.int64]),
+)
+def test_find_neighbours__ties_go_to_the_lowest_index(ranking, n, d, k, top, seed, dtype):
+    x = np.random.default_rng(seed).integers(-top, top + 1, size=(n, d))
+    x[0], x[-1] = 1, 0  # never constant
+    assert lists(x.astype(dtype), k, ranking) == exact(x, k, ranking)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("n", [30, 67, 130])
+def test_find_neighbours__duplicates_in_float32(ranking, n):
+    rng = np.random.default_rng(n)
+    x = np.repeat(rng.normal(size=(n // 5, 37)), 5, axis=0).astype(np.float32) + 7
+    x = x[rng.permutation(len(x))]
+    found, ties = lists(x, 6, ranking)
+    assert found == reference.nearest(x, 6, ranking)
+    if ranking != "inner":  # by inner product a row need not be its own twin's nearest
+        assert ties == len(x)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_find_neighbours__differences_below_float32_are_seen(ranking):
+    rng = np.random.default_rng(0)
+    x = np.ones((40, 5)) + 1e-5 * rng.normal(size=(40, 5))
+    found, ties = lists(x, 5, ranking)
+    assert found == reference.nearest(x, 5, ranking, decimals=14)
+    assert ties == 0
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_find_neighbours__no_ties_in_ordinary_data(ranking):
+    x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
+    assert lists(x, 10, ranking)[1] == 0
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_find_neighbours__blocks_change_nothing(ranking, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, size=(101, 3))
+    whole = lists(x, 7, ranking)
+    assert whole[1] > 0
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 13 * 8 * 101)
+    assert lists(x, 7, ranking) == whole
+
+
+def test_find_neighbours__a_row_of_zeros_has_cosine_zero():
+    x = np.array([[0, 0], [1, 0], [-1, 0.1], [0.5, 0.5], [-1, -1], [1, 2]])
+    assert lists(x, 2, "cosine") == (reference.nearest(x, 2), 1)
+
+
+def test_find_neighbours__proportional_rows_have_no_direction_to_compare():
+    x = np.outer(np.arange(1, 20), [1.0, 2.0])
+    for ranking, defined in [("cosine", False), ("inner", True), ("euclidean", True)]:
+        spec = measure_spec("mutual_knn", k=3, neighbours=ranking)
+        assert prepare(x, [spec]).defined(spec) is defined
+
+
+def test_find_neighbours__several_k_at_once():
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    specs = [measure_spec("mutual_knn", k=k) for k in (1, 5, 20)]
+    prepared = prepare(x, specs)
+    for spec in specs:
+        rows = prepared.neighbours_for(spec).indices
+        assert rows.shape == (50, spec["k"])
+        assert [set(row.tolist()) for row in rows] == reference.nearest(x, spec["k"])
+        assert not (rows == np.arange(50)[:, None]).any()
