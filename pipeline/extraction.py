@@ -176,7 +176,7 @@ def _architecture(spec: ModelSpec) -> _Architecture:
         return _architectures[key]
     source = get_source(spec.source)
     model = source.build(spec, device="meta")
-    towers = {}
+    towers: dict[str, TowerInfo] = {}
     for tower in spec.towers:
         tap = Tap(spec, model, tower)
         with FlopCounterMode(display=False) as counter:

@@ -220,9 +220,7 @@ class ModelSpec(Spec):
                 return {"pretrained": Checkpoint()}
             for label, checkpoint in self.checkpoints.items():
                 if checkpoint.file and not Path(checkpoint.file).is_file():
-                    near = did_you_mean(
-                        Path(checkpoint.file).name, _names_beside(checkpoint.file)
-                    )
+                    near = did_you_mean(Path(checkpoint.file).name, _names_beside(checkpoint.file))
                     raise InputError(
                         f"model {self.id}, checkpoint {label}: there is no file "
                         f"{checkpoint.file} (paths are relative to {Path.cwd()})."

@@ -274,8 +274,9 @@ def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[st
     for name in names:
         if name not in dataset.variables:
             raise InputError(f"the dataset has no variable {name!r}: {table[name].description}")
-    for name, found in dataset.variables.items():
-        declared = table.get(str(name))
+    for key, found in dataset.variables.items():
+        name = str(key)
+        declared = table.get(name)
         if declared is None:
             continue
         dims = tuple(str(d) for d in found.dims)

@@ -201,9 +201,10 @@ def _in_file(part: str | int) -> bool:
 def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
     current: Any = kind
     for part in path:
-        if isinstance(part, int) or not isinstance(current, type):
+        if isinstance(part, int):
             continue
-        field = current.model_fields.get(part)
+        fields: dict[str, Any] = current.model_fields
+        field = fields.get(part)
         if field is None:
             continue
         current = next(
@@ -214,7 +215,8 @@ def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
             ),
             current,
         )
-    return {f.alias or name for name, f in current.model_fields.items()}
+    fields = current.model_fields
+    return {f.alias or name for name, f in fields.items()}
 
 
 def _nested(annotation: Any) -> list[Any]:

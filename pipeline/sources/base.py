@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import InputError, ModelError
 
@@ -81,6 +84,23 @@ class Source(Protocol):
         """Return the preprocessing as recorded in the store."""
 
 
+class _SkipInPlace(TorchFunctionMode):
+    """Leave out in-place arithmetic, which on the meta device fills nothing but time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+
+
+def uninitialised(device: str) -> AbstractContextManager[Any]:
+    """Skip the initialisation of weights where there are none to initialise."""
+    return _SkipInPlace() if device == "meta" else nullcontext()
+
+
 def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
     """Build with torch's CPU generator at `seed`, and put the generator back after."""
     with torch.random.fork_rng(devices=[]):
@@ -90,6 +110,8 @@ def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
 
 def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
     """Load a checkpoint file into `model`, every weight or an error."""
+    if not Path(file).is_file():
+        raise ModelError(f"model {spec.id}: the checkpoint {file} is gone.")
     try:
         weights = source.read_weights(file)
     except Exception as error:  # whatever safetensors, zipfile or torch raise on a broken file

@@ -16,7 +16,7 @@ from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 
 from pipeline.errors import InputError, ModelError
 from pipeline.registry import read_json
-from pipeline.sources.base import Tokens, load_weights, seeded_build
+from pipeline.sources.base import Tokens, load_weights, seeded_build, uninitialised
 from pipeline.sources.timm import timm_blocks
 from pipeline.yamlfile import did_you_mean
 
@@ -92,10 +92,10 @@ class OpenClipSource:
         if known == config:
             return
         # open_clip reads architectures from files only, under the name of the file
-        folder = Path(tempfile.mkdtemp(prefix="consilience-open-clip-"))
-        path = folder / f"{spec.name}.json"
-        path.write_text(json.dumps(config))
-        open_clip.add_model_config(path)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{spec.name}.json")
+            path.write_text(json.dumps(config))
+            open_clip.add_model_config(path)
 
     def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
         """Return the architecture, initialised from torch's current seed."""
@@ -106,7 +106,7 @@ class OpenClipSource:
             self._register(spec)
         preprocess = _preprocess_overrides(spec)
         try:
-            with torch.device(device), _quiet():
+            with torch.device(device), uninitialised(device), _quiet():
                 model: torch.nn.Module = open_clip.create_model(
                     spec.name,
                     device=device,
@@ -164,7 +164,7 @@ class OpenClipSource:
             ) from error
         return lambda captions: tokenize(list(captions))
 
-    def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
+    def example(self, spec: ModelSpec, model: Any, tower: str) -> torch.Tensor:
         """Return one blank image or caption on the meta device."""
         if tower == "text":
             length = getattr(model, "context_length", 77)
@@ -173,7 +173,7 @@ class OpenClipSource:
         height, width = (size, size) if isinstance(size, int) else size
         return torch.zeros(1, 3, height, width, device="meta")
 
-    def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
+    def blocks(self, model: Any, tower: str) -> list[str]:
         """Return every block of transformers, the stages of others."""
         if tower == "text":
             text = getattr(model, "text", model)
@@ -189,9 +189,7 @@ class OpenClipSource:
             return [f"blocks.{i}" for i in range(len(visual.transformer.resblocks))]
         return ["stem", "layer1", "layer2", "layer3", "layer4"]
 
-    def intermediates(
-        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
-    ) -> list[Tokens]:
+    def intermediates(self, model: Any, tower: str, inputs: torch.Tensor) -> list[Tokens]:
         """Run open_clip's `forward_intermediates`."""
         if tower == "text":
             output = model.forward_intermediates(text=inputs, intermediates_only=True)
@@ -208,15 +206,15 @@ class OpenClipSource:
             Tokens(b, None if p is None else p[:, 0]) for b, p in zip(bodies, prefixes, strict=True)
         ]
 
-    def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
+    def modules(self, model: Any, tower: str) -> torch.nn.Module:
         """Return the tower."""
         if tower == "image":
             visual: torch.nn.Module = model.visual
             return visual
-        text: torch.nn.Module = getattr(model, "text", model.transformer)
+        text: torch.nn.Module = getattr(model, "text", None) or model.transformer
         return text
 
-    def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
+    def count_parameters(self, model: Any, tower: str) -> tuple[int, int]:
         """Return the tower's parameters and, apart from them, those of its token embedding."""
         visual = {id(p) for p in model.visual.parameters()}
         if tower == "image":
@@ -240,7 +238,7 @@ def _preprocess_overrides(spec: ModelSpec) -> dict[str, Any]:
     return chosen
 
 
-def _readout(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def _readout(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Return the position of the token that the text tower reads out, for each row."""
     text = getattr(model, "text", model)
     kind = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
@@ -250,7 +248,7 @@ def _readout(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
     if kind == "eos":
         end = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
-        return (tokens == end).int().argmax(dim=-1)
+        return tokens.eq(end).int().argmax(dim=-1)
     return tokens.argmax(dim=-1)  # the end-of-text token has the highest number
 
 

@@ -12,7 +12,13 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import load_state_dict as read_timm_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.base import Tokens, load_weights, no_tower, seeded_build
+from pipeline.sources.base import (
+    Tokens,
+    load_weights,
+    no_tower,
+    seeded_build,
+    uninitialised,
+)
 from pipeline.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ class TimmSource:
 
     def _create(self, spec: ModelSpec, device: str = "cpu", **keywords: Any) -> torch.nn.Module:
         try:
-            with torch.device(device):
+            with torch.device(device), uninitialised(device):
                 model: torch.nn.Module = timm.create_model(
                     spec.name, **{**spec.arguments, **keywords}
                 )
@@ -122,12 +128,13 @@ class TimmSource:
             model(inputs)  # nothing but hooks can be read from such a model
             return []
         keywords: dict[str, Any] = {"intermediates_only": True}
+        forward: Any = model.forward_intermediates
         prefixed = bool(getattr(model, "num_prefix_tokens", 0)) and (
-            "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+            "return_prefix_tokens" in inspect.signature(forward).parameters
         )
         if prefixed:
             keywords["return_prefix_tokens"] = True
-        outputs = model.forward_intermediates(inputs, **keywords)
+        outputs = forward(inputs, **keywords)
         if not prefixed:
             return [Tokens(o) for o in outputs]
         has_class_token = getattr(model, "cls_token", None) is not None
@@ -139,7 +146,8 @@ class TimmSource:
 
     def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
         """Return the parameters without the classifier head; timm has no token embeddings."""
-        head = model.get_classifier() if hasattr(model, "get_classifier") else None
+        timm_model: Any = model
+        head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
         heads = head if isinstance(head, tuple | list) else (head,)
         in_head = {id(p) for h in heads if isinstance(h, torch.nn.Module) for p in h.parameters()}
         return sum(p.numel() for p in model.parameters() if id(p) not in in_head), 0
@@ -149,7 +157,8 @@ def timm_blocks(model: torch.nn.Module) -> list[str]:
     """Name the outputs of a timm model's `forward_intermediates`."""
     if not hasattr(model, "forward_intermediates"):
         return []
-    return [str(info["module"]) for info in model.feature_info]
+    features: Any = model.feature_info
+    return [str(info["module"]) for info in features]
 
 
 SOURCE = TimmSource()

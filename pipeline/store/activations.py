@@ -45,6 +45,8 @@ class TowerGroup:
 
     def __init__(self, group: zarr.Group) -> None:
         self.group = group
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._columns: dict[str, NDArray[Any]] = {}
 
     @classmethod
     def create(
@@ -91,17 +93,19 @@ class TowerGroup:
     def layers(self) -> list[str]:
         """Layer names, from input to output."""
         found = [
-            (int(a.attrs["layer_index"]), name)
+            (int(str(a.attrs["layer_index"])), name)
             for name, a in self.group.arrays()
             if "layer_index" in a.attrs
         ]
         return [name for _, name in sorted(found)]
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """Return one of the group's arrays."""
-        found = self.group[name]
-        assert isinstance(found, zarr.Array)
-        return found
+        """Return one of the group's arrays, opened once."""
+        if name not in self._arrays:
+            found = self.group[name]
+            assert isinstance(found, zarr.Array)
+            self._arrays[name] = found
+        return self._arrays[name]
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class TowerGroup:
         # labels are written last when the axis grows: an empty one was never finished
         return [str(c) for c in self._read("checkpoint") if c]
 
-    @cached_property
+    @property
     def steps(self) -> NDArray[np.int64]:
         """Training step of each checkpoint; -1 where unknown."""
         return self._read("step")
@@ -138,7 +142,10 @@ class TowerGroup:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def _read(self, name: str) -> NDArray[Any]:
-        return np.asarray(self.array(name)[...])
+        """Return a whole column, read once."""
+        if name not in self._columns:
+            self._columns[name] = np.asarray(self.array(name)[...])
+        return self._columns[name]
 
     @property
     def n_stimuli(self) -> int:
@@ -154,7 +161,7 @@ class TowerGroup:
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
         """Which blocks of which checkpoints are complete, `(checkpoint, block)`."""
-        return self._read("complete") == 1
+        return self._read("complete").astype(bool)
 
     def is_complete(self, checkpoint: str) -> bool:
         """Whether a checkpoint is wholly extracted."""
@@ -177,7 +184,8 @@ class TowerGroup:
         self.array("weights_size")[region] = [w.size for _, w in new.values()]
         self.array("weights_mtime_ns")[region] = [w.mtime_ns for _, w in new.values()]
         self.array("checkpoint")[region] = as_text(new)
-        for name in ("checkpoints", "steps", "complete"):
+        self._columns.clear()
+        for name in ("checkpoints", "complete"):
             self.__dict__.pop(name, None)
 
     def write_block(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import child_groups
@@ -110,15 +112,10 @@ def encoders(root: zarr.Group, set_key: str) -> list[Encoder]:
     ]
 
 
-def related(a: Encoder, b: Encoder) -> bool:
-    """Whether two encoders were not trained apart, by the registry's word as stored."""
-
-    def kin(e: Encoder) -> set[str]:
-        return {
-            e.model,
-            *e.attributes.get("same_weights_as", ()),
-            *e.attributes.get("initialised_from", ()),
-            *e.attributes.get("related", ()),
-        }
-
-    return bool(kin(a) & kin(b))
+def related(encoders: Sequence[Encoder]) -> NDArray[np.bool_]:
+    """Return which pairs of encoders were not trained apart, by the registry's word as stored."""
+    kin = {e.model: {e.model, *e.attributes.get("related", ())} for e in encoders}
+    models = list(kin)
+    pairs = np.array([[a in kin[b] or b in kin[a] for b in models] for a in models])
+    at = [models.index(e.model) for e in encoders]
+    return np.asarray(pairs[np.ix_(at, at)])

@@ -41,8 +41,8 @@ def allocate(grid: Grid | None, digests: Mapping[str, str], chunk: int) -> Alloc
     stale = [m for m, d in digests.items() if m in members and known[m] != d]
     retired = [members.pop(m) for m in stale]
     new = [m for m in digests if m not in members]
-    held = np.asarray(grid.array("slot")[...]) if grid is not None else np.zeros(0)
-    used = np.flatnonzero(held != Slot.FREE)
+    held: Any = np.zeros(0) if grid is None else np.asarray(grid.array("slot")[...])
+    used = np.flatnonzero(held)  # Slot.FREE is 0
     start = int(used[-1]) + 1 if used.size else 0
     members |= {m: start + i for i, m in enumerate(new)}
     length = max(len(held), -(-(start + len(new)) // chunk) * chunk)
@@ -61,7 +61,7 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
 def blocks_of(missing: NDArray[np.bool_], chunk: int) -> Iterator[tuple[int, int]]:
     """Yield the chunk pairs I ≤ J in which some pair of slots is missing."""
     n = missing.shape[0] // chunk
-    blocks = missing.reshape(n, chunk, n, chunk).any((1, 3))
+    blocks = np.asarray(missing.reshape(n, chunk, n, chunk).any((1, 3)))
     blocks |= blocks.T
     for i in range(n):
         for j in range(i, n):
@@ -137,7 +137,8 @@ class Grid:
         allocation = allocate(self, digests, self.chunk)
         if allocation.length > self.array("slot").shape[0]:
             for _, array in self.group.arrays():
-                dims = array.metadata.dimension_names  # type: ignore[union-attr]
+                metadata: Any = array.metadata
+                dims = metadata.dimension_names
                 array.resize(
                     tuple(
                         allocation.length if str(d).startswith(self.axis) else s

@@ -359,7 +359,9 @@ class Store:
             columns = np.flatnonzero(np.asarray(owner) == e.id)
             block = values[:, columns]
             if np.isnan(block).all():
-                best.append(np.nan), layer_of.append(""), best_of.append("")
+                best.append(np.nan)
+                layer_of.append("")
+                best_of.append("")
                 continue
             i, j = np.unravel_index(np.nanargmax(block), block.shape)
             best.append(block[i, j])

@@ -1,0 +1,32 @@
+# The environment is always .venv at the root; its stamp is made anew when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test lint bench schemas clean
+
+quickstart: $(READY)  ## train a small zoo, extract, compare, calibrate, report
+	$(BIN)/consilience run workflows/quickstart.yaml
+
+test: $(READY)  ## the whole suite, with line coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## ratios measured side by side on this machine
+	$(BIN)/python benchmarks/quickstart.py
+
+schemas: $(READY)  ## JSON Schemas of the YAML files, for editors
+	$(BIN)/python docs/schemas.py
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:  ## remove what was made, but not the environment
+	rm -rf store/*.zarr store/*.report store/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,190 @@
+"""From layer × layer to encoder × encoder: best layers, calibration, p and q, joined with metadata.
+
+Kernels take bare arrays; `alignment_dataset` puts the labels on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration import benjamini_hochberg, calibrate_score
+from pipeline.schema import ALIGNMENT, ENCODER
+from pipeline.store.catalog import Encoder, related
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerAggregate:
+    """What a layer × layer block of scores comes to."""
+
+    score: float
+    layer_x: int
+    layer_y: int
+    mean: float
+    matched: float
+
+
+def aggregate_layers(block: Float) -> LayerAggregate:
+    """Aggregate the scores of all layer pairs of two encoders.
+
+    Parameters
+    ----------
+    block
+        `(layers of x, layers of y)`; NaN where the measure is undefined.
+
+    Returns
+    -------
+    LayerAggregate
+        The best pair's score and layer indices (the first of equals), the mean over pairs, and
+        the mean over layers at equal relative depth: for the deeper encoder every layer, with
+        the nearest layer of the other.
+    """
+    if np.isnan(block).all():
+        return LayerAggregate(np.nan, -1, -1, np.nan, np.nan)
+    i, j = divmod(int(np.nanargmax(block)), block.shape[1])
+    matched = block[matched_depths(*block.shape)]
+    matched = matched[~np.isnan(matched)]
+    return LayerAggregate(
+        float(block[i, j]),
+        i,
+        j,
+        float(block[~np.isnan(block)].mean()),
+        float(matched.mean()) if len(matched) else np.nan,
+    )
+
+
+@lru_cache(maxsize=1024)
+def matched_depths(n_x: int, n_y: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the layer indices of both encoders at equal relative depth (first and last meet)."""
+    n = max(n_x, n_y)
+    depth = np.linspace(0.0, 1.0, n) if n > 1 else np.ones(1)
+    at = [np.rint(depth * (m - 1)).astype(np.int64) for m in (n_x, n_y)]
+    return at[0], at[1]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One subset's results: which encoder pairs, their layer scores, their nulls."""
+
+    n_stimuli: int
+    scores: Mapping[tuple[str, str], Float]
+    """(encoder x, encoder y) → layer × layer scores."""
+    nulls: Mapping[tuple[str, str], Float]
+    """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
+
+
+def alignment_dataset(
+    encoders: Sequence[Encoder],
+    results: Sequence[Compared],
+    *,
+    alpha: float,
+    maximum: float,
+    competence: Mapping[str, Mapping[str, float]],
+    attributes: Mapping[str, Any],
+) -> xr.Dataset:
+    """Join the aggregated, calibrated scores of all encoder pairs with the encoders' metadata.
+
+    Parameters
+    ----------
+    alpha
+        Level of the threshold.
+    maximum
+        The highest score of the measure, which calibrates to 1.
+    competence
+        Encoder id → `knn_accuracy`, `probe_accuracy`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions `encoder_x, encoder_y`; variables as `pipeline.schema.ALIGNMENT` declares;
+        coordinates `<name>_x` and `<name>_y` for each variable of `pipeline.schema.ENCODER`.
+    """
+    import xarray as xr
+
+    n = len(encoders)
+    index = {e.id: i for i, e in enumerate(encoders)}
+    found: dict[str, NDArray[Any]] = {
+        name: np.full((n, n), v.fill_value, dtype=v.dtype)
+        for name, v in ALIGNMENT.items()
+        if v.dims == ("encoder_x", "encoder_y")
+    }
+    for result in results:
+        for (x, y), block in result.scores.items():
+            at = index[x], index[y]
+            best = aggregate_layers(block)
+            found["score"][at], found["mean"][at] = best.score, best.mean
+            found["layer_x"][at], found["layer_y"][at] = best.layer_x, best.layer_y
+            found["matched"][at], found["n_stimuli"][at] = best.matched, result.n_stimuli
+        _calibrate(found, index, result, alpha, maximum)
+    found["related"] = related(encoders)
+    tested = np.triu(np.isfinite(found["p"]), 1)  # each unordered pair counts once
+    if tested.any():
+        q = benjamini_hochberg(found["p"][tested])
+        found["q"][tested] = q
+        found["q"].T[tested] = q
+    variables = {
+        name: (ALIGNMENT[name].dims, values, {"description": ALIGNMENT[name].description})
+        for name, values in found.items()
+    }
+    coordinates: dict[str, Any] = {}
+    for side in ("encoder_x", "encoder_y"):
+        coordinates[side] = (side, [e.id for e in encoders])
+        for name, column in encoder_columns(encoders, competence).items():
+            coordinates[f"{name}_{side[-1]}"] = (
+                side,
+                column,
+                {"description": ENCODER[name].description},
+            )
+    return xr.Dataset(variables, coords=coordinates, attrs=dict(attributes))
+
+
+def _calibrate(
+    found: dict[str, NDArray[Any]],
+    index: Mapping[str, int],
+    result: Compared,
+    alpha: float,
+    maximum: float,
+) -> None:
+    pairs = [p for p in result.nulls if p in result.scores]
+    if not pairs:
+        return
+    at = (np.array([index[x] for x, _ in pairs]), np.array([index[y] for _, y in pairs]))
+    nulls = np.stack([result.nulls[p] for p in pairs]).astype(np.float64)
+    for a, (score, calibrated) in enumerate((("score", "calibrated"), ("mean", "calibrated_mean"))):
+        value, threshold, p = calibrate_score(
+            found[score][at], nulls[:, a], alpha=alpha, maximum=maximum
+        )
+        found[calibrated][at] = value
+        if score == "score":
+            found["threshold"][at], found["p"][at] = threshold, p
+
+
+def encoder_columns(
+    encoders: Sequence[Encoder], competence: Mapping[str, Mapping[str, float]]
+) -> dict[str, list[Any]]:
+    """Return the declared metadata of encoders, by column."""
+    nan = float("nan")
+    return {
+        "model": [e.model for e in encoders],
+        "checkpoint": [e.checkpoint for e in encoders],
+        "tower": [e.tower for e in encoders],
+        "family": [str(e.attributes.get("family")) for e in encoders],
+        "step": [e.step for e in encoders],
+        "initial": [e.initial for e in encoders],
+        "final": [e.final for e in encoders],
+        "n_parameters": [float(e.attributes.get("n_parameters", nan)) for e in encoders],
+        "flops": [float(e.attributes.get("flops", nan)) for e in encoders],
+        "samples_seen": [e.samples_seen for e in encoders],
+        "knn_accuracy": [competence.get(e.id, {}).get("knn_accuracy", nan) for e in encoders],
+        "probe_accuracy": [competence.get(e.id, {}).get("probe_accuracy", nan) for e in encoders],
+    }

@@ -1,0 +1,1 @@
+"""Analyses of aligned encoders: competence, convergence with scale, training dynamics."""

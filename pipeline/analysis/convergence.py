@@ -1,0 +1,323 @@
+"""How alignment changes with scale, with competence and over training.
+
+Pairs that share a model are not independent. Intervals therefore come from a bootstrap over
+*models* (each draw weighs a pair by the product of its models' multiplicities), and tests from
+node permutations (QAP, Krackhardt 1988): never from treating pairs as samples. Related models,
+which were not trained apart, are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Float = NDArray[np.float64]
+
+PREDICTORS = ("n_parameters", "flops", "samples_seen", "knn_accuracy", "probe_accuracy")
+LOGARITHMIC = frozenset({"n_parameters", "flops", "samples_seen"})
+"""Predictors taken as log10: their slopes are per tenfold increase."""
+VALUES = {"raw": "score", "calibrated": "calibrated"}
+CONDITIONS = ("final", "init")
+N_BOOTSTRAP = 999
+MINIMUM_MODELS = 4
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A straight line through pairs, with what it is worth."""
+
+    slope: float = np.nan
+    slope_low: float = np.nan
+    slope_high: float = np.nan
+    intercept: float = np.nan
+    spearman: float = np.nan
+    spearman_low: float = np.nan
+    spearman_high: float = np.nan
+    p_qap: float = np.nan
+    n_models: int = 0
+    n_pairs: int = 0
+
+
+TREND_PROSE = {
+    "slope": "Least-squares slope of alignment on the mean of the pair's predictor values.",
+    "slope_low": "2.5% quantile of the slope over the bootstrap of models.",
+    "slope_high": "97.5% quantile of the slope over the bootstrap of models.",
+    "intercept": "Alignment at predictor value 0.",
+    "spearman": "Rank correlation of alignment and predictor over pairs.",
+    "spearman_low": "2.5% quantile of the rank correlation over the bootstrap of models.",
+    "spearman_high": "97.5% quantile of the rank correlation over the bootstrap of models.",
+    "p_qap": "Two-sided p of the slope under permutations of the models (QAP).",
+    "n_models": "Models with an alignment and a predictor.",
+    "n_pairs": "Pairs of models, related ones left out.",
+}
+
+
+def trend(
+    values: Float, predictor: Float, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> Trend:
+    """Regress the alignment of pairs on a predictor of their models.
+
+    Parameters
+    ----------
+    values
+        Symmetric `(n_models, n_models)`; NaN for pairs to be left out. The diagonal is.
+    predictor
+        `(n_models,)`. A pair's value is the mean of its two models'.
+    n_bootstrap
+        Draws of models with replacement, and permutations of models.
+
+    Returns
+    -------
+    Trend
+        All NaN with fewer than 4 models or a constant predictor.
+
+    Notes
+    -----
+    Rank correlations in the bootstrap weigh the ranks of the whole sample.
+    """
+    usable = np.isfinite(predictor)
+    i, j = np.triu_indices(len(predictor), 1)
+    keep = np.isfinite(values[i, j]) & usable[i] & usable[j]
+    i, j = i[keep], j[keep]
+    models = np.union1d(i, j)
+    if len(models) < MINIMUM_MODELS:
+        return Trend(n_models=len(models), n_pairs=len(i))
+    y, x = values[i, j], (predictor[i] + predictor[j]) / 2
+    if np.ptp(x) < 1e-12 * max(1.0, float(np.abs(x).max())):
+        return Trend(n_models=len(models), n_pairs=len(i))
+    rng = np.random.default_rng(seed)
+    weights = pair_weights(len(predictor), models, i, j, n_bootstrap, rng)
+    rank_x, rank_y = _ranks(x), _ranks(y)
+    slope, intercept = _line(x, y, np.ones((1, len(x))))
+    slopes, _ = _line(x, y, weights)
+    rho = _correlation(rank_x, rank_y, np.ones((1, len(x))))
+    rhos = _correlation(rank_x, rank_y, weights)
+    shuffled = np.tile(predictor, (n_bootstrap, 1))
+    shuffled[:, models] = rng.permuted(shuffled[:, models], axis=1)
+    moved = (shuffled[:, i] + shuffled[:, j]) / 2
+    moved -= moved.mean(1, keepdims=True)
+    null = moved @ (y - y.mean()) / np.sum(moved**2, axis=1)
+    p = (1 + np.sum(np.abs(null) >= np.abs(slope[0]) * (1 - 1e-12))) / (n_bootstrap + 1)
+    return Trend(
+        float(slope[0]),
+        *_interval(slopes),
+        float(intercept[0]),
+        float(rho[0]),
+        *_interval(rhos),
+        float(p),
+        len(models),
+        len(i),
+    )
+
+
+def pair_weights(
+    n: int,
+    models: NDArray[np.int64],
+    i: NDArray[np.int64],
+    j: NDArray[np.int64],
+    n_bootstrap: int,
+    rng: np.random.Generator,
+) -> Float:
+    """Return `(n_bootstrap, pairs)`: how often each pair occurs among models drawn anew.
+
+    A model paired with a second copy of itself says nothing and is not counted.
+    """
+    draws = rng.multinomial(len(models), np.full(len(models), 1 / len(models)), size=n_bootstrap)
+    counts = np.zeros((n_bootstrap, n))
+    counts[:, models] = draws
+    return counts[:, i] * counts[:, j]
+
+
+def _line(x: Float, y: Float, weights: Float) -> tuple[Float, Float]:
+    """Return weighted least-squares slopes and intercepts, one for each row of weights."""
+    total = weights.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mx, my = weights @ x / total, weights @ y / total
+        variance = weights @ (x * x) / total - mx**2
+        variance = np.where(variance > 1e-12 * np.maximum(1.0, mx**2), variance, np.nan)
+        slope = (weights @ (x * y) / total - mx * my) / variance
+    return slope, my - slope * mx
+
+
+def _correlation(x: Float, y: Float, weights: Float) -> Float:
+    slope, _ = _line(x, y, weights)
+    back, _ = _line(y, x, weights)
+    return np.sign(slope) * np.sqrt(np.clip(slope * back, 0, 1))
+
+
+def _ranks(values: Float) -> Float:
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(values), dtype=np.float64)
+
+
+def _interval(draws: Float) -> tuple[float, float]:
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < 100:
+        return np.nan, np.nan
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def mean_alignment(
+    values: Float, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> tuple[float, float, float, int]:
+    """Return the mean over pairs, its 95% interval over the bootstrap of models, and the pairs.
+
+    Parameters
+    ----------
+    values
+        Symmetric `(n_models, n_models)`; NaN for pairs to be left out. The diagonal is.
+    """
+    i, j = np.triu_indices(len(values), 1)
+    keep = np.isfinite(values[i, j])
+    i, j = i[keep], j[keep]
+    if not len(i):
+        return np.nan, np.nan, np.nan, 0
+    y = values[i, j]
+    models = np.union1d(i, j)
+    if len(models) < MINIMUM_MODELS:
+        return float(y.mean()), np.nan, np.nan, len(i)
+    weights = pair_weights(len(values), models, i, j, n_bootstrap, np.random.default_rng(seed))
+    total = weights.sum(1)
+    drawn = total > 0
+    low, high = _interval((weights @ y)[drawn] / total[drawn])
+    return float(y.mean()), low, high, len(i)
+
+
+def convergence_dataset(
+    alignment: xr.Dataset, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> xr.Dataset:
+    """Summarise an alignment dataset: trends over models, and means over training.
+
+    Parameters
+    ----------
+    alignment
+        As `pipeline.alignment.alignment_dataset` gives it. Image towers are used.
+
+    Returns
+    -------
+    xarray.Dataset
+        `(condition, value, predictor)`: the fields of `Trend`. `condition` is `final`, or `init`,
+        the random-init control; `value` is `raw` or `calibrated`. `(stage, value)`: `mean`,
+        `mean_low`, `mean_high` and `n_pairs_stage` of unrelated models at equal training step,
+        and at the end of each. `(stage)`: `to_final`, the raw alignment of a model with its own
+        end, `probe_accuracy`, and `step`.
+    """
+    import xarray as xr
+
+    image = alignment.isel(
+        encoder_x=np.flatnonzero(alignment.tower_x.values.astype(str) == "image"),
+        encoder_y=np.flatnonzero(alignment.tower_y.values.astype(str) == "image"),
+    )
+    masks = {"final": image.final_x.values, "init": image.initial_x.values}
+    trends = [
+        [
+            [
+                trend(
+                    _apart(image, masks[condition], name),
+                    _predictor(image, predictor, masks[condition]),
+                    n_bootstrap=n_bootstrap,
+                    seed=seed,
+                )
+                for predictor in PREDICTORS
+            ]
+            for name in VALUES.values()
+        ]
+        for condition in CONDITIONS
+    ]
+    dims = ("condition", "value", "predictor")
+    variables: dict[str, Any] = {
+        field: (
+            dims,
+            [[[getattr(t, field) for t in v] for v in c] for c in trends],
+            {"description": prose},
+        )
+        for field, prose in TREND_PROSE.items()
+    }
+    variables.update(_training(image, n_bootstrap, seed))
+    return xr.Dataset(
+        variables,
+        coords={
+            "condition": list(CONDITIONS),
+            "value": list(VALUES),
+            "predictor": list(PREDICTORS),
+        },
+        attrs={
+            "n_bootstrap": n_bootstrap,
+            "seed": seed,
+            "bootstrap": "over models",
+            "log10_predictors": sorted(LOGARITHMIC),
+        },
+    )
+
+
+def _apart(image: xr.Dataset, mask: NDArray[np.bool_], name: str) -> Float:
+    """Return the values among the chosen encoders, NaN for related pairs."""
+    values = np.where(image.related.values.astype(bool), np.nan, image[name].values)
+    return np.asarray(values[np.ix_(mask, mask)], dtype=np.float64)
+
+
+def _predictor(image: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float:
+    values = np.asarray(image[f"{name}_x"].values[mask], dtype=np.float64)
+    if name in LOGARITHMIC:
+        with np.errstate(divide="ignore"):
+            values = np.where(values > 0, np.log10(values), np.nan)
+    return values
+
+
+def _training(image: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    step, final = image.step_x.values, image.final_x.values
+    models = image.model_x.values.astype(str)
+    # a step that most models do not have, like each one's own last, is no common stage
+    counts = {int(s): int((step == s).sum()) for s in np.unique(step[step >= 0])}
+    common = [s for s, n in counts.items() if n >= max(2, len(np.unique(models)) / 2)]
+    stages = {f"step {s}": (step == s, s) for s in sorted(common)}
+    ends = step[final & (step >= 0)]
+    stages["end"] = (final, int(np.median(ends)) if len(ends) else -1)
+    rows = {name: [] for name in ("mean", "mean_low", "mean_high", "n_pairs_stage")}  # type: ignore[var-annotated]
+    to_final, accuracy = [], []
+    for mask, _ in stages.values():
+        found = [
+            mean_alignment(_apart(image, mask, name), n_bootstrap=n_bootstrap, seed=seed)
+            for name in VALUES.values()
+        ]
+        for k, name in enumerate(rows):
+            rows[name].append([f[k] for f in found])
+        own = models[mask][:, None] == models[final]
+        to_own = image.score.values[np.ix_(mask, final)][own]
+        to_own = to_own[np.isfinite(to_own)]
+        to_final.append(float(to_own.mean()) if len(to_own) else np.nan)
+        probes = image.probe_accuracy_x.values[mask]
+        probes = probes[np.isfinite(probes)]
+        accuracy.append(float(probes.mean()) if len(probes) else np.nan)
+    prose = {
+        "mean": "Mean alignment of unrelated models at this stage.",
+        "mean_low": "2.5% quantile of the mean over the bootstrap of models.",
+        "mean_high": "97.5% quantile of the mean over the bootstrap of models.",
+        "n_pairs_stage": "Pairs of unrelated models at this stage.",
+    }
+    return {
+        **{
+            name: (("stage", "value"), values, {"description": prose[name]})
+            for name, values in rows.items()
+        },
+        "to_final": (
+            "stage",
+            to_final,
+            {"description": "Mean raw alignment of a model with its own end."},
+        ),
+        "probe_accuracy": ("stage", accuracy, {"description": "Mean linear-probe accuracy."}),
+        "step": (
+            "stage",
+            [s for _, s in stages.values()],
+            {"description": "Training step; for `end` the median."},
+        ),
+        "stage": ("stage", list(stages)),
+    }

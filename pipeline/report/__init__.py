@@ -1,0 +1,10 @@
+"""Figures and the HTML report, from a store's results alone: nothing is computed anew.
+
+Importing this room imports neither torch nor dask.distributed; matplotlib and jinja2 only when a
+report is written.
+"""
+
+from pipeline.report.findings import findings
+from pipeline.report.write import Report, write_report
+
+__all__ = ["Report", "findings", "write_report"]

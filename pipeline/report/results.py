@@ -1,0 +1,150 @@
+"""What a report is made of: the final datasets of one subset, and the pairs in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.store.grid import Grid
+from pipeline.store.layout import child_groups
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+    from pipeline.store import Store
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The alignment and convergence of every measure of one subset.
+
+    Attributes
+    ----------
+    key
+        The subset's key in the store.
+    alignment, convergence
+        Label of a measure → dataset. Both have the same labels.
+    unfinished
+        Labels that were compared, but not (wholly) aggregated yet.
+    """
+
+    store: Store
+    key: str
+    alignment: Mapping[str, xr.Dataset]
+    convergence: Mapping[str, xr.Dataset]
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the measures, sorted."""
+        return list(self.alignment)
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the store says about the subset: kind, set, fingerprint, n_stimuli."""
+        return dict(self.store.root[f"measures/{self.key}"].attrs)
+
+    @property
+    def captions_key(self) -> str | None:
+        """Key of the subset's distinct captions, on which text towers are compared."""
+        root = self.store.root
+        for key in child_groups(root, "measures"):
+            about = root[f"measures/{key}"].attrs
+            if key != self.key and about.get("base") == self.key:
+                return key
+        return None
+
+    def grids(self, label: str) -> list[Grid]:
+        """Return a measure's pairwise results: on the subset, then on its distinct captions."""
+        keys = [self.key, *([self.captions_key] if self.captions_key else [])]
+        root = self.store.root
+        paths = [f"measures/{key}/{label}" for key in keys]
+        return [Grid(_group(root, path), "representation") for path in paths if path in root]
+
+
+def _group(root: zarr.Group, path: str) -> zarr.Group:
+    import zarr
+
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    return group
+
+
+def load_results(store: Store, subset: str | None = None) -> Results:
+    """Read the final datasets of a subset.
+
+    Parameters
+    ----------
+    subset
+        Its key; may be left out where the store has one subset only.
+
+    Raises
+    ------
+    InputError
+        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it yet.
+    """
+    labels = store.labels(subset)  # refuses an unknown or ambiguous subset
+    key = store.subsets[0] if subset is None else subset
+    done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
+    ready = [label for label in labels if all(label in found for found in done.values())]
+    if not ready:
+        raise InputError(
+            f"{store.path}: nothing has been aggregated on subset {key} yet, so there is nothing "
+            "to report. `consilience run WORKFLOW` does what is missing."
+        )
+    return Results(
+        store,
+        key,
+        {label: store.alignment(label, key) for label in ready},
+        {label: store.convergence(label, key) for label in ready},
+        tuple(label for label in labels if label not in ready),
+    )
+
+
+def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:
+    """Return a column of strings, whichever of numpy's string types it was read as."""
+    return np.array([str(value) for value in dataset[name].values], dtype=str)
+
+
+def encoder_mask(alignment: xr.Dataset, condition: str, tower: str = "image") -> Mask:
+    """Return which encoders are `final` or `init`, and of a tower."""
+    chosen = alignment["final_x" if condition == "final" else "initial_x"].values.astype(bool)
+    return np.asarray(chosen & (text(alignment, "tower_x") == tower))
+
+
+def pair_values(alignment: xr.Dataset, name: str, rows: Mask, columns: Mask) -> Float:
+    """Return a variable among the chosen encoders; NaN for pairs that were not trained apart."""
+    apart = ~alignment["related"].values.astype(bool)
+    values = np.where(apart, alignment[name].values, np.nan)
+    return np.asarray(values[np.ix_(rows, columns)], dtype=np.float64)
+
+
+def is_calibrated(alignment: xr.Dataset) -> bool:
+    """Whether any pair of encoders has a calibrated score."""
+    return bool(np.isfinite(alignment["calibrated"].values).any())
+
+
+def value_names(alignment: xr.Dataset) -> dict[str, str]:
+    """Return `raw` and, where there is one, `calibrated` → variable of an alignment dataset."""
+    return {"raw": "score", **({"calibrated": "calibrated"} if is_calibrated(alignment) else {})}
+
+
+def stages(alignment: xr.Dataset, convergence: xr.Dataset) -> list[str]:
+    """Return the stages of training at which something was measured, each set of encoders once."""
+    image = text(alignment, "tower_x") == "image"
+    step, final = alignment["step_x"].values[image], alignment["final_x"].values[image]
+    n_pairs = convergence["n_pairs_stage"].values.max(axis=1)
+    known = (n_pairs > 0) | np.isfinite(convergence["to_final"].values)
+    names = text(convergence, "stage")
+    # where all models end at one step, that step and the end are the same encoders
+    ends = {f"step {s}" for s in np.unique(step) if ((step == s) == final).all()}
+    return [str(n) for n, k in zip(names, known, strict=True) if k and n not in ends]

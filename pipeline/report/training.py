@@ -1,0 +1,158 @@
+"""Alignment over training: between models, with each model's own end, and accuracy beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.results import Results, is_calibrated, stages
+from pipeline.report.style import LINES, MARKERS, PALETTE, WIDTH, Section, draw, new_figure
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEADING = "Alignment over training"
+
+
+def training_figure(results: Results) -> Section:
+    """Draw alignment and accuracy at each common stage of training."""
+    of_label = {}
+    for label, convergence in results.convergence.items():
+        known = stages(results.alignment[label], convergence)
+        if len(known) > 1:
+            of_label[label] = convergence.sel(stage=known)
+    if not of_label:
+        return Section(
+            HEADING, "training",
+            "Fewer than two stages of training were compared (the models have one checkpoint, or "
+            "no two of them share a training step), so nothing is drawn over training.",
+        )  # fmt: skip
+    panels = _panels(of_label)
+    calibrated = [label for label in of_label if is_calibrated(results.alignment[label])]
+    sentences = [
+        "Alignment is the mean over pairs of image towers of unrelated models at equal training "
+        "step; bands and bars are 95% intervals of a bootstrap over models. Stages, the steps that "
+        "at least half of the models have and the end of each training, are spaced evenly, not by "
+        "step, and the marks of a stage stand side by side.",
+    ]
+    if "calibrated" in panels:
+        sentences.append(
+            "Calibrated means stand only at those stages whose pairs were calibrated, and are "
+            "joined only where neighbouring stages were."
+        )
+    if len(calibrated) < len(of_label):
+        sentences.append(
+            f"Not calibrated: {', '.join(n for n in of_label if n not in calibrated)}."
+        )
+    if "to_final" in panels:
+        sentences.append(
+            "“With its own end” is the mean raw alignment of a model's image tower with that of "
+            "its own last checkpoint, and 1 at the end where an encoder was compared with itself."
+        )
+    sentences.append(
+        "Accuracy is that of a cross-validated linear probe on the last layer, mean over models."
+        if "probe_accuracy" in panels
+        else "No accuracy is in the store, as for stimuli without labels, so it is not drawn."
+    )
+    return Section(
+        HEADING, "training", " ".join(sentences), draw(lambda: _figure(of_label, panels))
+    )
+
+
+def _panels(of_label: dict[str, xr.Dataset]) -> dict[str, str]:
+    """Return the panels for which there is something to draw, with their titles."""
+    titles = {
+        "raw": "between models, raw", "calibrated": "between models, calibrated",
+        "to_final": "with its own end, raw", "probe_accuracy": "accuracy",
+    }  # fmt: skip
+
+    def any_of(name: str) -> bool:
+        for convergence in of_label.values():
+            found = (
+                convergence["mean"].sel(value=name)
+                if name in ("raw", "calibrated") else convergence[name]
+            )  # fmt: skip
+            if np.isfinite(found.values).any():
+                return True
+        return False
+
+    return {name: title for name, title in titles.items() if any_of(name)}
+
+
+def _figure(of_label: dict[str, xr.Dataset], panels: dict[str, str]) -> Figure:
+    longest = max(of_label.values(), key=lambda c: c.sizes["stage"])
+    names = [str(s) for s in longest["stage"].values]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = new_figure(WIDTH if columns > 1 else 4.4, 2.5 * lines + 0.4)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    axes_of = dict(zip(panels, grid.ravel(), strict=False))
+    for axes in grid.ravel()[len(panels) :]:
+        axes.set_axis_off()
+    handles = []
+    for k, (label, convergence) in enumerate(of_label.items()):
+        look = {
+            "color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k % len(MARKERS)],
+            "linestyle": LINES[k % len(LINES)], "markersize": 4, "linewidth": 1.3,
+        }  # fmt: skip
+        at = np.array([names.index(str(s)) for s in convergence["stage"].values], dtype=float)
+        at += min(0.1, 0.5 / len(of_label)) * (k - (len(of_label) - 1) / 2)
+        for value in ("raw", "calibrated"):
+            if value in axes_of:
+                line = _means(axes_of[value], at, convergence.sel(value=value), look)
+                if value == "raw":
+                    handles.append((line, label))
+        if "to_final" in axes_of:
+            axes_of["to_final"].plot(at, convergence["to_final"].values, **look)
+    if "probe_accuracy" in axes_of:
+        # one curve: accuracy belongs to the models, whatever they are compared by
+        axes_of["probe_accuracy"].plot(
+            range(len(names)), longest["probe_accuracy"].values, color="#333333", marker="o",
+            markersize=4, linewidth=1.3,
+        )  # fmt: skip
+    for name, axes in axes_of.items():
+        axes.set_title(panels[name])
+        axes.set_ylabel("linear-probe accuracy" if name == "probe_accuracy" else "mean alignment")
+        axes.set_ylim(min(0.0, axes.dataLim.y0) - 0.02, 1.03)
+        axes.grid(True, axis="y")
+        axes.set_xlim(-0.4, len(names) - 0.6)
+    _stage_axis(grid, len(panels), names, longest)
+    figure.legend(
+        [h for h, _ in handles], [n for _, n in handles], loc="outside upper center",
+        ncols=min(6, len(handles)), title="measure", title_fontsize=7.5,
+    )  # fmt: skip
+    return figure
+
+
+def _means(axes: Axes, at: np.ndarray, chosen: xr.Dataset, look: dict[str, Any]) -> Artist:
+    """Draw means with their intervals: a band, and bars, which also show lone stages."""
+    mean, low, high = (chosen[n].values for n in ("mean", "mean_low", "mean_high"))
+    (line,) = axes.plot(at, mean, **look)
+    axes.fill_between(at, low, high, color=str(look["color"]), alpha=0.15, linewidth=0)
+    axes.vlines(at, low, high, color=str(look["color"]), linewidth=0.9)
+    return line
+
+
+def _stage_axis(
+    grid: np.ndarray,
+    n_panels: int,
+    names: list[str],
+    convergence: xr.Dataset,
+) -> None:
+    """Name the stages below the lowest panel of each column."""
+    end = int(convergence["step"].values[-1])
+    labels = [n.removeprefix("step ") for n in names]
+    if labels[-1] == "end" and end >= 0:
+        labels[-1] = f"end\n(median {end:,})"
+    columns = grid.shape[1]
+    for k in range(n_panels):
+        axes = grid[k // columns, k % columns]
+        lowest = k + columns >= n_panels
+        axes.set_xticks(range(len(labels)), labels)
+        axes.tick_params(labelbottom=lowest)
+        if lowest:
+            axes.set_xlabel("training step")

@@ -1,0 +1,246 @@
+"""What the report says in words: what was compared, what was not, and where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
+from pipeline.report.style import count, number
+from pipeline.store.catalog import tower_groups
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def summary(results: Results) -> str:
+    """Say in one paragraph what was compared."""
+    alignment = next(iter(results.alignment.values()))
+    models = np.unique(text(alignment, "model_x"))
+    families = np.unique(text(alignment, "family_x"))
+    towers = text(alignment, "tower_x")
+    representations = max(
+        len({name for grid in results.grids(label) for name in grid.members})
+        for label in results.labels
+    )
+    n_text = int((towers == "text").sum())
+    encoders = _of(len(towers), "encoder")
+    if n_text:
+        encoders += f" ({len(towers) - n_text} image towers and {n_text} text towers)"
+    parts = [
+        f"{_of(len(models), 'model')} of {_of(len(families), 'family', 'families')}, as {encoders} "
+        f"with {_of(representations, 'representation')}, were compared on "
+        f"{_of(int(results.attributes['n_stimuli']), 'stimulus', 'stimuli')}"
+        f"{_captions(results)}, by {_of(len(results.labels), 'measure')}: "
+        f"{', '.join(results.labels)}."
+    ]
+    by_way: dict[str, list[str]] = {}
+    for label, dataset in results.alignment.items():
+        by_way.setdefault(_calibration(dataset), []).append(label)
+    for way, labels in by_way.items():
+        everything = len(labels) == len(results.labels)
+        parts.append(f"{'Scores' if everything else ', '.join(labels) + ': scores'} {way}")
+    parts.append(
+        "Alignment is the similarity of the best pair of layers of two encoders. An encoder is one "
+        "model, at one checkpoint, seen through one tower."
+    )
+    return " ".join(parts)
+
+
+def _captions(results: Results) -> str:
+    key = results.captions_key
+    if key is None:
+        return ""
+    n = int(str(results.store.root[f"measures/{key}"].attrs["n_stimuli"]))
+    return f" (pairs with a text tower on {n:,} distinct captions)"
+
+
+def _calibration(alignment: xr.Dataset) -> str:
+    if not is_calibrated(alignment):
+        return "were not calibrated."
+    about = alignment.attrs
+    n = about.get("n_permutations")
+    how = f"by {n:,} permutations of the stimuli" if n else "against their null"
+    alpha = about.get("alpha")
+    level = f", at α = {alpha:g}" if alpha is not None else ""
+    return (
+        f"were calibrated {how}{level}: 0 is the threshold that chance passes with probability α, "
+        "with the search for the best layers included, and 1 is the measure's maximum."
+    )
+
+
+def notes(results: Results) -> list[str]:
+    """Say what the report cannot show, a sentence each."""
+    said = []
+    if results.unfinished:
+        said.append(
+            f"Compared, but not aggregated yet, and so left out: {', '.join(results.unfinished)}."
+        )
+    alignment = next(iter(results.alignment.values()))
+    stored = {m for m, _, _ in tower_groups(results.store.root, str(results.attributes["set"]))}
+    absent = sorted(stored - set(text(alignment, "model_x")))
+    if absent:
+        said.append(
+            "In the store, but not in these comparisons (another workflow's, or not wholly "
+            f"extracted): {', '.join(absent)}."
+        )
+    plain = [label for label, a in results.alignment.items() if not is_calibrated(a)]
+    if plain:
+        said.append(
+            f"Not calibrated: {', '.join(plain)}. There are no calibrated scores, no p and no q; "
+            "raw scores also reflect the number of features and of layers searched."
+        )
+    if not encoder_mask(alignment, "init").any():
+        said.append(
+            "No encoder at initialisation was compared, so there is no random-init control."
+        )
+    image = text(alignment, "tower_x") == "image"
+    if not np.isfinite(alignment["probe_accuracy_x"].values[image]).any():
+        said.append("No accuracy is in the store: stimuli without labels have none.")
+    if all(len(stages(results.alignment[n], c)) < 2 for n, c in results.convergence.items()):
+        said.append("Only one stage of training was compared, so there is nothing over training.")
+    return said
+
+
+def conventions(results: Results) -> list[dict[str, str]]:
+    """Return, for each measure, what decides its numbers, and the ties that were met."""
+    rows = []
+    for label in results.labels:
+        spec = results.store.measure(label, results.key)
+        said = {k: v for k, v in spec.conventions().items() if k != "measure"}
+        rows.append(
+            {
+                "label": label,
+                "measure": spec.name,
+                "conventions": ", ".join(
+                    f"{k.replace('_', ' ')}: {_yes_no(v)}" for k, v in said.items()
+                ),
+                "reference": spec.measure.reference,
+                "ties": _ties(results, label),
+            }
+        )
+    return rows
+
+
+def _yes_no(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _ties(results: Results, label: str) -> str:
+    """Say how many rows had a tie at the k-th neighbour, on the subset and on its captions."""
+    said = []
+    for grid, unit in zip(results.grids(label), ("stimuli", "distinct captions"), strict=False):
+        ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]
+        ties = ties[ties >= 0]
+        n = int(str(grid.group.attrs["n_stimuli"]))
+        if len(ties):
+            said.append(
+                f"{int(ties.sum()):,} of {len(ties) * n:,} "
+                f"({_of(len(ties), 'representation')} of {n:,} {unit})"
+            )
+    return "; ".join(said) or "no neighbours"
+
+
+def models(results: Results) -> list[dict[str, Any]]:
+    """Return the rows of the table of models, by family and size."""
+    alignment = next(iter(results.alignment.values()))
+    of_model, family, tower = (text(alignment, name) for name in ("model_x", "family_x", "tower_x"))
+    columns = {
+        name: alignment[f"{name}_x"].values
+        for name in ("step", "final", "n_parameters", "probe_accuracy", "knn_accuracy")
+    }
+    rows: list[dict[str, Any]] = []
+    for model in np.unique(of_model):
+        mine = of_model == model
+        last = {
+            t: np.flatnonzero(mine & columns["final"] & (tower == t)) for t in ("image", "text")
+        }
+        size = {t: float(columns["n_parameters"][at[0]]) for t, at in last.items() if len(at)}
+        image = last["image"]
+        accuracy = {
+            name: number(float(columns[name][image[0]])) if len(image) else "–"
+            for name in ("probe_accuracy", "knn_accuracy")
+        }
+        one = mine & (tower == tower[mine][0])
+        rows.append(
+            {
+                "model": str(model),
+                "family": str(family[mine][0]),
+                "parameters": " + ".join(
+                    count(n) + (f" {t}" if len(size) > 1 else "") for t, n in size.items()
+                ),
+                **accuracy,
+                "checkpoints": _checkpoints(columns["step"][one]),
+                "order": (str(family[mine][0]), next(iter(size.values()), 0.0)),
+            }
+        )
+    rows.sort(key=lambda row: (row["order"], row["model"]))
+    return rows
+
+
+def _checkpoints(steps: NDArray[np.int64]) -> str:
+    known = steps[steps >= 0]
+    if len(known) < 2:
+        return str(len(steps))
+    return f"{len(steps)}, steps {known.min():,} to {known.max():,}"
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """Return what the numbers come from: stimuli, versions, seeds."""
+    about = results.attributes
+    set_key = str(about["set"])
+    root = results.store.root
+    stimuli = dict(root[f"stimuli/{set_key}"].attrs) if f"stimuli/{set_key}" in root else {}
+    convergence = next(iter(results.convergence.values())).attrs
+    alignment = next(iter(results.alignment.values())).attrs
+    versions = {
+        json.dumps(e.attributes["versions"], sort_keys=True)
+        for e in results.store.encoders(set_key)
+        if "versions" in e.attributes
+    }
+    rows = [
+        ("store", str(results.store.path)),
+        ("stimulus set", set_key),
+        ("source of the stimuli", _phrase(stimuli.get("source"))),
+        ("subset", f"{results.key}, fingerprint {about.get('fingerprint', 'not recorded')}"),
+        (
+            "versions at extraction",
+            "; ".join(_phrase(json.loads(v)) for v in sorted(versions)) or "not recorded",
+        ),
+        ("version of this report", f"consilience {version('consilience')}"),
+        (
+            "bootstrap and QAP",
+            f"{convergence.get('n_bootstrap', 'unknown number of')} draws and permutations of "
+            f"models, seed {convergence.get('seed', 'not recorded')}",
+        ),
+    ]
+    if "n_permutations" in alignment:
+        rows.append(
+            (
+                "null",
+                f"{alignment.get('method', 'permutation')}, "
+                f"{alignment['n_permutations']} permutations, "
+                f"seed {alignment.get('permutation_seed', 'not recorded')}",
+            )
+        )
+    return rows
+
+
+def _phrase(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return "not recorded" if value is None else str(value)
+
+
+def _of(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def image_text(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether any image tower was compared with a text tower."""
+    return any(row["raw_image_text_pairs"] for row in rows)

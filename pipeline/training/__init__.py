@@ -1,0 +1,21 @@
+"""Small reference models that are trained here, with checkpoints. Importing this loads no torch."""
+
+from pipeline.training.checkpoints import is_trained
+from pipeline.training.recipe import (
+    TrainingOptions,
+    TrainingRecipe,
+    load_recipes,
+    planned_steps,
+)
+from pipeline.training.zoo import Progress, train, train_all
+
+__all__ = [
+    "Progress",
+    "TrainingOptions",
+    "TrainingRecipe",
+    "is_trained",
+    "load_recipes",
+    "planned_steps",
+    "train",
+    "train_all",
+]

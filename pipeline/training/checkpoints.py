@@ -1,0 +1,98 @@
+"""Files of a training run: checkpoints, and `training.json`, which says that it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.training.recipe import STEP, TrainingRecipe, planned_steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "training.json"
+_PARTIAL = ".partial"
+
+
+def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
+    """Return what `training.json` says, or None where this recipe is not trained.
+
+    Trained means: the record was written by this very recipe, and every file that it needs is
+    there. The record is written last, so an interrupted training has none.
+    """
+    try:
+        text = (recipe.directory / RECORD).read_text(encoding="utf-8")
+        record = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("recipe_digest") != recipe.digest:
+        return None
+    files = [recipe.file(step) for step in planned_steps(recipe)]
+    if recipe.vocabulary is not None:
+        files.append(recipe.vocabulary)
+    return record if all(f.is_file() for f in files) else None
+
+
+def is_trained(recipe: TrainingRecipe) -> bool:
+    """Tell whether every checkpoint of this very recipe is there; reads one small file."""
+    return read_record(recipe) is not None
+
+
+def write_record(recipe: TrainingRecipe, record: Mapping[str, Any]) -> None:
+    """Write `training.json`."""
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(recipe.directory / RECORD, text.encode())
+
+
+def write_checkpoint(
+    recipe: TrainingRecipe, step: int, epoch: int, weights: Mapping[str, Tensor]
+) -> str:
+    """Save the weights of a step and return the SHA-256 of the file.
+
+    The same weights give the same bytes: safetensors sorts its tensors, and `torch.save` puts
+    the name of a file into it, but not that of a buffer.
+    """
+    path = recipe.file(step)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        content = save({k: w.contiguous() for k, w in weights.items()}, {"format": "pt"})
+    else:
+        import torch
+
+        buffer = io.BytesIO()
+        # the keys of timm's own training checkpoints, without the optimiser
+        state = {
+            "epoch": epoch,
+            "arch": recipe.model.name,
+            "state_dict": dict(weights),
+            "version": 2,
+        }
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either there and whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def clear(recipe: TrainingRecipe) -> None:
+    """Remove what an interrupted training, or one by another recipe, has left.
+
+    The record goes first: nothing may be taken for complete while files go.
+    """
+    (recipe.directory / RECORD).unlink(missing_ok=True)
+    pattern = Path(recipe.template).name.replace(STEP, "*")
+    for left in (*recipe.directory.glob(pattern), *recipe.directory.glob(f"*{_PARTIAL}")):
+        left.unlink()

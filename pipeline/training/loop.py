@@ -1,0 +1,146 @@
+"""The training loop: one model, one thread, the same bytes every time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pipeline.errors import ModelError
+from pipeline.training import contrastive, supervised
+from pipeline.training.checkpoints import (
+    clear,
+    read_record,
+    write_checkpoint,
+    write_record,
+)
+from pipeline.training.recipe import TrainingRecipe, planned_steps
+from pipeline.training.task import Task
+
+_PREPARE = {"timm": supervised.prepare, "open_clip": contrastive.prepare}
+_LIBRARIES = {"timm": "timm", "open_clip": "open_clip_torch"}
+
+
+def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
+    """Train one model unless it is there, and return its record."""
+    recipe.directory.mkdir(parents=True, exist_ok=True)
+    # another process may be at the same model: wait for it, and then take what it has made
+    with FileLock(recipe.directory / "training.lock"):
+        record = read_record(recipe)
+        if record is not None:
+            return record
+        clear(recipe)
+        with _reproducible(recipe.options.seed):
+            record = _train(recipe, progress)
+        write_record(recipe, record)
+        return record
+
+
+def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    options, last = recipe.options, recipe.options.steps
+    task = _PREPARE[recipe.model.source](recipe)
+    steps = set(planned_steps(recipe))
+    optimizer, schedule = _optimizer(task.model, recipe)
+    files: dict[str, str] = {}
+    losses: dict[str, float] = {}
+
+    def save(step: int) -> None:
+        epoch = step * options.batch_size // task.n_stimuli
+        files[recipe.file(step).name] = write_checkpoint(
+            recipe, step, epoch, task.model.state_dict()
+        )
+
+    if 0 in steps:
+        save(0)
+    task.model.train()
+    for step, loss in _steps(task, recipe):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        task.after_step()
+        if step in steps:
+            value = float(loss.detach())
+            if value != value:
+                raise ModelError(
+                    f"model {recipe.model.id}: the loss is not a number at step {step} of {last}. "
+                    f"Lower training.learning_rate, which is {options.learning_rate}."
+                )
+            losses[str(step)] = value
+            save(step)
+        if progress is not None:
+            progress(step)
+    task.model.eval()
+    with torch.inference_mode():
+        accuracy = task.accuracy()
+    return {
+        "model": recipe.model.id,
+        "recipe_digest": recipe.digest,
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": options.seed,
+        "steps": sorted(steps),
+        "samples_seen": last * options.batch_size,
+        "losses": losses,
+        "held_out_accuracy": accuracy,
+        "n_parameters": sum(p.numel() for p in task.model.parameters()),
+        "files": files,
+        "versions": {
+            name: version(name)
+            for name in ("torch", _LIBRARIES[recipe.model.source], "numpy", "scikit-learn")
+        },
+        "seconds": {
+            "wall": round(time.perf_counter() - wall, 2),
+            "cpu": round(time.process_time() - cpu, 2),
+        },
+    }
+
+
+def _steps(task: Task, recipe: TrainingRecipe) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield each step's number, from 1, and loss; batches run on over the ends of epochs."""
+    options = recipe.options
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = torch.empty(0, dtype=torch.long)
+    for step in range(1, options.steps + 1):
+        while len(rows) < options.batch_size:
+            rows = torch.cat([rows, torch.randperm(task.n_stimuli, generator=generator)])
+        batch, rows = rows[: options.batch_size], rows[options.batch_size :]
+        yield step, task.loss(batch, generator)
+
+
+def _optimizer(
+    model: torch.nn.Module, recipe: TrainingRecipe
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    options = recipe.options
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.steps, pct_start=options.warmup
+    )
+    return optimizer, schedule
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread, deterministic kernels and a seeded generator; all put back after."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            torch.set_num_threads(1)  # the order of a sum depends on the number of threads
+            torch.use_deterministic_algorithms(True)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

@@ -1,0 +1,205 @@
+"""How a reference model is trained: `training:` of a registry file and of its entries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.errors import InputError
+from pipeline.registry import Entry, ModelSpec, load_registry, read_json
+from pipeline.stimuli import StimuliSpec
+from pipeline.yamlfile import Document, Location, Spec, validate
+
+STEP = "{step}"
+SUFFIXES = (".safetensors", ".pth.tar")
+# raised when the training code changes what it gives for the same recipe
+_VERSION = 1
+
+
+class TrainingOptions(Spec):
+    """Stimuli, length and optimiser of one training run."""
+
+    stimuli: StimuliSpec = StimuliSpec(part="train")
+    """What the model learns."""
+    held_out: StimuliSpec = StimuliSpec(part="test")
+    """What its accuracy is measured on at the end."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the order of the stimuli."""
+    steps: int = Field(default=300, ge=2)
+    """Number of optimiser steps."""
+    batch_size: int = Field(default=64, ge=2)
+    """Stimuli per step."""
+    checkpoint_steps: tuple[int, ...] = (0, 1, 3, 10, 30, 100)
+    """Steps after which weights are saved, 0 at initialisation; the last one always is."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak of the one-cycle schedule of AdamW."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decay of weight matrices; biases, norms and scales are left alone."""
+    warmup: float = Field(default=0.15, gt=0, lt=1)
+    """Fraction of the steps in which the learning rate rises to its peak."""
+    plain_captions: float = Field(default=0.5, ge=0, le=1)
+    """Two-tower models: how often the class's plain caption stands for the detailed one."""
+
+
+class TrainingRecipe(Spec):
+    """A model and how it is trained: everything that its weights depend on."""
+
+    model: ModelSpec
+    """The registry entry."""
+    options: TrainingOptions
+    """The file's defaults with the entry's own options over them."""
+
+    @property
+    def template(self) -> str:
+        """Path of the checkpoints, with {step}."""
+        assert isinstance(self.model.checkpoints, str)  # load_recipes lets nothing else through
+        return self.model.checkpoints
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the checkpoints and of `training.json`."""
+        return Path(self.template).parent
+
+    def file(self, step: int) -> Path:
+        """Return the path of the checkpoint of a step."""
+        return Path(self.template.replace(STEP, str(step)))
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """The tokenizer's merges that this training writes, named by the model's config."""
+        text = self._config().get("text_cfg", {})
+        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
+        if self.model.config is None or path is None:
+            return None
+        return (Path(self.model.config).parent / path).resolve()
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """What the model's config states as the number of its tokens."""
+        size: int | None = self._config().get("text_cfg", {}).get("vocab_size")
+        return size
+
+    def _config(self) -> dict[str, Any]:
+        if self.model.config is None:
+            return {}
+        config: dict[str, Any] = read_json(self.model.config, f"model {self.model.id}")
+        return config
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that the weights depend on, but for library versions."""
+        model = self.model.model_dump(
+            mode="json", include={"source", "name", "arguments", "preprocessing"}
+        )
+        content = {
+            "version": _VERSION,
+            "model": {**model, "config": self._config()},
+            "options": self.options.model_dump(mode="json"),
+            "checkpoints": Path(self.template).name,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def planned_steps(recipe: TrainingRecipe) -> tuple[int, ...]:
+    """Return the steps whose weights are saved, ascending; the last is the end of the training."""
+    options = recipe.options
+    return (*sorted({s for s in options.checkpoint_steps if s < options.steps}), options.steps)
+
+
+def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
+    """Read the entries of a registry file that are trained here.
+
+    The file's top-level `training:` holds defaults; an entry's own `training:` goes over them,
+    key by key. Entries without one are left out.
+
+    Parameters
+    ----------
+    registry_path
+        A registry file. Paths in it are relative to the working directory.
+
+    Returns
+    -------
+    list of TrainingRecipe
+        In the order of the file.
+
+    Raises
+    ------
+    InputError
+        With file, line, entry and remedy; where there is nothing to train, too.
+    """
+    registry = load_registry([registry_path])
+    recipes: list[TrainingRecipe] = []
+    taken: dict[Path, str] = {}
+    for entry in registry.entries.values():
+        if entry.spec.training is None:
+            continue
+        recipe = _recipe(entry)
+        folder = recipe.directory
+        if folder in taken:
+            raise InputError(
+                f"{entry.where}: entry {entry.spec.id!r} saves to {folder}, as {taken[folder]!r} "
+                "does. Give each its own folder in `checkpoints:`."
+            )
+        taken[folder] = entry.spec.id
+        recipes.append(recipe)
+    if not recipes:
+        raise InputError(
+            f"{registry_path}: no entry has `training:`, so there is nothing to train. Add "
+            "`training: {seed: 0}` to those that are trained here."
+        )
+    return recipes
+
+
+def _recipe(entry: Entry) -> TrainingRecipe:
+    spec, document = entry.spec, entry.document
+    own: Location = (*entry.location, "training")
+    # each part is validated where it stands, so that a fault is reported with its own line
+    defaults = _section(document, ("training",), document.data.get("training", {}), None)
+    overrides = _section(document, own, spec.training, spec.id)
+    options = TrainingOptions.model_validate({**defaults, **overrides})
+    recipe = TrainingRecipe(model=spec, options=options)
+    fault = _fault(recipe)
+    if fault:
+        raise InputError(f"{entry.where}: entry {spec.id!r}: {fault}")
+    return recipe
+
+
+def _section(
+    document: Document, location: Location, value: Any, entry: str | None
+) -> Mapping[str, Any]:
+    return validate(TrainingOptions, value, document, location, entry).model_dump(
+        exclude_unset=True
+    )
+
+
+def _fault(recipe: TrainingRecipe) -> str | None:
+    spec, options = recipe.model, recipe.options
+    template = spec.checkpoints
+    if not isinstance(template, str) or STEP not in Path(template).name:
+        return (
+            "a model that is trained here needs `checkpoints:` with a template of file names, "
+            f"such as store/reference/NAME/step-{STEP}.safetensors."
+        )
+    if not template.endswith(SUFFIXES):
+        return f"checkpoints: {template} must end in {' or '.join(SUFFIXES)}."
+    wrong = [s for s in options.checkpoint_steps if s < 0]
+    if wrong:
+        return f"checkpoint_steps: {wrong[0]} is negative; 0 is the initialisation."
+    parts = {options.stimuli.part, options.held_out.part}
+    if parts != {"train", "test"}:
+        return (
+            f"it would be tested on stimuli that it learns (stimuli: {options.stimuli.part}, "
+            f"held_out: {options.held_out.part}). Choose two parts that do not overlap."
+        )
+    seen = options.steps * options.batch_size
+    if spec.metadata.get("samples_seen", seen) != seen:
+        return (
+            f"metadata.samples_seen is {spec.metadata['samples_seen']}, but {options.steps} steps "
+            f"of {options.batch_size} stimuli are {seen}. Correct one of the two."
+        )
+    return None

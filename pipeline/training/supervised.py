@@ -1,0 +1,40 @@
+"""Classifiers, trained on labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from pipeline.sources import get_source
+from pipeline.stimuli import load_stimuli
+from pipeline.training.task import Task, image_tensor
+
+if TYPE_CHECKING:
+    from pipeline.training.recipe import TrainingRecipe
+
+
+def prepare(recipe: TrainingRecipe) -> Task:
+    """Build the classifier from torch's current seed, and its data."""
+    source = get_source(recipe.model.source)
+    model = source.build(recipe.model)
+    transform = source.image_transform(recipe.model, model)
+    shown, held_out = (
+        load_stimuli(spec) for spec in (recipe.options.stimuli, recipe.options.held_out)
+    )
+    assert shown.labels is not None
+    assert held_out.labels is not None
+    images, labels = image_tensor(shown.images, transform), torch.from_numpy(shown.labels)
+    test_images, test_labels = (
+        image_tensor(held_out.images, transform),
+        torch.from_numpy(held_out.labels),
+    )
+
+    def loss(rows: torch.Tensor, choices: torch.Generator) -> torch.Tensor:
+        return cross_entropy(model(images[rows]), labels[rows])
+
+    def accuracy() -> float:
+        return float((model(test_images).argmax(1) == test_labels).double().mean())
+
+    return Task(model, len(shown), loss, after_step=lambda: None, accuracy=accuracy)

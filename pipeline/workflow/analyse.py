@@ -1,0 +1,278 @@
+"""Stages that end in the small, final datasets: competence, alignment, convergence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.alignment import Compared, alignment_dataset
+from pipeline.cluster import Task
+from pipeline.measures import MeasureSpec
+from pipeline.schema import AGGREGATES, ENCODER, State
+from pipeline.stimuli import Subset
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import Encoder
+from pipeline.store.layout import open_root
+from pipeline.workflow.calibrate import ensure_null
+from pipeline.workflow.compare import ensure_grid
+from pipeline.workflow.pairs import Comparison
+from pipeline.workflow.spec import CalibrateSpec
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ENCODERS_PER_TASK = 8
+COMPETENCE = ("knn_accuracy", "probe_accuracy")
+
+
+def inputs_digest(*inputs: Any) -> str:
+    """Return the identity of what a dataset was made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
+    """Write a final dataset; `inputs`, what it was made from, last. Driver only."""
+    import warnings
+
+    text = {
+        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "OU"
+    }
+    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
+    dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+    with warnings.catch_warnings():
+        # xarray speaks of consolidated metadata, which this store never has
+        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
+        dataset.to_zarr(root.store, group=path, mode="w", zarr_format=3, consolidated=False)
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    group.attrs["inputs"] = inputs
+
+
+def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
+    """Whether a final dataset is there and was made from these inputs."""
+    return path in root and root[path].attrs.get("inputs") == inputs
+
+
+def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, Any]]:
+    """Return encoder id → activations_digest, knn_accuracy, probe_accuracy."""
+    path = f"competence/{subset_key}"
+    if path not in root:
+        return {}
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    columns = {
+        name: np.asarray(_array(group, name)[...])
+        for name in ("encoder", "activations_digest", *COMPETENCE)
+    }
+    return {
+        str(encoder): {
+            "activations_digest": str(columns["activations_digest"][i]),
+            **{name: float(columns[name][i]) for name in COMPETENCE},
+        }
+        for i, encoder in enumerate(columns["encoder"])
+    }
+
+
+def missing_competence(
+    known: Mapping[str, Mapping[str, Any]], encoders: Sequence[Encoder]
+) -> list[Encoder]:
+    """Return the image encoders whose competence has not been measured."""
+    return [
+        e
+        for e in encoders
+        if e.tower == "image" and known.get(e.id, {}).get("activations_digest") != e.digest
+    ]
+
+
+def competence_tasks(missing: Sequence[Encoder], store: str, subset: Subset) -> list[Task]:
+    """Return tasks of a few encoders each."""
+    parts = [missing[i : i + ENCODERS_PER_TASK] for i in range(0, len(missing), ENCODERS_PER_TASK)]
+    return [
+        Task(
+            f"competence {subset.key} {k}",
+            competence_job,
+            (
+                store,
+                subset.key,
+                subset.base.key,
+                [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in part],
+            ),
+            cost=float(len(part)),
+        )
+        for k, part in enumerate(parts)
+    ]
+
+
+def competence_job(
+    store: str, subset_key: str, set_key: str, encoders: Sequence[tuple[str, str, str, str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Measure the competence of a few encoders on a worker, on their last layers."""
+    from pipeline.analysis.competence import knn_accuracy, probe_accuracy
+
+    root = open_root(store, "r")
+    rows = np.asarray(_array(root, f"measures/{subset_key}/row")[...], dtype=np.int64)
+    labels = np.asarray(_array(root, f"stimuli/{set_key}/label")[...], dtype=np.int64)[rows]
+    found = {}
+    for encoder, path, checkpoint, layer, digest in encoders:
+        group = root[path]
+        assert isinstance(group, zarr.Group)
+        x = TowerGroup(group).read(checkpoint, layer, rows)
+        found[encoder] = {
+            "activations_digest": digest,
+            "knn_accuracy": knn_accuracy(x, labels),
+            "probe_accuracy": probe_accuracy(x, labels),
+        }
+    return found
+
+
+def write_competence(
+    root: zarr.Group, subset_key: str, found: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write the competence of all encoders. Driver only."""
+    import xarray as xr
+
+    ids = sorted(found)
+    dataset = xr.Dataset(
+        {
+            "activations_digest": ("encoder", [found[i]["activations_digest"] for i in ids]),
+            **{
+                name: (
+                    "encoder",
+                    [found[i][name] for i in ids],
+                    {"description": ENCODER[name].description},
+                )
+                for name in COMPETENCE
+            },
+        },
+        coords={"encoder": ids},
+    )
+    write_dataset(root, f"competence/{subset_key}", dataset, inputs_digest(found))
+
+
+def read_compared(
+    root: zarr.Group,
+    comparison: Comparison,
+    label: str,
+    spec: MeasureSpec,
+    calibrate: CalibrateSpec | None,
+) -> Compared:
+    """Read the layer scores, and the nulls, of every pair of encoders of a comparison."""
+    grid = ensure_grid(root, comparison.subset, label, spec, create=False)
+    assert grid is not None
+    encoders = comparison.encoders
+    slots = [grid.members[r] for e in encoders for r in e.representations]
+    at = np.ix_(slots, slots)
+    scores = np.asarray(grid.array("score")[...])[at].astype(np.float64)
+    done = np.isin(grid.state()[at], (State.DONE, State.UNDEFINED))
+    ends = np.cumsum([0, *(len(e.layers) for e in encoders)])
+    layers = [slice(a, b) for a, b in pairwise(ends)]
+    found: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for i, j in np.argwhere(comparison.wanted):
+        if done[layers[i], layers[j]].all():
+            found[encoders[i].id, encoders[j].id] = scores[layers[i], layers[j]]
+    nulls: dict[tuple[str, str], NDArray[np.float64]] = {}
+    if calibrate is not None and comparison.calibrated.any():
+        null = ensure_null(root, comparison.subset, label, calibrate, create=False)
+        assert null is not None
+        values, finished = np.asarray(null.array("null")[...]), null.state() == State.DONE
+        for i, j in np.argwhere(comparison.calibrated):
+            pair = null.members[encoders[i].id], null.members[encoders[j].id]
+            if finished[pair]:
+                nulls[encoders[i].id, encoders[j].id] = values[(slice(None), *pair)]
+    return Compared(len(comparison.subset), found, nulls)
+
+
+def write_alignment(
+    root: zarr.Group,
+    label: str,
+    spec: MeasureSpec,
+    comparisons: Sequence[Comparison],
+    calibrate: CalibrateSpec | None,
+    competence: Mapping[str, Mapping[str, Any]],
+) -> bool:
+    """Aggregate one measure into alignment and convergence; return False if both are current."""
+    from pipeline.analysis.convergence import convergence_dataset
+
+    encoders = list({e.id: e for c in comparisons for e in c.encoders}.values())
+    settings = {
+        "label": label,
+        **{f"measure_{k}" if k != "measure" else k: v for k, v in spec.conventions().items()},
+        "aggregates": list(AGGREGATES),
+        **(
+            {
+                "alpha": calibrate.alpha,
+                "method": calibrate.method,
+                "n_permutations": calibrate.n_permutations,
+                "permutation_seed": calibrate.seed,
+            }
+            if calibrate
+            else {}
+        ),
+    }
+    inputs = inputs_digest(
+        settings,
+        [
+            (
+                e.id,
+                e.digest,
+                e.initial,
+                e.final,
+                e.step,
+                e.attributes.get("family"),
+                e.attributes.get("related"),
+                e.attributes.get("metadata"),
+            )
+            for e in encoders
+        ],
+        [
+            (c.subset.key, c.wanted.tobytes().hex(), c.calibrated.tobytes().hex())
+            for c in comparisons
+        ],
+        [competence.get(e.id) for e in encoders],
+        [_progress(root, c, label, spec, calibrate) for c in comparisons],
+    )
+    key = comparisons[0].subset.key
+    paths = f"alignment/{key}/{label}", f"convergence/{key}/{label}"
+    if all(is_current(root, path, inputs) for path in paths):
+        return False
+    results = [read_compared(root, c, label, spec, calibrate) for c in comparisons]
+    alignment = alignment_dataset(
+        encoders,
+        results,
+        alpha=calibrate.alpha if calibrate else 0.05,
+        maximum=float(spec.measure.range[1]),
+        competence=competence,
+        attributes=settings,
+    )
+    write_dataset(root, paths[0], alignment, inputs)
+    write_dataset(root, paths[1], convergence_dataset(alignment), inputs)
+    return True
+
+
+def _progress(
+    root: zarr.Group,
+    comparison: Comparison,
+    label: str,
+    spec: MeasureSpec,
+    calibrate: CalibrateSpec | None,
+) -> list[str]:
+    """Return what tells a finished grid from one with pairs still missing."""
+    grids = [ensure_grid(root, comparison.subset, label, spec, create=False)]
+    if calibrate is not None:
+        grids.append(ensure_null(root, comparison.subset, label, calibrate, create=False))
+    return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    found = group[name]
+    assert isinstance(found, zarr.Array)
+    return found

@@ -1,0 +1,244 @@
+"""Stage: the similarity of every wanted pair of representations that is not in the store yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.cluster import Task
+from pipeline.errors import InputError
+from pipeline.measures import MeasureSpec, score_pairs
+from pipeline.schema import MEASURES, State, Variable
+from pipeline.stimuli import Subset
+from pipeline.store.catalog import Encoder
+from pipeline.store.grid import Allocation, Grid, blocks_of, padded_state
+from pipeline.store.layout import create_variable, open_root
+from pipeline.workflow.members import Member, prepare_members
+from pipeline.workflow.pairs import Mask, spread
+
+CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
+
+_ROW = Variable("row", ("stimulus",), "int64", "Row of the base set.")
+
+
+def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
+    """Write the rows of a subset if they are not there; return its key. Driver only."""
+    path = f"measures/{subset.key}"
+    if path not in root or f"{path}/row" not in root:
+        group = root.require_group(path)
+        group.attrs.update(
+            kind=subset.kind,
+            base=base,
+            set=subset.base.key,
+            fingerprint=subset.fingerprint,
+            n_stimuli=len(subset),
+        )
+        create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
+    return subset.key
+
+
+def ensure_grid(
+    root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec, *, create: bool = True
+) -> Grid | None:
+    """Return the grid of one measure, made if it is not there.
+
+    Raises
+    ------
+    InputError
+        Where the label stands for another measure in this store.
+    """
+    path = f"measures/{subset.key}/{label}"
+    asked = {"name": spec.name, "parameters": dict(spec.parameters)}
+    if path not in root:
+        if not create:
+            return None
+        return Grid.create(
+            root,
+            path,
+            "representation",
+            MEASURES,
+            chunk=CHUNK,
+            sizes={},
+            attributes={
+                "measure": asked,
+                "conventions": spec.conventions(),
+                "n_stimuli": len(subset),
+            },
+        )
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    stored: Any = group.attrs["measure"]
+    if stored != asked:
+        raise InputError(
+            f"measure {label!r}: in the store this label stands for {_phrase(stored)}, now for "
+            f"{_phrase(asked)}. Give the new one another label."
+        )
+    return Grid(group, "representation")
+
+
+def _phrase(measure: Any) -> str:
+    inside = ", ".join(f"{k}={v!r}" for k, v in measure["parameters"].items())
+    return f"{measure['name']}({inside})"
+
+
+def digests_of(encoders: Sequence[Encoder]) -> dict[str, str]:
+    """Return representation id → identity of its activations."""
+    return {r: e.digest for e in encoders for r in e.representations}
+
+
+def missing_pairs(
+    grid: Grid | None, allocation: Allocation, encoders: Sequence[Encoder], wanted: Mask
+) -> Mask:
+    """Return the pairs of slots that are wanted and not computed."""
+    missing = padded_state(grid, allocation.length)
+    slots = [allocation.members[r] for e in encoders for r in e.representations]
+    at = np.ix_(slots, slots)
+    todo = np.zeros(missing.shape, bool)
+    todo[at] = spread(wanted, [len(e.layers) for e in encoders]) & ~np.isin(
+        missing[at], (State.DONE, State.UNDEFINED)
+    )
+    return todo | todo.T  # a task killed between chunk (i, j) and (j, i) does both again
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """One block of pairs: chunks (i, j) and (j, i) of one or more measures."""
+
+    store: str
+    subset: str
+    specs: Mapping[str, MeasureSpec]
+    i: int
+    j: int
+    left: Sequence[Member | None]
+    right: Sequence[Member | None]
+    missing: Mapping[str, Mask]
+
+
+def compare_tasks(
+    grids: Mapping[str, Grid],
+    specs: Mapping[str, MeasureSpec],
+    encoders: Sequence[Encoder],
+    missing: Mapping[str, Mask],
+    store: str,
+    subset: Subset,
+) -> Iterator[Task]:
+    """Yield one task per block in which something is missing.
+
+    Measures whose slots agree, as those of one workflow do, share their tasks.
+    """
+    by_name = {
+        f"{e.id}/{layer}": Member(e.path, e.checkpoint, layer, e.digest)
+        for e in encoders
+        for layer in e.layers
+    }
+    shared: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for label, grid in grids.items():
+        shared.setdefault(tuple(grid.members.items()), []).append(label)
+    for members, labels in shared.items():
+        grid = grids[labels[0]]
+        length = missing[labels[0]].shape[0]
+        table: list[Member | None] = [None] * length
+        for name, slot in members:
+            table[slot] = by_name.get(name)
+        anything = np.any([missing[label] for label in labels], axis=0)
+        for i, j in blocks_of(anything, grid.chunk):
+            rows, columns = grid.region(i), grid.region(j)
+            blocks = {label: missing[label][rows, columns] for label in labels}
+            blocks = {label: block for label, block in blocks.items() if block.any()}
+            yield Task(
+                f"compare {subset.key} {i},{j}",
+                compare_job,
+                (
+                    CompareJob(
+                        store,
+                        subset.key,
+                        {label: specs[label] for label in blocks},
+                        i,
+                        j,
+                        _needed(table[rows], np.any([b.any(1) for b in blocks.values()], axis=0)),
+                        _needed(
+                            table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)
+                        ),
+                        blocks,
+                    ),
+                ),
+                cost=float(sum(b.sum() for b in blocks.values())),
+            )
+
+
+def _needed(members: Sequence[Member | None], used: NDArray[np.bool_]) -> list[Member | None]:
+    return [m if u else None for m, u in zip(members, used, strict=True)]
+
+
+def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
+    """Compute one block on a worker; return label → slot → ties at the k-th neighbour."""
+    at_left = [k for k, m in enumerate(job.left) if m is not None]
+    at_right = [k for k, m in enumerate(job.right) if m is not None]
+    diagonal = job.i == job.j
+    at_both = sorted({*at_left, *at_right}) if diagonal else []
+    left = [m for m in job.left if m is not None]
+    right = [m for m in job.right if m is not None]
+    if diagonal:  # one list, so that each unordered pair is computed once
+        either = [a or b for a, b in zip(job.left, job.right, strict=True)]
+        left = right = [m for m in either if m is not None]
+        at_left = at_right = at_both
+    xs = prepare_members(job.store, job.subset, left, job.specs)
+    ys = xs if diagonal else prepare_members(job.store, job.subset, right, job.specs)
+    root = open_root(job.store, "r+")
+    ties: dict[str, dict[int, int]] = {}
+    for labels in _same_masks(job.missing):
+        mask = job.missing[labels[0]]
+        mask = mask | mask.T if diagonal else mask
+        inner = mask[np.ix_(at_left, at_right)]
+        scores = score_pairs(xs, ys, {n: job.specs[n] for n in labels}, wanted=inner)
+        for label in labels:
+            group = root[f"measures/{job.subset}/{label}"]
+            assert isinstance(group, zarr.Group)
+            grid = Grid(group, "representation")
+            values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
+            undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
+            grid.write_chunk("score", job.i, job.j, values, mask, undefined)
+            if not diagonal:
+                grid.write_chunk("score", job.j, job.i, values.T, mask.T, undefined.T)
+            if job.specs[label].measure.relation == "neighbours":
+                ties[label] = {
+                    chunk * grid.chunk + k: p.ties(job.specs[label])
+                    for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))
+                    for k, p in zip(at, ps, strict=True)
+                }
+    return ties
+
+
+def _same_masks(missing: Mapping[str, Mask]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    for label, mask in missing.items():
+        for group in groups:
+            if np.array_equal(missing[group[0]], mask):
+                group.append(label)
+                break
+        else:
+            groups.append([label])
+    return groups
+
+
+def _placed(
+    values: NDArray[Any], shape: tuple[int, ...], rows: list[int], columns: list[int], fill: Any
+) -> NDArray[Any]:
+    out = np.full(shape, fill, dtype=values.dtype)
+    out[np.ix_(rows, columns)] = values
+    return out
+
+
+def record_ties(grids: Mapping[str, Grid], ties: Mapping[str, Mapping[int, int]]) -> None:
+    """Write the counts of ties that workers returned. Driver only."""
+    for label, of_slot in ties.items():
+        if of_slot:
+            array = grids[label].array("n_ties")
+            held = np.asarray(array[...])
+            held[list(of_slot)] = list(of_slot.values())
+            array[...] = held

@@ -1,0 +1,338 @@
+"""Stage: extract the activations of every model and checkpoint that is not in the store yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from pipeline.cluster import Task
+from pipeline.errors import InputError, ModelError
+from pipeline.registry import Checkpoint, ModelSpec, Registry
+from pipeline.sources.weights import weights_identity
+from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
+from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
+from pipeline.store.catalog import in_training_order
+from pipeline.store.layout import activations_path, delete, open_root
+
+if TYPE_CHECKING:
+    from pipeline.extraction import TowerInfo
+
+Block = tuple[int, int]
+
+
+@dataclass
+class ModelPlan:
+    """What one model has in the store, and what it lacks."""
+
+    spec: ModelSpec
+    checkpoints: dict[str, Checkpoint]
+    described: Mapping[str, TowerInfo] | None
+    """From the architecture; None where the store has it all."""
+    replace: bool
+    missing: dict[str, dict[str, list[Block]]] = field(default_factory=dict)
+    """Checkpoint → tower → blocks to extract."""
+
+    @property
+    def n_missing(self) -> int:
+        """Blocks to extract, over checkpoints and towers."""
+        return sum(len(b) for towers in self.missing.values() for b in towers.values())
+
+    def bytes_to_write(self, n_stimuli: int) -> int:
+        """Bytes of activations that are missing."""
+        if self.described is None:
+            return 0
+        rows = rows_per_chunk(n_stimuli)
+        return sum(
+            4 * min(rows * len(blocks), n_stimuli) * sum(self.described[tower].widths)
+            for towers in self.missing.values()
+            for tower, blocks in towers.items()
+        )
+
+    def flops(self, n_stimuli: int) -> float:
+        """Floating-point operations of what is missing."""
+        if self.described is None:
+            return 0.0
+        rows = rows_per_chunk(n_stimuli)
+        return sum(
+            self.described[tower].flops * min(rows * len(blocks), n_stimuli)
+            for towers in self.missing.values()
+            for tower, blocks in towers.items()
+        )
+
+
+def step_of(checkpoint: Checkpoint) -> int:
+    """Return the training step: given, 0 for an initialisation, else -1."""
+    if checkpoint.step is not None:
+        return checkpoint.step
+    return 0 if checkpoint.init is not None else -1
+
+
+def plan_model(
+    root: zarr.Group | None,
+    spec: ModelSpec,
+    stimuli: StimulusSet,
+    *,
+    replace: bool = False,
+    planned_steps: Sequence[int] = (),
+) -> ModelPlan:
+    """Compare one model with the store. Reads only.
+
+    Raises
+    ------
+    InputError
+        Where the recipe, the captions or the weights under this id have changed, a checkpoint
+        file is missing or does not fit, or the model is unknown.
+    """
+    checkpoints = spec.checkpoint_map(planned_steps)
+    blocks = _blocks(len(stimuli))
+    missing: dict[str, dict[str, list[Block]]] = {}
+    for tower in spec.towers:
+        stimuli.ids(tower)  # raises where there are no captions
+        group = _stored(root, spec, tower, stimuli)
+        if group is not None and not replace:
+            _check_unchanged(spec, tower, group, stimuli)
+        for label, checkpoint in checkpoints.items():
+            todo = blocks
+            if group is not None and not replace and label in group.checkpoints:
+                _check_weights(spec, label, checkpoint, group)
+                done = group.complete[group.checkpoints.index(label)]
+                todo = [b for b, d in zip(blocks, done, strict=True) if not d]
+            if todo:
+                missing.setdefault(label, {})[tower] = todo
+    described = None
+    if missing:
+        from pipeline.extraction import check_fit, describe
+
+        described = describe(spec)
+        for label in missing:
+            file = checkpoints[label].file
+            if file is not None and Path(file).is_file():
+                check_fit(spec, file)
+    return ModelPlan(spec, checkpoints, described, replace, missing)
+
+
+def _blocks(n: int) -> list[Block]:
+    rows = rows_per_chunk(n)
+    return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def _stored(
+    root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
+) -> TowerGroup | None:
+    path = activations_path(stimuli.key, spec.id, tower)
+    if root is None or path not in root:
+        return None
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    return TowerGroup(group)
+
+
+def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
+    attributes = group.attrs
+    if attributes["recipe_digest"] != spec.recipe_digest:
+        old, new = attributes["recipe"], spec.recipe
+        changes = "; ".join(
+            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        )
+        raise InputError(
+            f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
+            f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
+        )
+    if attributes["stimuli_fingerprint"] != _fingerprint(stimuli, tower):
+        raise InputError(
+            f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
+            f"content under the same key). Extract it anew with --replace {spec.id}."
+        )
+
+
+def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
+    stored = group.weights(label)
+    now = weights_identity(spec, checkpoint, stored)
+    if now.digest != stored.digest:
+        raise InputError(
+            f"model {spec.id}, checkpoint {label}: its weights are not those in the store (were "
+            f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
+            f"or extract it anew with --replace {spec.id}."
+        )
+
+
+def _fingerprint(stimuli: StimulusSet, tower: str) -> str:
+    return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
+
+
+def prepare_model(
+    root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet, registry: Registry
+) -> None:
+    """Create or grow the groups of one model. Driver only."""
+    spec = plan.spec
+    related = sorted(next(iter(pair - {spec.id})) for pair in registry.related() if spec.id in pair)
+    about = {
+        "family": spec.family,
+        "metadata": spec.metadata,
+        "sets": list(spec.sets),
+        "related": related,
+    }
+    for tower in spec.towers:
+        path = activations_path(stimuli.key, spec.id, tower)
+        if plan.replace:
+            delete(root, path)
+        group = _stored(root, spec, tower, stimuli)
+        if group is None:
+            assert plan.described is not None
+            group = _create(root, path, plan, tower, stimuli, about)
+        elif {k: group.attrs.get(k) for k in about} != about:
+            group.group.attrs.update(about)  # descriptions may change; the recipe may not
+        rows: dict[str, tuple[int, Weights]] = {}
+        steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
+        for label in in_training_order(steps.items()):
+            if label not in group.checkpoints:
+                rows[label] = (steps[label], weights_identity(spec, plan.checkpoints[label]))
+        group.add_checkpoints(rows)
+
+
+def _create(
+    root: zarr.Group,
+    path: str,
+    plan: ModelPlan,
+    tower: str,
+    stimuli: StimulusSet,
+    about: Mapping[str, Any],
+) -> TowerGroup:
+    from importlib.metadata import version
+
+    assert plan.described is not None
+    info, spec = plan.described[tower], plan.spec
+    return TowerGroup.create(
+        root,
+        path,
+        stimulus_ids=[str(i) for i in stimuli.ids(tower)],
+        layers=dict(zip(info.layers, info.widths, strict=True)),
+        attributes={
+            **about,
+            "model": spec.id,
+            "tower": tower,
+            "recipe": spec.recipe,
+            "recipe_digest": spec.recipe_digest,
+            "widths": list(info.widths),
+            "n_parameters": info.n_parameters,
+            "n_embedding_parameters": info.n_embedding_parameters,
+            "flops": info.flops,
+            "pooling": info.pooling,
+            "preprocessing": info.preprocessing,
+            "stimuli_fingerprint": _fingerprint(stimuli, tower),
+            "versions": {
+                name: version(name)
+                for name in ("consilience", "torch", "torchvision", "timm", "open-clip-torch")
+            },
+        },
+    )
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """What a worker needs to extract one model: specs, never the model."""
+
+    store: str
+    stimuli: StimuliSpec
+    set_key: str
+    spec: ModelSpec
+    checkpoints: Mapping[str, Checkpoint]
+    missing: Mapping[str, Mapping[str, Sequence[Block]]]
+    batch_size: int
+    device: str
+
+
+def extract_tasks(
+    plans: Sequence[ModelPlan],
+    stimuli: StimulusSet,
+    stimuli_spec: StimuliSpec,
+    store: str,
+    batch_size: int,
+    device: str,
+) -> list[Task]:
+    """Return one task per model: its missing checkpoints, one after the other."""
+    return [
+        Task(
+            f"extract {plan.spec.id}",
+            extract_job,
+            (
+                ExtractJob(
+                    store,
+                    stimuli_spec,
+                    stimuli.key,
+                    plan.spec,
+                    {label: plan.checkpoints[label] for label in plan.missing},
+                    plan.missing,
+                    batch_size,
+                    device,
+                ),
+            ),
+            cost=plan.flops(len(stimuli)),
+            gpu=device != "cpu",
+        )
+        for plan in plans
+        if plan.missing
+    ]
+
+
+@lru_cache(maxsize=2)
+def _stimuli(spec: StimuliSpec) -> StimulusSet:
+    return load_stimuli(spec)
+
+
+def extract_job(job: ExtractJob) -> dict[str, str]:
+    """Extract one model on a worker; return checkpoint → error for those that failed."""
+    import torch
+
+    from pipeline.extraction import extract
+    from pipeline.sources import get_source
+    from pipeline.sources.base import load_weights
+
+    stimuli = _stimuli(job.stimuli)
+    if stimuli.key != job.set_key:
+        raise InputError(
+            f"this worker sees other stimuli ({stimuli.key}) than the driver ({job.set_key}): "
+            "put the same files and versions on every machine."
+        )
+    device = job.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    root = open_root(job.store, "r+")
+    errors: dict[str, str] = {}
+    source, model = get_source(job.spec.source), None
+    for label, towers in job.missing.items():
+        try:
+            file = job.checkpoints[label].file
+            if model is not None and file is not None:
+                load_weights(source, job.spec, model, file)  # replaces every weight, or raises
+            else:
+                model = source.load(job.spec, job.checkpoints[label]).to(device)
+            for tower, blocks in towers.items():
+                group = _stored(root, job.spec, tower, stimuli)
+                assert group is not None
+                for block, values in extract(
+                    job.spec,
+                    model,
+                    tower,
+                    stimuli,
+                    blocks,
+                    batch_size=job.batch_size,
+                    device=device,
+                ):
+                    group.write_block(label, block, {n: values[n] for n in group.layers})
+        except ModelError as error:
+            errors[label] = str(error)
+        except Exception as error:
+            # hub clients, image and tokenizer libraries raise what they like: the model fails,
+            # the run goes on, and the message says which model
+            errors[label] = (
+                f"model {job.spec.id}, checkpoint {label}: {type(error).__name__}: {error}"
+            )
+    return errors

@@ -1,0 +1,183 @@
+"""The workflow file: what to train, extract, compare, calibrate, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.cluster import ClusterSpec
+from pipeline.errors import InputError
+from pipeline.measures import MeasureSpec, measure_spec
+from pipeline.stimuli import StimuliSpec
+from pipeline.yamlfile import Document, Spec, load_yaml, validate
+
+PairKind = Literal["all", "final", "init", "same_step", "within_model"]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Selection(Spec):
+    """Which entries of the registry take part: the union of what is named."""
+
+    sets: tuple[str, ...] = ()
+    """Named sets."""
+    families: tuple[str, ...] = ()
+    """Families."""
+    ids: tuple[str, ...] = ()
+    """Model ids, or globs of them (timm/vit_*)."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Selection:
+        if not (self.sets or self.families or self.ids):
+            raise ValueError("name at least one of sets, families, ids.")
+        return self
+
+
+class SubsetSpec(Spec):
+    """Rows of the base set to compare on."""
+
+    n: int | None = Field(default=None, ge=1)
+    """Number of rows; default: all."""
+    seed: int = 0
+    """Seed of the draw, which is without replacement."""
+
+
+class CompareSpec(Spec):
+    """Which measures, on which pairs of encoders."""
+
+    measures: dict[Label, dict[str, Any]]
+    """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
+    pairs: tuple[PairKind, ...] = ("final",)
+    """Which encoders meet which: the union of the kinds."""
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not value:
+            raise ValueError("name at least one measure, for example cka: {}.")
+        for label, options in value.items():
+            _measure(label, options)
+        return value
+
+    @property
+    def specs(self) -> dict[str, MeasureSpec]:
+        """Label → measure with all its parameters."""
+        return {label: _measure(label, options) for label, options in self.measures.items()}
+
+
+def _measure(label: str, options: dict[str, Any]) -> MeasureSpec:
+    parameters = dict(options)
+    name = parameters.pop("measure", label)
+    try:
+        return measure_spec(name, **parameters)
+    except InputError as error:
+        raise ValueError(f"{label}: {error}") from None
+
+
+class CalibrateSpec(Spec):
+    """How scores are calibrated against their null."""
+
+    method: Literal["permutation"] = "permutation"
+    """Null by permuting the stimuli of one of the two encoders."""
+    n_permutations: int = Field(default=199, ge=19)
+    """Permutations; the smallest p is 1 / (n_permutations + 1)."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Level at which the threshold lies."""
+    pairs: tuple[PairKind, ...] = ("final", "init")
+    """Which pairs of encoders are calibrated."""
+    seed: int = 0
+    """Seed of the permutations."""
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class ExtractSpec(Spec):
+    """How activations are extracted."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Stimuli in one forward pass; halved where memory runs out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where the worker has one."""
+
+
+class Workflow(Spec):
+    """A whole workflow file. Paths are relative to the working directory."""
+
+    store: str
+    """The store: a folder that ends in .zarr."""
+    registry: tuple[str, ...]
+    """Registry files."""
+    train: str | None = None
+    """A registry file whose reference models are trained here first."""
+    models: Selection
+    """Which models take part."""
+    stimuli: StimuliSpec = StimuliSpec()
+    """What they are shown."""
+    subset: SubsetSpec = SubsetSpec()
+    """The rows to compare on."""
+    extract: ExtractSpec = ExtractSpec()
+    """How activations are extracted."""
+    compare: CompareSpec
+    """Which measures, on which pairs."""
+    calibrate: CalibrateSpec | None = CalibrateSpec()
+    """How scores are calibrated; null for not at all."""
+    cluster: ClusterSpec = ClusterSpec()
+    """Where tasks run."""
+
+    @field_validator("registry", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def load_workflow(
+    path: str | Path, *, settings: Iterable[str] = (), store: str | None = None
+) -> tuple[Workflow, Document]:
+    """Read a workflow file, with `key=value` settings from the command line laid over it.
+
+    Raises
+    ------
+    InputError
+        With file, line, key and remedy.
+    """
+    document = load_yaml(path)
+    for setting in settings:
+        _apply(document, setting)
+    if store is not None:
+        document.data["store"] = store
+    return validate(Workflow, document.data, document), document
+
+
+def _apply(document: Document, setting: str) -> None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError(
+            f"--set {setting}: expected key=value with dots for depth, like "
+            "--set calibrate.n_permutations=99."
+        )
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise InputError(f"--set {setting}: {text!r} is not a YAML value: {error}.") from None
+    node: Any = document.data
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(node, dict):
+            raise InputError(f"--set {setting}: {part!r} stands below a value, not a mapping.")
+        node = node.setdefault(part, {})
+    if not isinstance(node, dict):
+        raise InputError(f"--set {setting}: {last!r} stands below a value, not a mapping.")
+    node[last] = value
