@@ -275,9 +275,9 @@ def _predictor(image: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float:
 def _training(image: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
     step, final = image.step_x.values, image.final_x.values
     models = image.model_x.values.astype(str)
-    # a step that most models do not have, like each one's own last, is no common stage
+    # a step that some models lack, like each one's own last, would compare other populations
     counts = {int(s): int((step == s).sum()) for s in np.unique(step[step >= 0])}
-    common = [s for s, n in counts.items() if n >= max(2, len(np.unique(models)) / 2)]
+    common = [s for s, n in counts.items() if n >= max([2, *counts.values()])]
     stages = {f"step {s}": (step == s, s) for s in sorted(common)}
     ends = step[final & (step >= 0)]
     stages["end"] = (final, int(np.median(ends)) if len(ends) else -1)

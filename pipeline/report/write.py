@@ -71,7 +71,7 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     PosixPath('store/quickstart.report/index.html')
     """
     results = load_results(store, subset)
-    folder = default_folder(results) if folder is None else Path(folder)
+    folder = default_folder(store, results.key) if folder is None else Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, and a report is a folder. Name another path.")
     sections = [
@@ -92,11 +92,10 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     return Report(html, figures)
 
 
-def default_folder(results: Results) -> Path:
-    """Return the folder beside the store."""
-    path = results.store.path
-    folder = path.with_name(f"{path.name.removesuffix('.zarr')}.report")
-    return folder if len(results.store.subsets) == 1 else folder / results.key
+def default_folder(store: Store, subset_key: str) -> Path:
+    """Return the folder beside the store, and in it one per subset where there are several."""
+    folder = store.path.with_name(f"{store.path.name.removesuffix('.zarr')}.report")
+    return folder if len(store.subsets) == 1 else folder / subset_key
 
 
 def render(results: Results, sections: list[Section]) -> str:

@@ -520,11 +520,11 @@ def _measure_competence(
 def _report(
     workflow: Workflow, subset_key: str, changed: bool, console: Console, report: RunReport
 ) -> None:
-    from pipeline.report import findings, write_report
+    from pipeline.report import default_folder, findings, write_report
     from pipeline.store import open_store
 
     store = open_store(workflow.store)
-    folder = Path(workflow.store).with_suffix(".report")
+    folder = default_folder(store, subset_key)
     if changed or not (folder / "index.html").is_file():
         with stage(console, "report", 1, "page") as advance:
             written = write_report(store, folder, subset=subset_key)

@@ -1,0 +1,428 @@
+"""The report, on a store whose alignments are made up."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.alignment import Compared, alignment_dataset
+from pipeline.analysis.convergence import convergence_dataset
+from pipeline.errors import InputError
+from pipeline.measures import measure_spec
+from pipeline.report import findings, write_report
+from pipeline.report.findings import COLUMNS
+from pipeline.report.style import count, number, p_value, upper_limit
+from pipeline.schema import MEASURES, State
+from pipeline.store import Store, open_store
+from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store.catalog import encoders as stored_encoders
+from pipeline.store.grid import Grid
+from pipeline.store.layout import activations_path, open_root
+from pipeline.workflow.analyse import write_dataset
+
+SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
+SPECS = {"knn10": measure_spec("mutual_knn", k=10), "cka_debiased": measure_spec("cka_debiased")}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a made-up store holds."""
+
+    families: tuple[str, ...] = ("conv", "vit", "xcit")
+    widths: tuple[int, ...] = (8, 32, 96)
+    seeds: int = 1
+    steps: tuple[int, ...] = (0, 10, 100, 240)
+    text: bool = True
+    calibrated: bool = True
+    labelled: bool = True
+    labels: tuple[str, ...] = ("knn10", "cka_debiased")
+    n_layers: int = 4
+    n_stimuli: int = 64
+    subset: str = SUBSET
+
+
+def make_store(path: Path, made: Made) -> Store:
+    rng = np.random.default_rng(0)
+    root = open_root(path, "a")
+    if f"stimuli/{SET}" not in root:
+        root.create_group(
+            f"stimuli/{SET}", attributes={"source": {"source": "made-up"}, "fingerprint": "f" * 64}
+        )
+        _write_activations(root, made)
+    encoders = stored_encoders(root, SET)
+    root.create_group(
+        f"measures/{made.subset}",
+        attributes={"kind": "images", "base": made.subset, "set": SET, "fingerprint": "e" * 64,
+                    "n_stimuli": made.n_stimuli},
+    )  # fmt: skip
+    competence = {
+        e.id: {"probe_accuracy": 0.3 + 0.6 * _trained(e), "knn_accuracy": 0.2 + 0.6 * _trained(e)}
+        for e in encoders if made.labelled and e.tower == "image"
+    }  # fmt: skip
+    for label in made.labels:
+        scores = {
+            (a.id, b.id): _block(a, b, made, rng) for i, a in enumerate(encoders)
+            for b in encoders[i + 1 :] if _meet(a, b)
+        }  # fmt: skip
+        nulls = {
+            pair: rng.normal(0.12, 0.03, (2, 99)) for pair in scores
+            if made.calibrated and _kind(pair, encoders)
+        }  # fmt: skip
+        scores |= {(b, a): block.T for (a, b), block in scores.items()}
+        nulls |= {(b, a): null for (a, b), null in nulls.items()}
+        _write_scores(root, made, label, encoders, scores)
+        alignment = alignment_dataset(
+            encoders, [Compared(made.n_stimuli, scores, nulls)], alpha=0.05, maximum=1.0,
+            competence=competence,
+            attributes={"label": label, **({"alpha": 0.05, "method": "permutation",
+                        "n_permutations": 99, "permutation_seed": 0} if nulls else {})},
+        )  # fmt: skip
+        write_dataset(root, f"alignment/{made.subset}/{label}", alignment, "")
+        convergence = convergence_dataset(alignment, n_bootstrap=120)
+        write_dataset(root, f"convergence/{made.subset}/{label}", convergence, "")
+    return open_store(path)
+
+
+def _write_activations(root: Any, made: Made) -> None:
+    ids = [f"{i:016x}" for i in range(made.n_stimuli)]
+    layers = {f"blocks.{i}": 2 for i in range(made.n_layers)}
+    for f, family in enumerate(made.families):
+        towers = ("image", "text") if made.text and f == 0 else ("image",)
+        for width in made.widths:
+            for seed in range(made.seeds):
+                for tower in towers:
+                    model = f"timm/{re.sub('[^a-z&]', '', family)}-w{width}-s{seed}"
+                    group = TowerGroup.create(
+                        root, activations_path(SET, model, tower), stimulus_ids=ids, layers=layers,
+                        attributes={
+                            "recipe_digest": model, "stimuli_fingerprint": "f" * 64,
+                            "family": family, "n_parameters": float(70 * width**2),
+                            "versions": {"torch": "2.0"}, "widths": [2] * made.n_layers,
+                        },
+                    )  # fmt: skip
+                    group.add_checkpoints(
+                        {f"step-{s}": (s, Weights(f"{model}{s}")) for s in made.steps}
+                    )
+                    for step in made.steps:
+                        values = np.zeros((made.n_stimuli, 2), np.float32)
+                        group.write_block(
+                            f"step-{step}", (0, made.n_stimuli), dict.fromkeys(layers, values)
+                        )
+
+
+def _trained(encoder: Any) -> float:
+    size = np.log10(encoder.attributes["n_parameters"])
+    return float(np.log1p(max(0, encoder.step)) / np.log1p(240) * (0.4 + 0.1 * size))
+
+
+def _meet(a: Any, b: Any) -> bool:
+    final = a.final and b.final
+    image = a.tower == b.tower == "image"
+    return final or (image and (a.step == b.step or a.model == b.model))
+
+
+def _kind(pair: tuple[str, str], encoders: list[Any]) -> bool:
+    a, b = (next(e for e in encoders if e.id == p) for p in pair)
+    return (a.final and b.final) or (a.initial and b.initial)
+
+
+def _block(a: Any, b: Any, made: Made, rng: np.random.Generator) -> Any:
+    level = 0.15 + 0.5 * _trained(a) * _trained(b) * (1.1 if a.tower == b.tower else 0.6)
+    depth = np.linspace(0, 1, made.n_layers)
+    near = 1 - 0.5 * np.abs(depth[:, None] - depth)
+    return np.clip(level * near + rng.normal(0, 0.02, near.shape), -1, 1)
+
+
+def _write_scores(root: Any, made: Made, label: str, encoders: Any, scores: Any) -> None:
+    spec = SPECS[label]
+    grid = Grid.create(
+        root, f"measures/{made.subset}/{label}", "representation", MEASURES, chunk=128, sizes={},
+        attributes={
+            "measure": {"name": spec.name, "parameters": dict(spec.parameters)},
+            "n_stimuli": made.n_stimuli,
+        },
+    )  # fmt: skip
+    grid.admit({r: e.digest for e in encoders for r in e.representations})
+    rows = {e.id: [grid.members[r] for r in e.representations] for e in encoders}
+    held = np.asarray(grid.array("score")[...])
+    state = np.asarray(grid.array("state")[...])
+    for (a, b), block in scores.items():
+        held[np.ix_(rows[a], rows[b])] = block
+        state[np.ix_(rows[a], rows[b])] = State.DONE
+    grid.array("score")[...] = held
+    grid.array("state")[...] = state
+    if label == "knn10":
+        ties = np.asarray(grid.array("n_ties")[...])
+        ties[list(grid.members.values())] = 1
+        grid.array("n_ties")[...] = ties
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _coarse() -> Any:
+    """Draw coarse pictures, which are the same but for their pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.report.style.DPI", 100)
+        yield
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    store = make_store(tmp_path_factory.mktemp("report") / "made.zarr", Made())
+    report = write_report(store)
+    return SimpleNamespace(store=store, report=report, text=report.html.read_text("utf-8"))
+
+
+def pixels(png: bytes) -> Any:
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(png), format="png")[..., :3]
+
+
+def words_of(text: str) -> str:
+    """Return what a page says, without its tags and pictures."""
+    body = re.sub(r"<style>.*?</style>|<[^>]*>", " ", text, flags=re.S)
+    return html.unescape(re.sub(r"\s+", " ", body))
+
+
+SMALL = Made(families=("conv", "vit"), widths=(8, 32), seeds=1, steps=(0, 10), text=False,
+             labels=("knn10",), n_layers=2)  # fmt: skip
+
+
+def small(tmp_path: Path, **changed: Any) -> Any:
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, **changed}))
+    report = write_report(store)
+    return SimpleNamespace(store=store, report=report, text=report.html.read_text("utf-8"))
+
+
+def test_write_report__writes_all_files_beside_the_store(written: Any) -> None:
+    folder = written.store.path.with_name("made.report")
+    assert written.report.html == folder / "index.html"
+    names = ["map-cka_debiased", "map-knn10", "scale-cka_debiased", "scale-knn10", "training",
+             "layers"]  # fmt: skip
+    assert [f.name for f in written.report.figures] == [f"{n}.png" for n in names]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["index.html", *(f"{n}.png" for n in names)]
+    )
+
+
+def test_write_report__figures_are_not_blank(written: Any) -> None:
+    for figure in written.report.figures:
+        image = pixels(figure.read_bytes())
+        assert image.shape[1] > 300, figure.name
+        assert image.std() > 0.05, figure.name
+        colours = (image * 255).astype(np.int64) @ [65536, 256, 1]
+        assert len(np.unique(colours)) > 50, figure.name
+
+
+def test_write_report__page_needs_no_other_file(written: Any) -> None:
+    sources = re.findall(r'src="([^"]*)"', written.text)
+    embedded = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
+    assert embedded == [f.read_bytes() for f in written.report.figures]
+    assert "http" not in re.sub(r"base64,[^\"]*", "", written.text)
+
+
+def test_write_report__writes_into_a_given_folder(written: Any, tmp_path: Path) -> None:
+    report = write_report(written.store, tmp_path / "a" / "b")
+    assert report.html == tmp_path / "a" / "b" / "index.html"
+    assert report.html.read_text("utf-8") == written.text  # the same store, the same report
+
+
+def test_write_report__page_has_the_numbers_of_the_datasets(written: Any) -> None:
+    page = words_of(written.text)
+    for label in written.store.labels():
+        convergence = written.store.convergence(label)
+        for value in ("raw", "calibrated"):
+            trend = convergence.sel(condition="final", value=value, predictor="n_parameters")
+            slope, low, high = (
+                number(float(trend[n]), sign=True) for n in ("slope", "slope_low", "slope_high")
+            )
+            assert f"{slope} [{low}, {high}] p {p_value(float(trend['p_qap']))}" in page
+            end = convergence.sel(stage="end", value=value)
+            assert number(float(end["mean"])) in page
+
+
+def test_write_report__summary_counts(written: Any) -> None:
+    page = words_of(written.text)
+    assert "9 models of 3 families, as 48 encoders (36 image towers and 12 text towers)" in page
+    assert "with 192 representations, were compared on 64 stimuli, by 2 measures" in page
+    assert "calibrated by 99 permutations of the stimuli, at α = 0.05" in page
+    assert "192 of 12,288 (192 representations of 64 stimuli)" in page  # ties
+
+
+def test_write_report__says_how_many_captions(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", SMALL)
+    open_root(store.path, "r+").create_group(  # its name comes before the subset's
+        "measures/a-captions",
+        attributes={"kind": "captions", "base": SUBSET, "set": SET, "n_stimuli": 17},
+    )
+    page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
+    assert "on 64 stimuli (pairs with a text tower on 17 distinct captions)" in page
+
+
+def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", SMALL)
+    TowerGroup.create(
+        open_root(store.path, "r+"), activations_path(SET, "timm/half", "image"),
+        stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={},
+    )  # fmt: skip
+    page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
+    assert "or not wholly extracted): timm/half." in page
+
+
+def test_findings__agree_with_naive_means(written: Any) -> None:
+    rows = findings(written.store)
+    assert [r["measure"] for r in rows] == ["cka_debiased", "knn10"]
+    for row in rows:
+        assert tuple(row) == COLUMNS
+        alignment = written.store.alignment(row["measure"])
+        v = {str(name): alignment[name].values for name in alignment.variables}
+        image = [str(t) == "image" for t in v["tower_x"]]
+        raw, calibrated, q = [], [], []
+        for i in range(len(image)):
+            for j in range(i + 1, len(image)):
+                final = v["final_x"][i] and v["final_y"][j]
+                if final and image[i] and image[j] and not v["related"][i, j]:
+                    raw.append(v["score"][i, j])
+                    calibrated.append(v["calibrated"][i, j])
+                    q.append(v["q"][i, j])
+        assert row["raw_final"] == pytest.approx(np.mean(raw))
+        assert row["calibrated_final"] == pytest.approx(np.mean(calibrated))
+        assert row["significant"] == pytest.approx(np.mean(np.array(q) <= 0.05))
+        assert (row["n_models"], row["n_pairs"]) == (9, len(raw))
+        end = written.store.convergence(row["measure"]).sel(stage="end", value="raw")
+        assert row["raw_final"] == pytest.approx(float(end["mean"]))
+
+
+def test_write_report__without_calibration_says_so(tmp_path: Path) -> None:
+    made = small(tmp_path, calibrated=False)
+    page = words_of(made.text)
+    assert "Not calibrated: knn10." in page
+    assert "No pair was calibrated, so there is no second panel." in page
+    assert np.isnan(findings(made.store)[0]["calibrated_final"])
+    assert len(made.report.figures) == 4
+
+
+def test_write_report__without_accuracy_says_so(tmp_path: Path) -> None:
+    made = small(tmp_path, labelled=False)
+    page = words_of(made.text)
+    assert "No accuracy is in the store: stimuli without labels have none." in page
+    assert "so there is no panel of alignment against accuracy" in page
+    assert len(made.report.figures) == 4
+
+
+def test_write_report__one_checkpoint_says_so(tmp_path: Path) -> None:
+    made = small(tmp_path, steps=(240,))
+    page = words_of(made.text)
+    assert "No encoder at initialisation was compared, so there is no random-init control." in page
+    assert "Fewer than two stages of training were compared" in page
+    assert "training.png" not in {f.name for f in made.report.figures}
+    assert np.isnan(findings(made.store)[0]["raw_init"])
+
+
+def test_write_report__unknown_steps_are_no_stages(tmp_path: Path) -> None:
+    made = small(tmp_path, steps=(-1,))
+    assert "Fewer than two stages of training were compared" in words_of(made.text)
+
+
+def test_write_report__too_few_models_for_a_trend(tmp_path: Path) -> None:
+    made = small(tmp_path, families=("conv",), widths=(8, 32))
+    assert np.isnan(findings(made.store)[0]["slope_raw"])
+    assert "of different families were compared" in words_of(made.text)
+
+
+def test_write_report__one_model(tmp_path: Path) -> None:
+    made = small(tmp_path, families=("conv",), widths=(8,))
+    page = words_of(made.text)
+    assert "1 model of 1 family, as 2 encoders" in page
+    assert "fewer than two final encoders, so no map is drawn" in page
+    assert findings(made.store)[0]["n_pairs"] == 0
+
+
+def test_write_report__escapes_names(tmp_path: Path) -> None:
+    made = small(tmp_path, families=("<b>r&d $x_{1}$</b>", "vit"))
+    assert "<b>r" not in made.text
+    assert "&lt;b&gt;r&amp;d $x_{1}$&lt;/b&gt;" in made.text
+    assert "timm/br&amp;dxb-w8-s0" in made.text
+    assert len(made.report.figures) == 4
+
+
+def test_write_report__deep_encoders(tmp_path: Path) -> None:
+    made = small(tmp_path, n_layers=14)
+    assert "layers.png" in {f.name for f in made.report.figures}
+
+
+def test_write_report__unfinished_measures_are_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": tuple(SPECS)}))
+    del open_root(store.path, "r+")[f"convergence/{SUBSET}/knn10"]
+    page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
+    assert "Compared, but not aggregated yet, and so left out: knn10." in page
+
+
+def test_write_report__unknown_subset_is_refused(written: Any) -> None:
+    with pytest.raises(InputError, match=r"there is no subset 'nope'.*made-up-n64-00000000"):
+        write_report(written.store, subset="nope")
+    with pytest.raises(InputError, match="there is no subset 'nope'"):
+        findings(written.store, subset="nope")
+
+
+def test_write_report__several_subsets(tmp_path: Path) -> None:
+    make_store(tmp_path / "small.zarr", SMALL)
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "subset": "other-n9-1"}))
+    with pytest.raises(InputError, match="which subset is meant"):
+        write_report(store)
+    report = write_report(store, subset="other-n9-1")
+    assert report.html == tmp_path / "small.report" / "other-n9-1" / "index.html"
+
+
+def test_write_report__nothing_aggregated_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", SMALL)
+    del open_root(store.path, "r+")["alignment"]
+    with pytest.raises(InputError, match=f"nothing has been aggregated on subset {SUBSET} yet"):
+        write_report(open_store(store.path))
+
+
+def test_write_report__folder_that_is_a_file_is_refused(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("")
+    with pytest.raises(InputError, match="is a file, and a report is a folder"):
+        write_report(written.store, tmp_path / "report")
+
+
+def test_import__is_light() -> None:
+    code = (
+        "import sys, pipeline.report; "
+        "print([m for m in ('torch', 'distributed', 'dask.distributed', 'matplotlib', 'jinja2') "
+        "if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_number__signs_and_gaps() -> None:
+    assert number(-0.1234) == "−0.123"
+    assert number(0.5, sign=True) == "+0.500"
+    assert number(-0.0001, sign=True) == number(0.0001) == "0.000"
+    assert number(float("nan")) == "–"
+
+
+def test_count__has_three_digits() -> None:
+    assert [count(n) for n in (320, 5_543_000, 999_900, 1.2e9, float("nan"))] == [
+        "320", "5.54M", "1M", "1.2B", "–",
+    ]  # fmt: skip
+
+
+def test_upper_limit__is_the_next_tenth() -> None:
+    assert upper_limit([0.31, np.nan]) == pytest.approx(0.4)
+    assert upper_limit([0.3]) == pytest.approx(0.3)
+    assert upper_limit([-0.2]) == pytest.approx(0.1)
+    assert upper_limit([np.nan]) == 1.0
