@@ -18,7 +18,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(READY)  ## ratios measured side by side on this machine
-	$(BIN)/python benchmarks/quickstart.py
+	$(BIN)/python benchmarks/similarity.py
 
 schemas: $(READY)  ## JSON Schemas of the YAML files, for editors
 	$(BIN)/python docs/schemas.py

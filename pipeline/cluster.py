@@ -7,9 +7,11 @@ run that finds nothing to do starts none.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -29,6 +31,7 @@ _LOGGERS = (
     "distributed.nanny",
     "distributed.scheduler",
     "distributed.worker",
+    "distributed.worker.state_machine",
     "distributed.comm",
 )
 ATTEMPTS = 3
@@ -94,7 +97,6 @@ class Executor:
     spec: ClusterSpec
     _stack: ExitStack = field(default_factory=ExitStack)
     _client: Client | None = None
-    n_tasks: int = 0
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yield outcomes as tasks finish, the costliest started first.
@@ -105,7 +107,7 @@ class Executor:
         queue = sorted(tasks, key=lambda t: -t.cost)
         if not queue:
             return
-        client = self._connect()
+        client = self.start()
         from distributed import as_completed
 
         has_gpu = any(
@@ -117,23 +119,22 @@ class Executor:
 
         def submit(task: Task) -> Any:
             resources = {"GPU": 1} if task.gpu and has_gpu else None
-            # every call is its own: dask would otherwise return the result of an equal one
+            # every call is its own: the scheduler would return the result of an equal key, also
+            # to another run
             future = client.submit(
                 task.function,
                 *task.arguments,
-                key=f"{task.name}-{self.n_tasks}",
+                key=f"{task.name}-{uuid.uuid4().hex[:8]}",
                 pure=False,
                 resources=resources,
                 retries=0,
             )
-            self.n_tasks += 1
             running[future] = task
             return future
 
         completed = as_completed()
-        for task in queue[: 2 * threads]:
-            completed.add(submit(next(waiting)))
-            del task
+        for task in islice(waiting, 2 * threads):
+            completed.add(submit(task))
         for future in completed:
             task = running.pop(future)
             error = future.exception()
@@ -144,7 +145,8 @@ class Executor:
                 completed.add(submit(following))
             yield Outcome(task, result, error)
 
-    def _connect(self) -> Client:
+    def start(self) -> Client:
+        """Connect, or start the cluster, if that has not been done yet."""
         if self._client is None:
             self._client = self._stack.enter_context(connect(self.spec))
         return self._client
@@ -212,7 +214,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=True,
                 memory_limit=spec.memory_limit,
-                dashboard_address=None,
+                dashboard_address=":0",
                 env=_thread_limits(spec.threads_per_worker),
             )
         stack.enter_context(cluster)

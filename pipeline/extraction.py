@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import ConsilienceError, InputError, ModelError
 from pipeline.registry import EveryN, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import Source, Tokens, differences, misfit_message
@@ -179,8 +179,18 @@ def _architecture(spec: ModelSpec) -> _Architecture:
     towers: dict[str, TowerInfo] = {}
     for tower in spec.towers:
         tap = Tap(spec, model, tower)
-        with FlopCounterMode(display=False) as counter:
-            pooled = tap(source.example(spec, model, tower))
+        example = source.example(spec, model, tower)
+        try:
+            with FlopCounterMode(display=False) as counter:
+                pooled = tap(example)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            if isinstance(error, ConsilienceError):
+                raise
+            shape = tuple(example.shape[1:])
+            raise ModelError(
+                f"model {spec.id}: a forward pass with an input of shape {shape} fails: {error}. "
+                "Set `preprocessing: {input_size: …}` or `arguments:` to what the model takes."
+            ) from error
         towers[tower] = TowerInfo(
             layers=tuple(pooled),
             widths=tuple(int(p.shape[1]) for p in pooled.values()),

@@ -17,6 +17,10 @@ from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 
 
+CODECS = (Crc32cCodec(),)
+"""Of every array, the checksum last: without it a flipped bit is read in silence."""
+
+
 def open_root(path: str | Path, mode: Literal["r", "r+", "a"] = "r") -> zarr.Group:
     """Open a store; with mode `a`, make it where there is none.
 
@@ -84,8 +88,7 @@ def create_variable(
         chunks=tuple(max(1, c) for c in chunks),
         dtype=str if variable.dtype == "str" else variable.dtype,
         fill_value=variable.fill_value,
-        # without it a flipped bit is read in silence
-        compressors=[Crc32cCodec()],
+        compressors=CODECS,
         dimension_names=variable.dims,
         attributes={"description": variable.description, **(attributes or {})},
         config={"write_empty_chunks": True},

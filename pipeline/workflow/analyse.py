@@ -19,7 +19,7 @@ from pipeline.schema import AGGREGATES, ENCODER, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
-from pipeline.store.layout import open_root
+from pipeline.store.layout import CODECS, open_root
 from pipeline.workflow.calibrate import ensure_null
 from pipeline.workflow.compare import ensure_grid
 from pipeline.workflow.pairs import Comparison
@@ -51,7 +51,17 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
     with warnings.catch_warnings():
         # xarray speaks of consolidated metadata, which this store never has
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
-        dataset.to_zarr(root.store, group=path, mode="w", zarr_format=3, consolidated=False)
+        dataset.to_zarr(
+            root.store,
+            group=path,
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            encoding={
+                name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
+                for name, variable in dataset.variables.items()
+            },
+        )
     group = root[path]
     assert isinstance(group, zarr.Group)
     group.attrs["inputs"] = inputs

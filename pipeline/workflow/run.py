@@ -97,9 +97,12 @@ def plan_workflow(
     if root is None and Path(workflow.store).exists():
         root = open_root(workflow.store, "r")
     registry = load_registry(workflow.registry)
-    specs = registry.select(
-        sets=workflow.models.sets, ids=workflow.models.ids, families=workflow.models.families
-    )
+    try:
+        specs = registry.select(
+            sets=workflow.models.sets, ids=workflow.models.ids, families=workflow.models.families
+        )
+    except InputError as error:
+        raise InputError(f"models: {error}") from None
     for model in replace:
         if model not in {spec.id for spec in specs}:
             registry[model]  # says where there is none
@@ -310,6 +313,8 @@ def run_workflow(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
     with executor(override(workflow.cluster, cluster)) as pool:
+        if not plan.is_done:
+            pool.start()  # a wrong address is known before the store is touched
         root = open_root(path, "a")
         with lease(path):
             _run_stages(plan, root, pool, console, report)
@@ -349,11 +354,8 @@ def _run_stages(
             plan.stimuli,
         )
     ]
-    if not encoders:
-        raise ConsilienceError(
-            "no model could be extracted, so there is nothing to compare:\n  "
-            + "\n  ".join(report.failures.values())
-        )
+    if not encoders:  # every model failed: the report names them, and there is nothing to compare
+        return
     comparisons = comparisons_of(workflow, plan.subset, encoders)
     base = comparisons[0].subset.key
     for comparison in comparisons:
