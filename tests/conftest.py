@@ -1,0 +1,60 @@
+"""What the rooms that need models share: a tiny zoo, run once, and a cluster in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from zoo import Zoo, write_zoo
+
+from pipeline.store import Store
+from pipeline.workflow.members import PreparedCache
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """The zoo and its store, run once by two worker processes. Read-only."""
+    made = Zoo(tmp_path_factory.mktemp("zoo"))
+    write_zoo(made.folder)
+    report = made.run()
+    assert report.failures == {}
+    return made
+
+
+@pytest.fixture(scope="session")
+def zoo_store(zoo: Zoo) -> Store:
+    return zoo.store()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """Address of a scheduler with one worker, both in this process: no start-up, and patchable."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=":0",
+        memory_limit=0,
+    ) as running:
+        yield running.scheduler_address
+
+
+@pytest.fixture
+def copied(zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+    """A copy of the zoo with its store, which a test may change. Its runs write no report."""
+    monkeypatch.setattr("pipeline.workflow.run._report", lambda *_: None)
+    monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache(2**27))
+    return zoo.copy(tmp_path / "zoo", cluster)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # a local cluster asks for a fixed port of the dashboard, which another may have (distributed)
+    config.addinivalue_line("filterwarnings", "ignore:Port 8787 is already in use:UserWarning")
+    config.addinivalue_line(
+        "filterwarnings",
+        r"ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning",
+    )

@@ -1,0 +1,67 @@
+"""The identity of weights: files by content, seeds, published ones by name and revision."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.registry import Checkpoint, Init, ModelSpec
+from pipeline.sources.weights import weights_identity
+from pipeline.store.activations import Weights
+
+SPEC = ModelSpec(source="timm", name="resnet18.a1_in1k")
+CLIP = ModelSpec(source="open_clip", name="RN50", pretrained="cc12m")
+
+
+@pytest.mark.parametrize(
+    ("spec", "checkpoint", "digest"),
+    [
+        (SPEC, Checkpoint(init=Init(seed=3)), "init:seed=3"),
+        (SPEC, Checkpoint(), "timm:resnet18.a1_in1k@published"),
+        (SPEC, Checkpoint(revision="abc"), "timm:resnet18.a1_in1k@abc"),
+        (CLIP, Checkpoint(), "open_clip:RN50.cc12m@published"),
+        (CLIP, Checkpoint(pretrained="yfcc15m"), "open_clip:RN50.yfcc15m@published"),
+    ],
+)
+def test_weights_identity__without_a_file(
+    spec: ModelSpec, checkpoint: Checkpoint, digest: str
+) -> None:
+    assert weights_identity(spec, checkpoint) == Weights(digest, -1, -1)
+    assert weights_identity(spec, checkpoint, Weights("other", 3, 4)) == Weights(digest, -1, -1)
+
+
+def test_weights_identity__of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"weights")
+    os.utime(file, ns=(5, 7_000_000_001))
+    found = weights_identity(SPEC, Checkpoint(file=str(file)))
+    assert found == Weights(f"sha256:{hashlib.sha256(b'weights').hexdigest()}", 7, 7_000_000_001)
+
+
+def test_weights_identity__hashed_only_where_size_or_time_differ(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"weights")
+    os.utime(file, ns=(0, 1000))
+    checkpoint = Checkpoint(file=str(file))
+    digest = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
+    known = Weights("believed", 7, 1000)
+    assert weights_identity(SPEC, checkpoint, known) is known
+    assert weights_identity(SPEC, checkpoint, Weights("believed", 8, 1000)).digest == digest
+    assert weights_identity(SPEC, checkpoint, Weights("believed", 7, 1001)).digest == digest
+    file.write_bytes(b"another")  # of the same size, at another time
+    os.utime(file, ns=(0, 2000))
+    changed = weights_identity(SPEC, checkpoint, known)
+    assert changed.digest == f"sha256:{hashlib.sha256(b'another').hexdigest()}"
+
+
+def test_weights_identity__touched_file_is_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"weights")
+    before = weights_identity(SPEC, Checkpoint(file=str(file)))
+    os.utime(file, ns=(0, 1000))
+    after = weights_identity(SPEC, Checkpoint(file=str(file)), before)
+    assert after.digest == before.digest
+    assert after.mtime_ns == 1000

@@ -1,0 +1,153 @@
+"""Ordered, content-addressed stimuli, and subsets of them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.stimuli import StimulusSet, Subset, content_id
+from pipeline.stimuli.base import fingerprint
+
+
+def images(n: int, seed: int = 0) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    return list(rng.integers(0, 256, size=(n, 4, 4), dtype=np.uint8))
+
+
+def some(n: int = 10, captions: list[str] | None = None, name: str = "some") -> StimulusSet:
+    return StimulusSet(name, {"source": "test"}, images(n), captions)
+
+
+# ids
+
+
+def test_content_id__by_hand() -> None:
+    expected = hashlib.sha256(b"\x01\0\0\0\0\0\0\0a\x02\0\0\0\0\0\0\0bc").hexdigest()[:16]
+    assert content_id(b"a", b"bc") == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
+def test_content_id__differs_where_the_parts_do(a: list[bytes], b: list[bytes]) -> None:
+    assert (content_id(*a) == content_id(*b)) == (a == b)
+
+
+def test_fingerprint__depends_on_order() -> None:
+    assert fingerprint(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
+    assert fingerprint(["a", "b"]) != fingerprint(["b", "a"])
+
+
+def test_image_ids__of_shape_and_pixels() -> None:
+    flat = np.arange(8, dtype=np.uint8)
+    shapes = [flat.reshape(2, 4), flat.reshape(4, 2), flat[::-1].reshape(2, 4)]
+    assert len(set(StimulusSet("a", {}, shapes).image_ids)) == 3
+    # the memory order of an array is no content
+    turned = np.asfortranarray(flat.reshape(2, 4))
+    assert StimulusSet("a", {}, [turned]).image_ids[0] == StimulusSet("a", {}, shapes).image_ids[0]
+    backwards = np.ascontiguousarray(flat.reshape(2, 4)[:, ::-1])[:, ::-1]
+    assert StimulusSet("a", {}, [backwards]).image_ids[0] == content_id(b"(2, 4)", flat.tobytes())
+
+
+def test_stimulus_set__images_do_not_depend_on_captions() -> None:
+    plain, told, retold = some(3), some(3, ["a", "b", "c"]), some(3, ["c", "b", "a"])
+    assert plain.fingerprint == told.fingerprint == retold.fingerprint
+    assert plain.key == told.key == f"some-{plain.fingerprint[:8]}"
+    assert plain.caption_fingerprint() is None
+    assert told.caption_fingerprint() != retold.caption_fingerprint()
+    assert told.ids("text")[0] == retold.ids("text")[2] == content_id(b"a")
+    np.testing.assert_array_equal(told.ids("image"), plain.image_ids)
+
+
+def test_stimulus_set__captions_in_utf_8() -> None:
+    assert some(1, ["Größe"]).ids("text")[0] == content_id("Größe".encode())
+
+
+def test_ids__no_captions() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"stimuli 'some': they have no captions, which text towers need\. Choose stimuli "
+        r"with captions, or models with towers: \[image\]",
+    ):
+        some().ids("text")
+    with pytest.raises(InputError, match="no captions"):
+        some().subset(3).distinct_captions()
+
+
+# subsets
+
+
+def test_subset__all_rows() -> None:
+    base = some(10)
+    for whole in (base.subset(), base.subset(10, seed=5)):
+        np.testing.assert_array_equal(whole.rows, np.arange(10))
+        assert whole.fingerprint == base.fingerprint
+        assert whole.key == f"some-n10-{base.fingerprint[:8]}"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_subset__without_replacement_in_order(n: int, seed: int) -> None:
+    base = some(40)
+    rows = base.subset(n, seed).rows
+    assert len(rows) == n
+    assert (np.diff(rows) > 0).all()
+    assert rows.min() >= 0
+    assert rows.max() < 40
+    np.testing.assert_array_equal(base.subset(n, seed).rows, rows)
+
+
+def test_subset__every_row_is_as_likely() -> None:
+    base = some(8)
+    counts = np.bincount(np.concatenate([base.subset(3, s).rows for s in range(800)]), minlength=8)
+    assert abs(counts - 300).max() < 5 * np.sqrt(800 * 3 / 8 * 5 / 8)
+
+
+def test_subset__fingerprint_follows_the_rows() -> None:
+    base = some(20)
+    prints = {base.subset(10, s).fingerprint for s in range(5)} | {base.fingerprint}
+    assert len(prints) == 6
+    rows = base.subset(10, 1).rows
+    assert Subset(base, rows).fingerprint == fingerprint(base.image_ids[rows])
+
+
+@pytest.mark.parametrize("n", [0, -1, 11])
+def test_subset__too_many(n: int) -> None:
+    with pytest.raises(
+        InputError,
+        match=rf"subset: n = {n} rows were asked of stimuli 'some', which have 10\. Set subset.n "
+        r"to at most 10, or leave it out",
+    ):
+        some(10).subset(n)
+
+
+def test_distinct_captions__first_of_each_in_order() -> None:
+    base = some(6, ["b", "a", "b", "c", "a", "d"])
+    captions = base.subset().distinct_captions()
+    assert captions.rows.tolist() == [0, 1, 3, 5]
+    assert len(captions) == 4
+    assert captions.kind == "captions"
+    assert captions.key == f"some-captions-n4-{captions.fingerprint[:8]}"
+    chosen = Subset(base, np.array([2, 3, 4])).distinct_captions()
+    assert chosen.rows.tolist() == [2, 3, 4]
+
+
+def test_distinct_captions__fingerprint_knows_the_captions() -> None:
+    one, other = some(3, ["a", "b", "c"]), some(3, ["a", "b", "d"])
+    assert one.subset().fingerprint == other.subset().fingerprint
+    captions = one.subset().distinct_captions()
+    assert captions.fingerprint != other.subset().distinct_captions().fingerprint
+    assert captions.fingerprint != one.subset().fingerprint  # the same rows, of another kind
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=12))
+def test_distinct_captions__every_caption_once(captions: list[str]) -> None:
+    base = some(len(captions), captions)
+    rows = base.subset().distinct_captions().rows
+    assert [captions[r] for r in rows] == list(dict.fromkeys(captions))

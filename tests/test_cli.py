@@ -1,0 +1,257 @@
+"""The command line: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+from zoo import TIMM, Zoo, inside, tree
+
+import pipeline
+from pipeline.cli import main
+
+
+def consilience(zoo: Zoo, *arguments: str) -> Result:
+    with inside(zoo.folder):
+        return CliRunner().invoke(main, arguments)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    """Give the cells of a printed table by the first of each row."""
+    cells = [[c for c in line.split("  ") if c.strip()] for line in output.splitlines()]
+    return {c[0].strip(): [x.strip() for x in c[1:]] for c in cells if c}
+
+
+def test_version(zoo: Zoo) -> None:
+    result = consilience(zoo, "--version")
+    assert (result.exit_code, result.output.strip()) == (0, f"consilience, version {pipeline.__version__}")
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["models"], ["store"], ["report"]])
+def test_help__names_what_there_is(zoo: Zoo, command: list[str]) -> None:
+    result = consilience(zoo, *command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["runn"], "No such command 'runn'"),
+        (["run"], "Missing argument 'WORKFLOW'"),
+        (["run", "workflow.yaml", "--sett", "a=3"], "No such option"),
+    ],
+)
+def test_usage__exit_code(zoo: Zoo, arguments: list[str], expected: str) -> None:
+    result = consilience(zoo, *arguments)
+    assert result.exit_code == 2
+    assert expected in result.output
+
+
+def test_run__dry_run_writes_nothing(zoo: Zoo) -> None:
+    before = tree(zoo.folder)
+    result = consilience(zoo, "run", "workflow.yaml", "--dry-run", "--store", "other.zarr")
+    assert result.exit_code == 0, result.output
+    assert "store other.zarr" in result.output
+    assert tree(zoo.folder) == before
+
+
+def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
+    result = consilience(zoo, "plan", "workflow.yaml", "--store", "other.zarr")
+    assert result.exit_code == 0, result.output
+    table = rows(result.output)
+    assert table["train"] == ["0", "0 models"]
+    # 597 rows of float32: conv 2 × (4+6+8+12), vit-a 2 × 24, vit-b 2 × 48, clip 2 × (32 + 24)
+    written = 4 * 597 * 2 * (30 + 24 + 48 + 56) / 1024
+    assert table["extract"][0] == "4"
+    assert table["extract"][1].startswith(f"4 models, 10 blocks, {written:.3g} KiB, ")
+    assert table["extract"][2] == "0 of 4 models"
+    # image layers 4, 2, 2, 2 and text layers 2, each at two steps
+    layers = [4, 2, 2, 2]
+    across = sum(a * b for i, a in enumerate(layers) for b in layers[:i])
+    images = 2 * across + sum(2 * n * (2 * n + 1) // 2 for n in layers)
+    text = 2 * 2 * sum(layers[:3]) + 4 * 5 // 2 + 4 * 4
+    assert table["compare"] == ["2", f"{3 * (images + text)} pairs of representations", f"0 of {3 * (images + text)}"]
+    assert table["calibrate"] == ["2", "60 pairs of encoders", "0 of 60"]
+    assert "compared on 64 images, " in result.output
+
+
+def test_plan__of_a_finished_store(zoo: Zoo) -> None:
+    result = consilience(zoo, "plan", "workflow.yaml")
+    assert result.exit_code == 0, result.output
+    table = rows(result.output)
+    assert table["extract"][-1] == "4 of 4 models"
+    assert table["compare"] == ["0", "0 pairs of representations", "588 of 588"]
+    assert "nothing to do" in result.output
+
+
+def test_plan__setting_of_any_depth(zoo: Zoo) -> None:
+    result = consilience(
+        zoo, "plan", "workflow.yaml", "--set", "compare.measures.knn9.k=9",
+        "--set", "compare.measures.knn9.measure=mutual_knn", "--set", "subset.n=32",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert rows(result.output)["compare"][-1] == f"0 of {4 * 196}"
+    assert "compared on 32 images" in result.output
+
+
+def test_run__finished(zoo: Zoo) -> None:
+    result = consilience(zoo, "run", "workflow.yaml")
+    assert result.exit_code == 0, result.output
+    assert "tasks run: none" in result.output
+    assert "report   store.report/index.html" in result.output
+    assert rows(result.output)["knn"]
+
+
+def test_run__one_more_model_on_a_cluster_that_runs(copied: Zoo, cluster: str) -> None:
+    result = consilience(
+        copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]",
+        "--set", "compare.measures={cka: {}}",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "tasks run: 1 extract, 1 compare, 1 competence" in result.output
+    assert "extract: 1 models in" in result.output
+
+
+def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> None:
+    (copied.folder / "run/late/step-10.safetensors").write_bytes(b"nothing")
+    result = consilience(
+        copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]",
+        "--set", "compare.measures={cka: {}}",
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    assert "failed: timm/late@step10: model timm/late: the checkpoint run/late/step-10" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_run__nothing_could_be_extracted(copied: Zoo, cluster: str) -> None:
+    """A run that began and failed is 1; 2 says that nothing was changed."""
+    for step in (0, 10):
+        (copied.folder / f"run/late/step-{step}.safetensors").write_bytes(b"nothing")
+    result = consilience(
+        copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]"
+    )
+    assert "no model could be extracted" in result.output
+    assert "late/step-0.safetensors cannot be read" in result.output
+    assert result.exit_code == 1
+
+
+def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.workflow.run._compare", interrupt)
+    result = consilience(copied, "run", "workflow.yaml", "--cluster", cluster)
+    assert result.exit_code == 130
+    assert "interrupted. What was finished is kept; the same command goes on" in result.output
+    assert not (copied.path / "consilience.lock").exists()
+
+
+def test_run__cluster_that_does_not_answer(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.CONNECT_SECONDS", 0.5)
+    before = tree(copied.folder)
+    result = consilience(
+        copied, "run", "workflow.yaml", "--cluster", "tcp://127.0.0.1:1", "--set",
+        "subset.n=48", "--store", "new.zarr",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:1" in result.output
+    assert tree(copied.folder) == before
+
+
+def test_main__as_a_process_prints_no_traceback(zoo: Zoo) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "missing.yaml"],
+        cwd=zoo.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("consilience: missing.yaml: there is no such file")
+    assert "Traceback" not in done.stderr
+
+
+def test_models_list__rows(zoo: Zoo) -> None:
+    result = consilience(zoo, "models", "list", "registry.yaml")
+    assert result.exit_code == 0, result.output
+    table = rows(result.output)
+    assert {*TIMM, "open_clip/clip"} <= table.keys()
+    assert table["timm/conv"] == ["conv", "image", "init, end", "tiny"]
+    assert table["open_clip/clip"][1] == "image, text"
+    assert "5 models" in result.output
+
+
+def test_models_list__of_a_set(zoo: Zoo) -> None:
+    result = consilience(zoo, "models", "list", "registry.yaml", "--sets", "late")
+    assert "timm/late" in result.output
+    assert "vit-a" not in result.output
+    assert consilience(zoo, "models", "list", "registry.yaml", "--sets", "none").exit_code == 2
+
+
+def test_models_check__describes(zoo: Zoo) -> None:
+    result = consilience(zoo, "models", "check", "registry.yaml")
+    assert result.exit_code == 0, result.output
+    cells = [line.split() for line in result.output.splitlines() if line.startswith("timm/conv")]
+    assert cells[0][:3] == ["timm/conv", "image", "4"]
+    assert cells[0][3:7] == ["4,", "6,", "8,", "12"]
+    assert "5 models, all known to the installed libraries" in result.output
+
+
+def test_models_check__names_what_is_wrong_and_goes_on(copied: Zoo) -> None:
+    copied.edit("timm/late", name="vit_tinny_patch16_224")
+    result = consilience(copied, "models", "check", "registry.yaml")
+    assert result.exit_code == 2
+    assert "1 of 5 entries are wrong" in result.output
+    assert "timm/late: timm knows no architecture 'vit_tinny_patch16_224'" in result.output
+    assert "timm/vit-a" in result.output
+
+
+def test_store_info__what_it_holds(zoo: Zoo) -> None:
+    result = consilience(zoo, "store", "info", "store.zarr")
+    assert result.exit_code == 0, result.output
+    assert "format 1" in result.output
+    text = " ".join(result.output.split())
+    assert "597 stimuli, 4 models, 10 encoders, 24 representations" in text
+    assert "64 rows; measures cka, cka_debiased, knn" in text
+    assert "mutual_knn(" in text
+
+
+def test_store_ls__encoders(zoo: Zoo) -> None:
+    result = consilience(zoo, "store", "ls", "store.zarr")
+    assert result.exit_code == 0, result.output
+    table = rows(result.output)
+    assert table["timm/conv@end#image"][0] == "4"
+    assert table["open_clip/clip@step0#text"][-1] == "0"
+    assert len(table) == 11
+
+
+@pytest.mark.parametrize("command", [["store", "info"], ["store", "ls"], ["report"]])
+def test_store__that_is_not_there(zoo: Zoo, command: list[str]) -> None:
+    result = consilience(zoo, *command, "none.zarr")
+    assert result.exit_code == 2
+    assert result.output.startswith("consilience: there is no store at none.zarr")
+
+
+def test_report__into_a_folder(zoo: Zoo, tmp_path: object) -> None:
+    result = consilience(zoo, "report", "store.zarr", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path}/index.html" in result.output
+
+
+def test_run__report_is_of_the_subset_that_was_asked_for(
+    copied: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A, then B, then A again: what is said to be the report of A is not that of B."""
+    monkeypatch.undo()
+    one = "compare.measures={cka: {}}"
+    first = copied.run(one)
+    assert first.report is not None
+    page = (copied.folder / first.report).read_text()
+    assert "64" in page
+    copied.run("subset.n=48", one)
+    again = copied.run(one)
+    assert again.report is not None
+    key = copied.store().subsets[-1]
+    assert key.startswith("digits-test-n64")
+    assert len((copied.folder / again.report).read_text()) > 1000
+    assert key in (copied.folder / again.report).read_text()

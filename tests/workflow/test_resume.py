@@ -1,0 +1,392 @@
+"""A run does what is missing, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+from zoo import (
+    MEASURES,
+    SPARE_STEP,
+    Zoo,
+    chunk_files,
+    files_by_time,
+    flip_byte,
+    read_yaml,
+    tree,
+    write_yaml,
+)
+
+from pipeline.cluster import Executor, Outcome, Task
+from pipeline.schema import Slot, State
+from pipeline.store.activations import TowerGroup
+from pipeline.workflow import RunReport
+
+STAGES = ("extract", "compare", "calibrate", "competence")
+RESULTS = ("measures", "calibration")
+SMALL = ("models={ids: [timm/vit-*]}", "compare.measures={knn: {measure: mutual_knn, k: 5}}")
+ONE = "compare.measures={cka: {}}"
+
+
+def contents(path: Path) -> dict[str, NDArray[np.generic]]:
+    """Read every array of a store whole, and every attribute but what names files' times."""
+    root = zarr.open_group(path, mode="r")
+    return {
+        name: np.asarray(found[...])
+        for name, found in root.members(max_depth=None)
+        if isinstance(found, zarr.Array) and not name.endswith("weights_mtime_ns")
+    }
+
+
+def assert_same(left: Path, right: Path) -> None:
+    a, b = contents(left), contents(right)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def stored_pairs(zoo: Zoo, label: str, kind: str = "images") -> dict[tuple[str, str], bytes]:
+    """Give the bytes of every computed pair of a measure."""
+    root = zarr.open_group(zoo.path, mode="r")["measures"]
+    assert isinstance(root, zarr.Group)
+    (group,) = (g[label] for _, g in root.groups() if g.attrs["kind"] == kind)
+    assert isinstance(group, zarr.Group)
+    slot, names, state, score = (
+        np.asarray(group[n][...]) for n in ("slot", "representation", "state", "score")  # type: ignore[index]
+    )
+    return {
+        (str(names[i]), str(names[j])): score[i, j].tobytes()
+        for i, j in np.argwhere(state == State.DONE)
+        if slot[i] == slot[j] == Slot.LIVE
+    }
+
+
+def submitted(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
+    """Record the jobs of a stage that reach the cluster."""
+    jobs: list[Any] = []
+    original = Executor.run
+
+    def record(self: Executor, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        tasks = list(tasks)
+        jobs.extend(t.arguments[0] for t in tasks if t.name.split()[0] == stage)
+        return original(self, tasks)
+
+    monkeypatch.setattr(Executor, "run", record)
+    return jobs
+
+
+def n_tasks(report: RunReport) -> list[int]:
+    return [report.tasks.get(s, 0) for s in STAGES]
+
+
+def test_run__again_does_nothing(copied: Zoo) -> None:
+    before = {part: files_by_time(copied.path, part) for part in ("activations", *RESULTS)}
+    whole = tree(copied.path)
+    report = copied.run()
+    assert n_tasks(report) == [0, 0, 0, 0]
+    assert report.exit_code == 0
+    assert {part: files_by_time(copied.path, part) for part in before} == before
+    assert tree(copied.path) == whole
+
+
+def test_plan__done(copied: Zoo) -> None:
+    plan = copied.plan()
+    assert plan.is_done
+    assert plan.pairs["compare"][0] == plan.pairs["calibrate"][0] == 0
+    final_or_init = 2 * (4 * 3 // 2) + 2 * 4  # image towers, and the text tower with all
+    assert plan.pairs["calibrate"][1] == 3 * final_or_init
+
+
+def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = "models.sets=[tiny, late]"
+    before = {label: stored_pairs(copied, label) for label in MEASURES}
+    untouched = files_by_time(copied.path, "activations")
+    plan = copied.plan(setting)
+    jobs = submitted(monkeypatch, "compare")
+    report = copied.run(setting)
+    assert n_tasks(report) == [1, 2, 2, 1]
+    assert report.tasks["compare"] == plan.tasks["compare"]
+    after = {label: stored_pairs(copied, label) for label in MEASURES}
+    asked = 0
+    for label, pairs in before.items():
+        assert {p: after[label][p] for p in pairs} == pairs
+        added = {p for p in after[label] if p not in pairs}
+        assert added
+        assert all("timm/late@" in x or "timm/late@" in y for x, y in added)
+    for job in jobs:
+        for label, mask in job.missing.items():
+            names = [None if m is None else m.path for m in job.left]
+            other = [None if m is None else m.path for m in job.right]
+            for i, j in np.argwhere(np.triu(mask)):
+                assert "late" in str(names[i]) + str(other[j]), label
+                asked += 1
+    assert asked == plan.pairs["compare"][0]
+    assert {f: t for f, t in files_by_time(copied.path, "activations").items() if f in untouched} == untouched  # fmt: skip
+    assert n_tasks(copied.run(setting)) == [0, 0, 0, 0]
+
+
+def test_run__one_checkpoint_file_added(copied: Zoo) -> None:
+    folder = copied.folder / "run" / "vit-b"
+    shutil.copy(folder / f"spare-{SPARE_STEP}.safetensors", folder / f"step-{SPARE_STEP}.safetensors")
+    before = {label: stored_pairs(copied, label) for label in MEASURES}
+    images = tree(copied.path, "activations")
+    report = copied.run()
+    assert report.tasks["extract"] == 1
+    for label, pairs in before.items():
+        after = stored_pairs(copied, label)
+        assert {p: after[p] for p in pairs} == pairs
+        assert all("vit-b@step20" in x + y for x, y in after if (x, y) not in pairs)
+    changed = {f for f, d in tree(copied.path, "activations").items() if images.get(f) != d}
+    assert changed
+    assert all("vit-b" in f for f in changed)
+    vit = [e for e in copied.store().encoders() if e.model == "timm/vit-b"]
+    assert [(e.checkpoint, e.final, e.samples_seen) for e in vit] == [
+        ("step0", False, 0.0), ("step10", False, 320.0), ("step20", True, 640.0)
+    ]  # fmt: skip
+
+
+def test_run__a_block_that_is_not_complete_is_extracted_anew(
+    copied: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(copied.path)
+    encoder = next(e for e in copied.store().encoders() if e.model == "timm/vit-a")
+    group = zarr.open_group(copied.path, mode="r+")[encoder.path]
+    assert isinstance(group, zarr.Group)
+    TowerGroup(group).array("complete")[1, 0] = 0
+    TowerGroup(group).array("blocks.1")[1] = np.nan
+    jobs = submitted(monkeypatch, "extract")
+    report = copied.run()
+    (job,) = jobs
+    assert job.spec.id == "timm/vit-a"
+    assert job.missing == {"step10": {"image": [(0, 597)]}}
+    assert n_tasks(report) == [1, 0, 0, 0]  # the same activations: every score stands
+    for name, values in contents(copied.path).items():
+        np.testing.assert_array_equal(values, whole[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(zoo: Zoo, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """A small store, made in one go."""
+    small = zoo.copy(tmp_path_factory.mktemp("small") / "zoo", cluster)
+    shutil.rmtree(small.path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.workflow.run._report", lambda *_: None)
+        assert small.run(*SMALL).failures == {}
+    return small
+
+
+@pytest.mark.parametrize("stage", ["_compare", "_calibrate", "_measure_competence"])
+def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -> None:
+    shutil.rmtree(copied.path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(f"pipeline.workflow.run.{stage}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            copied.run(*SMALL)
+    assert not (copied.path / "consilience.lock").exists()
+    assert copied.run(*SMALL).tasks["extract"] == 0
+    assert_same(copied.path, undisturbed.path)
+
+
+def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None:
+    shutil.rmtree(copied.path / "alignment")
+    shutil.rmtree(copied.path / "competence")
+    assert not copied.plan().is_done
+
+
+def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk is written, its mirror image or its marks are not."""
+    root = zarr.open_group(copied.path, mode="r+")["measures"]
+    assert isinstance(root, zarr.Group)
+    for _, subset in root.groups():
+        state = subset["cka/state"]
+        assert isinstance(state, zarr.Array)
+        state[:3, :] = int(State.MISSING)  # and not [:, :3]
+    report = copied.run()
+    assert n_tasks(report) == [0, 2, 0, 0]
+    assert_same(copied.path, zoo.path)
+
+
+def test_run__description_changed(copied: Zoo) -> None:
+    copied.edit("timm/vit-a", family="renamed", metadata={"samples_seen": 1280})
+    assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+    found = copied.store().alignment("cka")
+    assert "renamed" in found["family_x"].values.tolist()
+    vit = found.sel(encoder_x="timm/vit-a@step10#image")
+    assert float(vit["samples_seen_x"]) == 1280
+
+
+def test_run__level_changed(copied: Zoo) -> None:
+    before = copied.store().alignment("cka")
+    assert n_tasks(copied.run("calibrate.alpha=0.2", ONE)) == [0, 0, 0, 0]
+    after = copied.store().alignment("cka")
+    assert after.attrs["alpha"] == 0.2
+    np.testing.assert_array_equal(after["p"], before["p"])
+    done = np.isfinite(after["threshold"].values)
+    assert (after["threshold"].values[done] <= before["threshold"].values[done]).all()
+    assert (after["threshold"].values[done] < before["threshold"].values[done]).any()
+
+
+def test_run__another_subset_extracts_nothing(copied: Zoo) -> None:
+    first = copied.store().subsets
+    report = copied.run("subset.n=48", ONE)
+    assert report.tasks["extract"] == 0
+    assert report.tasks["compare"] == 2
+    store = copied.store()
+    assert len(store.subsets) == 2
+    assert set(first) < set(store.subsets)
+    assert store.similarity("cka", first[0]).shape == (24, 24)
+    assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+
+
+def test_run__more_permutations_are_another_null(copied: Zoo) -> None:
+    report = copied.run("calibrate.n_permutations=59", ONE)
+    assert n_tasks(report) == [0, 0, 2, 0]
+    assert copied.store().alignment("cka").attrs["n_permutations"] == 59
+    assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+
+
+def test_run__without_calibration(copied: Zoo) -> None:
+    assert n_tasks(copied.run("calibrate=null", "compare.measures={knn: {measure: mutual_knn, k: 5}}")) == [0, 0, 0, 0]
+    found = copied.store().alignment("knn")
+    assert np.isnan(found["p"]).all()
+    assert np.isnan(found["q"]).all()
+    assert np.isfinite(found["score"]).any()
+
+
+def test_run__fewer_models_keep_the_others(copied: Zoo) -> None:
+    before = stored_pairs(copied, "knn")
+    report = copied.run(*SMALL)
+    assert n_tasks(report) == [0, 0, 0, 0]
+    assert stored_pairs(copied, "knn") == before
+    assert copied.store().alignment("knn").sizes["encoder_x"] == 4
+
+
+def test_run__touched_weights_are_the_same_weights(copied: Zoo) -> None:
+    for file in (copied.folder / "run").rglob("*.safetensors"):
+        file.touch()
+    assert n_tasks(copied.run()) == [0, 0, 0, 0]
+
+
+def test_run__replace_with_the_same_is_no_work_but_extraction(copied: Zoo, zoo: Zoo) -> None:
+    report = copied.run(replace=("timm/vit-a",))
+    assert n_tasks(report) == [1, 0, 0, 0]
+    assert_same(copied.path, zoo.path)
+
+
+def test_run__replace_after_a_changed_recipe(copied: Zoo) -> None:
+    before = stored_pairs(copied, "cka")
+    copied.edit("timm/vit-a", pool="max")
+    report = copied.run(ONE, replace=("timm/vit-a",))
+    assert report.failures == {}
+    assert report.tasks["extract"] == 1
+    after = stored_pairs(copied, "cka")
+    assert after.keys() == before.keys()
+    for pair, score in before.items():
+        if "vit-a" not in "".join(pair):
+            assert after[pair] == score
+    moved = [p for p in before if "vit-a" in p[0] and "vit-a" not in p[1]]
+    assert moved
+    assert any(after[p] != before[p] for p in moved)
+    root = zarr.open_group(copied.path, mode="r")
+    (subset,) = copied.store().subsets
+    slot = np.asarray(root[f"measures/{subset}/cka/slot"][...])  # type: ignore[index]
+    assert (slot == Slot.RETIRED).sum() == 4
+    assert (slot == Slot.LIVE).sum() == 20
+    vit = copied.store().activations("timm/vit-a@step0#image/blocks.0")
+    assert vit.attrs["pooling"] == "max"
+    found = copied.store().similarity("cka")
+    assert found["representation_x"].to_index().is_unique
+    np.testing.assert_array_equal(found.values, found.values.T)
+    assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+
+
+def test_run__corrupt_checkpoint_file(copied: Zoo) -> None:
+    """The others are kept, the failure is named, and the next run does only what failed."""
+    setting = ("models.sets=[tiny, late]", ONE)
+    file = copied.folder / "run" / "late" / "step-10.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:2000])
+    report = copied.run(*setting)
+    assert report.exit_code == 1
+    assert list(report.failures) == ["timm/late@step10"]
+    message = report.failures["timm/late@step10"]
+    assert "run/late/step-10.safetensors cannot be read" in message
+    assert "Replace the file or drop the checkpoint" in message
+    late = [e.checkpoint for e in copied.store().encoders() if e.model == "timm/late"]
+    assert late == ["step0"]
+    assert any("late@step0" in x for x, _ in stored_pairs(copied, "cka"))
+
+    again = copied.run(*setting)  # as it was: tried again, and nothing else
+    assert (n_tasks(again), again.exit_code) == ([1, 0, 0, 0], 1)
+
+    file.write_bytes(whole)
+    repaired = copied.run(*setting)
+    assert (repaired.exit_code, repaired.failures) == (0, {})
+    assert repaired.tasks["extract"] == 1
+    assert copied.plan(*setting).is_done
+
+
+def test_run__weights_that_give_no_numbers(copied: Zoo) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied.folder / "run" / "vit-a"
+    weights = load_file(folder / f"spare-{SPARE_STEP}.safetensors")
+    weights["blocks.1.mlp.fc2.bias"][0] = float("nan")
+    save_file(weights, folder / f"step-{SPARE_STEP}.safetensors")
+    report = copied.run()
+    (why,) = report.failures.values()
+    assert "timm/vit-a, image tower, layer blocks.1: the activations of 597 stimuli are not" in why
+    assert "first row 0 (stimulus " in why
+    assert report.exit_code == 1
+
+
+def test_run__damaged_activations_are_named_and_mended_by_replace(copied: Zoo) -> None:
+    encoder = next(e for e in copied.store().encoders() if e.model == "timm/vit-a")
+    flip_byte(chunk_files(copied.path, f"{encoder.path}/blocks.0")[0])
+    setting = ("models.sets=[tiny, late]", ONE)
+    report = copied.run(*setting)
+    assert report.exit_code == 1
+    assert any("vit-a" in why and "damaged" in why for why in report.failures.values())
+    mended = copied.run(*setting, replace=("timm/vit-a",))
+    assert mended.failures == {}
+    assert copied.plan(*setting).is_done
+    assert any("late" in x and "vit-b" in y for x, y in stored_pairs(copied, "cka"))
+
+
+def test_run__in_two_halves_is_the_whole(copied: Zoo, zoo: Zoo) -> None:
+    """Models that come one after the other give the scores of models that come together."""
+    shutil.rmtree(copied.path)
+    measures = "compare.measures={knn: {measure: mutual_knn, k: 5}, cka_debiased: {}}"
+    copied.run("models={ids: [timm/vit-a, timm/vit-b]}", measures)
+    copied.run(measures)
+    for label in ("knn", "cka_debiased"):
+        for kind in ("images", "captions"):
+            assert stored_pairs(copied, label, kind).keys() == stored_pairs(zoo, label, kind).keys()
+        together, apart = zoo.store().similarity(label), copied.store().similarity(label)
+        np.testing.assert_allclose(
+            apart.sel(
+                representation_x=together["representation_x"].values,
+                representation_y=together["representation_y"].values,
+            ),
+            together,
+            atol=1e-6,
+        )
+        np.testing.assert_array_equal(
+            copied.store().alignment(label)["p"], zoo.store().alignment(label)["p"]
+        )
+
+
+def test_run__another_order_of_the_registry(copied: Zoo) -> None:
+    models = read_yaml(copied.folder / "registry.yaml")["models"]
+    write_yaml(copied.folder / "registry.yaml", {"models": models[::-1]})
+    assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
