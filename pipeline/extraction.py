@@ -111,7 +111,8 @@ class Tap:
             for handle in handles:
                 handle.remove()
         tokens = dict(zip(self.blocks, outputs, strict=True))
-        tokens |= {n: Tokens(t) for n, t in hooked.items()}
+        block = outputs[-1] if outputs else None
+        tokens |= {n: _like(block, t) for n, t in hooked.items() if len(t) == len(inputs)}
         if self.spec.layers == "all":  # containers that run nothing, heads that are not reached
             self.layers = [n for n in self.layers if n in tokens]
         missing = [n for n in self.layers if n not in tokens]
@@ -156,6 +157,24 @@ class Tap:
             return body.masked_fill(~mask, -torch.inf).amax(1)
         positions = tuple(range(2, body.ndim))  # (batch, channels, height, width)
         return body.mean(positions) if mode == "mean" else body.amax(positions)
+
+
+def _like(block: Tokens | None, output: torch.Tensor) -> Tokens:
+    """Read what a hooked module gave in the way a block of the same tower is read."""
+    if output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]:
+        return Tokens(output.movedim(3, 1))  # square positions first: channels stand last
+    if block is None or output.ndim != 3:
+        return Tokens(output)
+    if block.mask is not None:
+        if block.position is None or output.shape[1] != block.mask.shape[1]:
+            return Tokens(output)
+        rows = torch.arange(len(output), device=output.device)
+        return Tokens(output, output[rows, block.position], block.mask, block.position)
+    n_prefix = output.shape[1] - block.body[0, 0].numel()
+    if n_prefix <= 0:
+        return Tokens(output)
+    summary = None if block.summary is None else output[:, 0]
+    return Tokens(output[:, n_prefix:], summary)
 
 
 @dataclass(frozen=True)
@@ -353,8 +372,9 @@ class _Cache:
         return batch
 
     def put(self, key: Any, batch: torch.Tensor) -> None:
+        self.get(key)
+        self.used += batch.nbytes - (self.held[key].nbytes if key in self.held else 0)
         self.held[key] = batch
-        self.used += batch.nbytes
         while self.used > self.budget:
             self.used -= self.held.pop(next(iter(self.held))).nbytes
 

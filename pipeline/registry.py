@@ -7,6 +7,7 @@ recipe's digest is stored with the activations, so that a changed recipe is noti
 from __future__ import annotations
 
 import fnmatch
+import glob
 import hashlib
 import json
 import re
@@ -18,12 +19,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import InputError
-from pipeline.yamlfile import Document, Location, Spec, did_you_mean, load_yaml, validate
+from pipeline.yamlfile import Document, Location, OneOrMany, Spec, did_you_mean, load_yaml, validate
 
 Tower = Literal["image", "text"]
 
-_ID = re.compile(r"^[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*$")
-_LABEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEP = "{step}"
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
@@ -110,7 +111,7 @@ class ModelSpec(Spec):
     """open_clip: a JSON file with the architecture, for one that the library does not know."""
     family: str | None = None
     """Groups models for analysis and for statistics; defaults to the id."""
-    sets: tuple[str, ...] = ()
+    sets: OneOrMany = ()
     """Named selections that this model belongs to."""
     towers: tuple[Tower, ...] = ()
     """Defaults to image for timm, to image and text for open_clip."""
@@ -130,15 +131,10 @@ class ModelSpec(Spec):
     """What is known of the model: objective, training_data, samples_seen, …"""
     training: dict[str, Any] | None = None
     """How this project trains it (reference models only)."""
-    same_weights_as: tuple[str, ...] = ()
+    same_weights_as: OneOrMany = ()
     """Entries that hold the same weights under another name."""
-    initialised_from: tuple[str, ...] = ()
+    initialised_from: OneOrMany = ()
     """Entries whose weights this training began from."""
-
-    @field_validator("same_weights_as", "initialised_from", "sets", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("checkpoints", mode="after")
     @classmethod
@@ -172,7 +168,7 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not _ID.match(self.id):
+        if not _ID.fullmatch(self.id):
             raise ValueError(
                 f"the id {self.id!r} needs the form SOURCE/NAME with one slash and a NAME of "
                 "letters, digits, dots, dashes and underscores. Set `id:` to one."
@@ -203,7 +199,7 @@ class ModelSpec(Spec):
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
     def checkpoint_map(self, planned_steps: Sequence[int] = ()) -> dict[str, Checkpoint]:
-        """Return label → checkpoint, in the order of training steps.
+        """Return label → checkpoint: of a template by step, of a map in its own order.
 
         Parameters
         ----------
@@ -227,7 +223,14 @@ class ModelSpec(Spec):
                         f"{near}"
                     )
             return dict(self.checkpoints)
-        steps = {step: file for file, step in _matches(self.checkpoints)}
+        steps: dict[int, str] = {}
+        for file, step in _matches(self.checkpoints):
+            if step in steps:
+                raise InputError(
+                    f"model {self.id}: {steps[step]} and {file} are both step {step}. Remove one, "
+                    "or name the checkpoints one by one (a map of label → {file: …, step: …})."
+                )
+            steps[step] = file
         for step in planned_steps:
             steps.setdefault(step, self.checkpoints.replace(_STEP, str(step)))
         if not steps:
@@ -250,7 +253,7 @@ def read_json(path: str | Path, about: str) -> Any:
 
 
 def _check_label(label: str) -> None:
-    if not _LABEL.match(label):
+    if not _LABEL.fullmatch(label):
         raise ValueError(
             f"the checkpoint label {label!r} may only have letters, digits, dots, dashes and "
             "underscores, because it becomes part of a name in the store."
@@ -264,10 +267,11 @@ def _matches(template: str) -> list[tuple[str, int]]:
         re.escape(path.as_posix()).replace(re.escape(_STEP), r"(?P<step>\d+)") + "$"
     )
     root = Path(*path.parts[:at]) if at else Path()
-    glob = "/".join(part.replace(_STEP, "*") for part in path.parts[at:])
+    pieces = (part.split(_STEP) for part in path.parts[at:])
+    wildcards = "/".join("*".join(glob.escape(piece) for piece in part) for part in pieces)
     if not root.is_dir():
         return []
-    found = ((f, pattern.match(f.as_posix())) for f in sorted(root.glob(glob)) if f.is_file())
+    found = ((f, pattern.match(f.as_posix())) for f in sorted(root.glob(wildcards)) if f.is_file())
     return [(f.as_posix(), int(m["step"])) for f, m in found if m]
 
 
@@ -277,8 +281,8 @@ def _names_beside(file: str) -> list[str]:
 
 
 def _what_is_there(template: str) -> str:
-    folder = Path(template.split(_STEP)[0])
-    folder = folder if folder.is_dir() else folder.parent
+    before = template.split(_STEP)[0]
+    folder = Path(before) if before.endswith("/") else Path(before).parent
     if not folder.is_dir():
         return f"There is no folder {folder}: correct the path, or train the model first."
     names = sorted(p.name for p in folder.iterdir())[:5]

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -24,6 +24,17 @@ class Spec(BaseModel):
     """Base of everything a person writes in YAML: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def as_many(value: Any) -> Any:
+    """Take a single name for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+OneOrMany = Annotated[
+    tuple[str, ...], BeforeValidator(as_many, json_schema_input_type=str | list[str])
+]
+"""A name, or a list of names."""
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
@@ -118,12 +129,12 @@ def validate(
     entry: str | None = None,
 ) -> SpecT:
     """Build a spec from parsed YAML, or raise one error that lists every fault with its line."""
+    plain = _plain(value)
     try:
-        return kind.model_validate(_plain(value))
+        return kind.model_validate(plain)
     except ValidationError as error:
-        faults = [
-            _describe(fault, kind, document, location) for fault in _essential(error.errors())
-        ]
+        found = [{**f, "loc": _in_file(f["loc"], plain, f["type"])} for f in error.errors()]
+        faults = [_describe(fault, kind, document, location) for fault in _essential(found)]
         raise InputError(_join(faults, entry)) from None
 
 
@@ -150,12 +161,13 @@ def _essential(faults: Sequence[Any]) -> list[Any]:
     """
     by_key: dict[Location, list[Any]] = {}
     for fault in faults:
-        loc = tuple(p for p in fault["loc"] if _in_file(p))
+        loc = fault["loc"]
         key = next((k for k in by_key if loc[: len(k)] == k or k[: len(loc)] == loc), loc)
-        by_key.setdefault(key, []).append({**fault, "loc": loc})
+        by_key.setdefault(key, []).append(fault)
     kept = []
     for group in by_key.values():
-        telling = [f for f in group if f["type"] not in _WRONG_KIND]
+        outermost = min(len(f["loc"]) for f in group)
+        telling = [f for f in group if len(f["loc"]) > outermost or f["type"] not in _WRONG_KIND]
         if telling or len(group) == 1:
             kept += telling or group
             continue
@@ -191,11 +203,18 @@ def _describe(fault: Any, kind: type[Spec], document: Document, location: Locati
             return f"{where}: {key!r}: {fault['msg']} (given: {given!r})."
 
 
-def _in_file(part: str | int) -> bool:
-    """Whether a part of a location stands in the file; pydantic adds names of union members."""
-    if isinstance(part, int):
-        return True
-    return not (part[:1].isupper() or "[" in part or part in {"str", "int", "float", "bool"})
+def _in_file(loc: Sequence[str | int], value: Any, kind: str) -> Location:
+    """Keep the parts of a location that stand in the file; pydantic adds names of union members."""
+    kept: list[str | int] = []
+    for i, part in enumerate(loc):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part] if part < len(value) else None
+        elif kind != "missing" or i < len(loc) - 1:
+            continue
+        kept.append(part)
+    return tuple(kept)
 
 
 def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:

@@ -273,7 +273,8 @@ def digits_inputs(size: int = 16) -> torch.Tensor:
 
     images = [
         np.asarray(
-            Image.fromarray(i).convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float32
+            Image.fromarray(i).convert("RGB").resize((size, size), Image.Resampling.BICUBIC),
+            np.float32,
         )
         for i in load_digits("test").images
     ]

@@ -33,11 +33,14 @@ class Tokens:
         the model has none.
     mask
         For text: True at the tokens that count, `(batch, length)`.
+    position
+        For text: where in the sequence the summary stands, `(batch,)`; None where it is not in it.
     """
 
     body: torch.Tensor
     summary: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    position: torch.Tensor | None = None
 
 
 class Source(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import tempfile
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.registry import Checkpoint, ModelSpec
 
 _LOCAL = "local-dir:"
+_SHIPPED = frozenset(open_clip.list_models())
 
 
 class OpenClipSource:
@@ -72,7 +74,7 @@ class OpenClipSource:
                 f"the weights {tag!r} were trained with QuickGELU, but {name} uses GELU. "
                 f"Use name: {name}-quickgelu."
             )
-        if has and not wants:
+        if has and not wants and name.endswith("-quickgelu"):
             raise InputError(
                 f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU. "
                 f"Use name: {name.removesuffix('-quickgelu')}."
@@ -81,6 +83,11 @@ class OpenClipSource:
     def _register(self, spec: ModelSpec) -> None:
         """Make a person's architecture known to open_clip under the spec's name."""
         assert spec.config is not None
+        if spec.name in _SHIPPED:
+            raise InputError(
+                f"{spec.name!r} is an architecture of open_clip's own, which `config:` would "
+                "replace for every other entry. Give yours another `name:`."
+            )
         config = read_json(spec.config, f"model {spec.id}")
         bpe = config.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
         if bpe is not None:  # relative to the file that names it
@@ -113,7 +120,7 @@ class OpenClipSource:
                     force_preprocess_cfg=preprocess or None,
                     **{**spec.arguments, **keywords},
                 )
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        except Exception as error:  # of whatever kind: arguments are a person's
             raise ModelError(
                 f"model {spec.id}: open_clip cannot build {spec.name} with arguments "
                 f"{spec.arguments}: {type(error).__name__}: {error}"
@@ -176,11 +183,7 @@ class OpenClipSource:
     def blocks(self, model: Any, tower: str) -> list[str]:
         """Return every block of transformers, the stages of others."""
         if tower == "text":
-            text = getattr(model, "text", model)
-            transformer = text.transformer
-            layers = getattr(transformer, "resblocks", None)
-            if layers is None:  # a Hugging Face text tower
-                layers = transformer.encoder.layer
+            layers = getattr(getattr(model, "text", model).transformer, "resblocks", ())
             return [f"blocks.{i}" for i in range(len(layers))]
         visual = model.visual
         if hasattr(visual, "trunk"):
@@ -192,18 +195,19 @@ class OpenClipSource:
     def intermediates(self, model: Any, tower: str, inputs: torch.Tensor) -> list[Tokens]:
         """Run open_clip's `forward_intermediates`."""
         if tower == "text":
-            output = model.forward_intermediates(text=inputs, intermediates_only=True)
-            last = _readout(model, inputs)
-            rows = torch.arange(len(inputs), device=inputs.device)
-            mask = torch.arange(inputs.shape[1], device=inputs.device)[None] <= last[:, None]
-            return [Tokens(t, t[rows, last], mask) for t in output["text_intermediates"]]
+            return _text_tokens(model, inputs)
+        trunk = getattr(model.visual, "trunk", None)
+        prefixed = trunk is None or (
+            "return_prefix_tokens" in inspect.signature(trunk.forward_intermediates).parameters
+        )
         output = model.forward_intermediates(
-            image=inputs, intermediates_only=True, image_output_extra_tokens=True
+            image=inputs, intermediates_only=True, image_output_extra_tokens=prefixed
         )
         bodies = output["image_intermediates"]
         prefixes = output.get("image_intermediates_prefix") or [None] * len(bodies)
         return [
-            Tokens(b, None if p is None else p[:, 0]) for b, p in zip(bodies, prefixes, strict=True)
+            Tokens(body, None if prefix is None else prefix[:, 0])
+            for body, prefix in zip(bodies, prefixes, strict=True)
         ]
 
     def modules(self, model: Any, tower: str) -> torch.nn.Module:
@@ -216,17 +220,22 @@ class OpenClipSource:
 
     def count_parameters(self, model: Any, tower: str) -> tuple[int, int]:
         """Return the tower's parameters and, apart from them, those of its token embedding."""
-        visual = {id(p) for p in model.visual.parameters()}
         if tower == "image":
             return sum(p.numel() for p in model.visual.parameters()), 0
-        rest = {n: p for n, p in model.named_parameters() if id(p) not in visual}
+        if hasattr(model, "text"):
+            rest = dict(model.text.named_parameters())
+        else:
+            visual = {id(p) for p in model.visual.parameters()}
+            scale = {"logit_scale", "logit_bias"}
+            rest = {
+                n: p for n, p in model.named_parameters() if id(p) not in visual and n not in scale
+            }
         embedding = sum(
             p.numel()
             for n, p in rest.items()
             if n.endswith(("token_embedding.weight", "word_embeddings.weight"))
         )
-        scale = sum(p.numel() for n, p in rest.items() if n in {"logit_scale", "logit_bias"})
-        return sum(p.numel() for p in rest.values()) - embedding - scale, embedding
+        return sum(p.numel() for p in rest.values()) - embedding, embedding
 
 
 def _preprocess_overrides(spec: ModelSpec) -> dict[str, Any]:
@@ -238,18 +247,31 @@ def _preprocess_overrides(spec: ModelSpec) -> dict[str, Any]:
     return chosen
 
 
-def _readout(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the position of the token that the text tower reads out, for each row."""
+def _text_tokens(model: Any, tokens: torch.Tensor) -> list[Tokens]:
+    """Return the text tower's blocks, with the token that the tower reads out."""
+    output = model.forward_intermediates(
+        text=tokens, intermediates_only=True, text_output_extra_tokens=True
+    )
+    bodies = output["text_intermediates"]
     text = getattr(model, "text", model)
     kind = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
+    mask = tokens != getattr(text, "pad_id", 0)
+    if "text_intermediates_suffix" in output:  # CoCa appends a class token, and reads it
+        suffixes = output["text_intermediates_suffix"]
+        return [Tokens(b, s[:, 0], mask) for b, s in zip(bodies, suffixes, strict=True)]
     if kind == "first":
-        return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    if kind == "last":
-        return torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
-    if kind == "eos":
-        end = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
-        return tokens.eq(end).int().argmax(dim=-1)
-    return tokens.argmax(dim=-1)  # the end-of-text token has the highest number
+        position = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    elif kind == "last":
+        position = torch.full((len(tokens),), tokens.shape[1] - 1, device=tokens.device)
+    else:
+        if kind == "eos":
+            end = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
+            position = tokens.eq(end).int().argmax(dim=-1)
+        else:
+            position = tokens.argmax(dim=-1)  # the end-of-text token has the highest number
+        mask = torch.arange(tokens.shape[1], device=tokens.device) <= position[:, None]
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return [Tokens(body, body[rows, position], mask, position) for body in bodies]
 
 
 @contextmanager

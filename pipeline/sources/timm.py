@@ -39,14 +39,17 @@ class TimmSource:
                 f"{did_you_mean(architecture, timm.list_models())}"
             )
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
-        if tag and tag not in tags:
-            raise InputError(
-                f"timm has no weights {tag!r} for {architecture}.{did_you_mean(tag, tags)} "
-                f"It has: {', '.join(tags) or 'none'}."
-            )
         checkpoints = spec.checkpoints
+        others = checkpoints.values() if isinstance(checkpoints, dict) else ()
+        for asked in (tag, *(c.pretrained for c in others)):
+            if asked and asked not in tags:
+                raise InputError(
+                    f"timm has no weights {asked!r} for {architecture}."
+                    f"{did_you_mean(asked, tags)} It has: {', '.join(tags) or 'none'}."
+                )
         published = isinstance(checkpoints, dict) and (
-            not checkpoints or any(c.kind == "pretrained" for c in checkpoints.values())
+            not checkpoints
+            or any(c.kind == "pretrained" and not c.pretrained for c in checkpoints.values())
         )
         if published and not timm.is_model_pretrained(spec.name):
             raise InputError(
@@ -59,13 +62,15 @@ class TimmSource:
         """Return the architecture, initialised from torch's current seed."""
         return self._create(spec, device=device)
 
-    def _create(self, spec: ModelSpec, device: str = "cpu", **keywords: Any) -> torch.nn.Module:
+    def _create(
+        self, spec: ModelSpec, device: str = "cpu", name: str | None = None, **keywords: Any
+    ) -> torch.nn.Module:
         try:
             with torch.device(device), uninitialised(device):
                 model: torch.nn.Module = timm.create_model(
-                    spec.name, **{**spec.arguments, **keywords}
+                    name or spec.name, **{**spec.arguments, **keywords}
                 )
-        except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        except Exception as error:  # of whatever kind: arguments are a person's, checks are timm's
             raise ModelError(
                 f"model {spec.id}: timm cannot build {spec.name} with arguments "
                 f"{spec.arguments}: {type(error).__name__}: {error}"
@@ -80,11 +85,14 @@ class TimmSource:
             model = self.build(spec)
             load_weights(self, spec, model, checkpoint.file)
             return model
+        name = spec.name
+        if checkpoint.pretrained is not None:
+            name = f"{spec.name.partition('.')[0]}.{checkpoint.pretrained}"
         overlay = None
         if checkpoint.revision is not None:
-            hub_id = timm.get_pretrained_cfg(spec.name).hf_hub_id
+            hub_id = timm.get_pretrained_cfg(name).hf_hub_id
             overlay = {"hf_hub_id": f"{hub_id}@{checkpoint.revision}"}
-        return self._create(spec, pretrained=True, pretrained_cfg_overlay=overlay)
+        return self._create(spec, name=name, pretrained=True, pretrained_cfg_overlay=overlay)
 
     def read_weights(self, file: str) -> dict[str, torch.Tensor]:
         """Read safetensors or timm's training checkpoints (state_dict, EMA, module. prefixes)."""

@@ -19,9 +19,10 @@ def weights_identity(
     if checkpoint.init is not None:
         return Weights(f"init:seed={checkpoint.init.seed}")
     if checkpoint.file is None:
-        name = f"{spec.source}:{spec.name}"
-        tag = checkpoint.pretrained or spec.pretrained
-        return Weights(f"{name}{f'.{tag}' if tag else ''}@{checkpoint.revision or 'published'}")
+        name, _, tag = spec.name.partition(".") if spec.source == "timm" else (spec.name, "", None)
+        tag = checkpoint.pretrained or spec.pretrained or tag
+        published = f"{spec.source}:{name}{f'.{tag}' if tag else ''}"
+        return Weights(f"{published}@{checkpoint.revision or 'published'}")
     stat = Path(checkpoint.file).stat()
     if known is not None and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         return known

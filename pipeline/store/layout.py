@@ -16,7 +16,6 @@ from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 
-
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""
 

@@ -6,26 +6,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.cluster import ClusterSpec
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
-from pipeline.yamlfile import Document, Spec, load_yaml, validate
+from pipeline.yamlfile import Document, OneOrMany, Spec, as_many, load_yaml, validate
 
 PairKind = Literal["all", "final", "init", "same_step", "within_model"]
+PairKinds = Annotated[
+    tuple[PairKind, ...],
+    BeforeValidator(as_many, json_schema_input_type=PairKind | list[PairKind]),
+]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class Selection(Spec):
     """Which entries of the registry take part: the union of what is named."""
 
-    sets: tuple[str, ...] = ()
+    sets: OneOrMany = ()
     """Named sets."""
-    families: tuple[str, ...] = ()
+    families: OneOrMany = ()
     """Families."""
-    ids: tuple[str, ...] = ()
+    ids: OneOrMany = ()
     """Model ids, or globs of them (timm/vit_*)."""
 
     @model_validator(mode="after")
@@ -49,13 +53,8 @@ class CompareSpec(Spec):
 
     measures: dict[Label, dict[str, Any]]
     """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
-    pairs: tuple[PairKind, ...] = ("final",)
+    pairs: PairKinds = ("final",)
     """Which encoders meet which: the union of the kinds."""
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("measures")
     @classmethod
@@ -90,15 +89,10 @@ class CalibrateSpec(Spec):
     """Permutations; the smallest p is 1 / (n_permutations + 1)."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which the threshold lies."""
-    pairs: tuple[PairKind, ...] = ("final", "init")
+    pairs: PairKinds = ("final", "init")
     """Which pairs of encoders are calibrated."""
     seed: int = 0
     """Seed of the permutations."""
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class ExtractSpec(Spec):
@@ -115,7 +109,7 @@ class Workflow(Spec):
 
     store: str
     """The store: a folder that ends in .zarr."""
-    registry: tuple[str, ...]
+    registry: OneOrMany
     """Registry files."""
     train: str | None = None
     """A registry file whose reference models are trained here first."""
@@ -133,11 +127,6 @@ class Workflow(Spec):
     """How scores are calibrated; null for not at all."""
     cluster: ClusterSpec = ClusterSpec()
     """Where tasks run."""
-
-    @field_validator("registry", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 def load_workflow(
