@@ -10,7 +10,7 @@ quickstart: $(READY)  ## train a small zoo, extract, compare, calibrate, report
 	$(BIN)/consilience run workflows/quickstart.yaml
 
 test: $(READY)  ## the whole suite, with line coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

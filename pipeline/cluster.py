@@ -35,6 +35,9 @@ _LOGGERS = (
     "distributed.comm",
 )
 ATTEMPTS = 3
+# workers make and drop arrays of tens of megabytes all the time: where glibc gives each back to the
+# system at once, as distributed tells it to, the page faults cost more than the arithmetic
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**28, "MALLOC_MMAP_THRESHOLD_": 2**28}
 
 
 class ClusterSpec(Spec):
@@ -184,7 +187,12 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
 
     with ExitStack() as stack:
         stack.enter_context(
-            dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
+            dask.config.set(
+                {
+                    "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+                    **{f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in _MALLOC.items()},
+                }
+            )
         )
         if spec.kind == "address":
             try:

@@ -49,7 +49,7 @@ def test_import__is_light() -> None:
 def test_open_store__and_read_without_torch(zoo: Zoo) -> None:
     code = (
         f"import sys, pipeline; s = pipeline.open_store({str(zoo.path)!r}); s.catalog(); s.stimuli();"
-        f"s.similarity('cka'); s.alignment('cka'); s.activations('{VIT}/blocks.0').values;"
+        f"s.similarity('cka'); s.alignment('cka'); s.activations('{VIT}/blocks.0');"
         f"print({HEAVY})"
     )
     assert in_a_process(code) == "[]"
@@ -73,7 +73,12 @@ def test_catalog__one_row_per_representation(zoo_store: Store) -> None:
     assert catalog.index.is_unique
     assert len(catalog) == 24
     row = catalog.loc["timm/conv@end#image/stages.2"]
-    assert (row.model, row.checkpoint, row.tower, row.layer) == ("timm/conv", "end", "image", "stages.2")
+    assert (row.model, row.checkpoint, row.tower, row.layer) == (
+        "timm/conv",
+        "end",
+        "image",
+        "stages.2",
+    )
     assert (row.layer_index, row.n_features, row.step, row.final) == (2, 8, 10, True)
     assert (row.family, row.objective, row.samples_seen) == ("conv", "none", 640)
     assert row.n_parameters > 100
@@ -102,7 +107,9 @@ def test_activations__lazy(zoo_store: Store) -> None:
 
 def test_activations__complete_id(zoo_store: Store) -> None:
     by_id = zoo_store.activations(f"{VIT}/blocks.1")
-    by_words = zoo_store.activations("timm/vit-a", layer="blocks.1", checkpoint="step10", tower="image")
+    by_words = zoo_store.activations(
+        "timm/vit-a", layer="blocks.1", checkpoint="step10", tower="image"
+    )
     xr.testing.assert_identical(by_id.compute(), by_words.compute())
     assert zoo_store.activations(VIT, layer="blocks.1").identical(by_id)
 
@@ -172,7 +179,9 @@ def test_alignment__validates(zoo_store: Store, label: str) -> None:
 
 
 def test_alignment__unknown(zoo_store: Store) -> None:
-    with pytest.raises(InputError, match=r"no alignment 'knn10'.*There are: cka, cka_debiased, knn"):
+    with pytest.raises(
+        InputError, match=r"no alignment 'knn10'.*There are: cka, cka_debiased, knn"
+    ):
         zoo_store.alignment("knn10")
 
 
@@ -221,9 +230,7 @@ def test_score__stored_layers_give_stored_scores(zoo_store: Store, label: str) -
     assert found.attrs["n_stimuli"] == 64
     for layer in ("blocks.0", "blocks.1"):
         for name in found["representation"].values.tolist():
-            expected = float(
-                stored.sel(representation_x=f"{VIT}/{layer}", representation_y=name)
-            )
+            expected = float(stored.sel(representation_x=f"{VIT}/{layer}", representation_y=name))
             assert float(found["score"].sel(layer=layer, representation=name)) == pytest.approx(
                 expected, abs=1e-6
             )
@@ -269,7 +276,9 @@ def test_score__faults(zoo_store: Store) -> None:
     with pytest.raises(InputError, match=rf"stimulus id {ids[3]} is given more than once"):
         zoo_store.score({"a": np.vstack([x, x[3:4]])}, [*ids, ids[3]], "cka")
     for wrong in (x[:-1], x[:, 0], x[None]):
-        with pytest.raises(InputError, match=r"layer 'a': expected shape \(597, features\), one row"):
+        with pytest.raises(
+            InputError, match=r"layer 'a': expected shape \(597, features\), one row"
+        ):
             zoo_store.score({"a": wrong}, ids, "cka")
     with pytest.raises(InputError, match="no layer was given"):
         zoo_store.score({}, ids, "cka")

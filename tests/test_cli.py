@@ -26,7 +26,10 @@ def rows(output: str) -> dict[str, list[str]]:
 
 def test_version(zoo: Zoo) -> None:
     result = consilience(zoo, "--version")
-    assert (result.exit_code, result.output.strip()) == (0, f"consilience, version {pipeline.__version__}")
+    assert (result.exit_code, result.output.strip()) == (
+        0,
+        f"consilience, version {pipeline.__version__}",
+    )
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["models"], ["store"], ["report"]])
@@ -73,7 +76,11 @@ def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
     across = sum(a * b for i, a in enumerate(layers) for b in layers[:i])
     images = 2 * across + sum(2 * n * (2 * n + 1) // 2 for n in layers)
     text = 2 * 2 * sum(layers[:3]) + 4 * 5 // 2 + 4 * 4
-    assert table["compare"] == ["2", f"{3 * (images + text)} pairs of representations", f"0 of {3 * (images + text)}"]
+    assert table["compare"] == [
+        "2",
+        f"{3 * (images + text)} pairs of representations",
+        f"0 of {3 * (images + text)}",
+    ]
     assert table["calibrate"] == ["2", "60 pairs of encoders", "0 of 60"]
     assert "compared on 64 images, " in result.output
 
@@ -122,7 +129,10 @@ def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> 
         "--set", "compare.measures={cka: {}}",
     )  # fmt: skip
     assert result.exit_code == 1, result.output
-    assert "failed: timm/late@step10: model timm/late: the checkpoint run/late/step-10" in result.output
+    assert (
+        "failed: timm/late@step10: model timm/late: the checkpoint run/late/step-10"
+        in result.output
+    )
     assert "Traceback" not in result.output
 
 

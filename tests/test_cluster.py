@@ -159,8 +159,9 @@ def test_connect__nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
     started = time.monotonic()
     expected = rf"no Dask scheduler answers at {address} within 0.5 s .* `cluster:` or --cluster"
-    with pytest.raises(InputError, match=expected), connect(
-        ClusterSpec(kind="address", address=address)
+    with (
+        pytest.raises(InputError, match=expected),
+        connect(ClusterSpec(kind="address", address=address)),
     ):
         pass
     assert time.monotonic() - started < 20
@@ -169,8 +170,9 @@ def test_connect__nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("address", ["nonsense://a:1", "tcp://", "tcp://127.0.0.1:notaport"])
 def test_connect__address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
-    with pytest.raises(InputError, match="no Dask scheduler answers at"), connect(
-        ClusterSpec(kind="address", address=address)
+    with (
+        pytest.raises(InputError, match="no Dask scheduler answers at"),
+        connect(ClusterSpec(kind="address", address=address)),
     ):
         pass
 
@@ -179,7 +181,9 @@ def test_connect__scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> 
     from distributed import LocalCluster
 
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
-    with LocalCluster(n_workers=0, processes=False, protocol="tcp", dashboard_address=":0") as empty:
+    with LocalCluster(
+        n_workers=0, processes=False, protocol="tcp", dashboard_address=":0"
+    ) as empty:
         spec = ClusterSpec(kind="address", address=empty.scheduler_address)
         expected = "has had no worker for 0.5 s. Start workers: `dask worker tcp://"
         with pytest.raises(InputError, match=expected), connect(spec):
@@ -246,9 +250,12 @@ def test_run__workers_that_stand_in_another_folder(copied: Zoo, tmp_path: object
     """A scheduler that runs already was started wherever its owner stood."""
     from distributed import LocalCluster
 
-    with inside(tmp_path), LocalCluster(  # type: ignore[arg-type]
-        n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-    ) as elsewhere:
+    with (
+        inside(tmp_path),
+        LocalCluster(  # type: ignore[arg-type]
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+        ) as elsewhere,
+    ):
         report = Zoo(copied.folder, elsewhere.scheduler_address).run(
             "models.sets=[late]", "compare.measures={cka: {}}"
         )

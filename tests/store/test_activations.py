@@ -93,13 +93,19 @@ def test_write_block__marks_after_the_last_block(tower: TowerGroup) -> None:
     assert read.dtype == np.float32
     expected = np.concatenate([values(tower, b)["a"] for b in tower.blocks])
     np.testing.assert_array_equal(read, expected)
-    np.testing.assert_array_equal(reopened(tower).read("one", "a", np.array([9, 3])), expected[[9, 3]])
+    np.testing.assert_array_equal(
+        reopened(tower).read("one", "a", np.array([9, 3])), expected[[9, 3]]
+    )
 
 
 @pytest.mark.parametrize("block", [(0, 3), (1, 5), (2, 4), (0, 8), (8, 12), (4, 4), (0, 10)])
-def test_write_block__rows_that_are_not_one_chunk(tower: TowerGroup, block: tuple[int, int]) -> None:
+def test_write_block__rows_that_are_not_one_chunk(
+    tower: TowerGroup, block: tuple[int, int]
+) -> None:
     add(tower, "one")
-    with pytest.raises(StoreError, match=r"not one whole chunk of 4 rows; two writers .* overwrite"):
+    with pytest.raises(
+        StoreError, match=r"not one whole chunk of 4 rows; two writers .* overwrite"
+    ):
         tower.write_block("one", block, values(tower, block))
     assert not reopened(tower).complete.any()
 
@@ -221,7 +227,10 @@ def test_stored_activations__equal_a_forward_pass_by_hand(zoo: Zoo, zoo_store: S
         network.load_state_dict(load_file(zoo.folder / f"run/{name}/step-10.safetensors"))
         with torch.inference_mode():
             outputs = network.forward_intermediates(
-                digits_inputs(), output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+                digits_inputs(),
+                output_fmt="NLC",
+                return_prefix_tokens=True,
+                intermediates_only=True,
             )
         assert len(outputs) == 2
         for i, output in enumerate(outputs):  # with a class token: (patches, class token)
@@ -239,9 +248,7 @@ def test_stored_activations__convolutions_from_a_seed(zoo: Zoo, zoo_store: Store
     assert len(outputs) == 4
     for i, output in enumerate(outputs):
         stored = zoo_store.activations("timm/conv", layer=f"stages.{i}", checkpoint="init")
-        np.testing.assert_allclose(
-            stored.values, output.mean((2, 3)).numpy(), rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(stored.values, output.mean((2, 3)).numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_stored_activations__rows_are_the_towers_stimuli(zoo_store: Store) -> None:

@@ -25,9 +25,7 @@ def new_grid(table: str = "measures") -> Grid:
 
 
 def reopened(grid: Grid) -> Grid:
-    return Grid(
-        zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.axis
-    )
+    return Grid(zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.axis)
 
 
 def write(

@@ -31,13 +31,21 @@ class Results:
         self.encoders = {e.id: e for e in store.encoders()}
         self.representations = [r for e in self.encoders.values() for r in e.representations]
         (self.subset,) = store.subsets
-        self.grams, self.centred, self.sets = cache(self._gram), cache(self._centred), cache(self._sets)
+        self.grams, self.centred, self.sets = (
+            cache(self._gram),
+            cache(self._centred),
+            cache(self._sets),
+        )
 
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
         drawn = np.sort(np.random.default_rng(0).permutation(597)[:N])
         captions = [load_digits("test").captions[i] for i in drawn]
-        first = [i for i, c in zip(drawn, captions, strict=True) if captions.index(c) == list(drawn).index(i)]
+        first = [
+            i
+            for i, c in zip(drawn, captions, strict=True)
+            if captions.index(c) == list(drawn).index(i)
+        ]
         return {"images": drawn, "captions": np.array(first)}
 
     def x(self, name: str, kind: str) -> NDArray[np.float32]:
@@ -197,8 +205,10 @@ def test_null__is_the_permutation_null_of_the_same_arrays(results: Results, kind
     for x, i in members.items():
         for y, j in members.items():
             a, b = results.encoders[x], results.encoders[y]
-            wanted = x != y and results.kind(a, b) == kind and (
-                (a.final and b.final) or (a.initial and b.initial)
+            wanted = (
+                x != y
+                and results.kind(a, b) == kind
+                and ((a.final and b.final) or (a.initial and b.initial))
             )
             assert {int(g.state()[i, j]) for g in grids.values()} == {int(wanted)}, (x, y)
             if not wanted or i > j:

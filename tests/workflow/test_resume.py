@@ -58,7 +58,8 @@ def stored_pairs(zoo: Zoo, label: str, kind: str = "images") -> dict[tuple[str, 
     (group,) = (g[label] for _, g in root.groups() if g.attrs["kind"] == kind)
     assert isinstance(group, zarr.Group)
     slot, names, state, score = (
-        np.asarray(group[n][...]) for n in ("slot", "representation", "state", "score")  # type: ignore[index]
+        np.asarray(group[n][...])
+        for n in ("slot", "representation", "state", "score")  # type: ignore[index]
     )
     return {
         (str(names[i]), str(names[j])): score[i, j].tobytes()
@@ -133,7 +134,9 @@ def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_run__one_checkpoint_file_added(copied: Zoo) -> None:
     folder = copied.folder / "run" / "vit-b"
-    shutil.copy(folder / f"spare-{SPARE_STEP}.safetensors", folder / f"step-{SPARE_STEP}.safetensors")
+    shutil.copy(
+        folder / f"spare-{SPARE_STEP}.safetensors", folder / f"step-{SPARE_STEP}.safetensors"
+    )
     before = {label: stored_pairs(copied, label) for label in MEASURES}
     images = tree(copied.path, "activations")
     report = copied.run()
@@ -256,7 +259,9 @@ def test_run__more_permutations_are_another_null(copied: Zoo) -> None:
 
 
 def test_run__without_calibration(copied: Zoo) -> None:
-    assert n_tasks(copied.run("calibrate=null", "compare.measures={knn: {measure: mutual_knn, k: 5}}")) == [0, 0, 0, 0]
+    assert n_tasks(
+        copied.run("calibrate=null", "compare.measures={knn: {measure: mutual_knn, k: 5}}")
+    ) == [0, 0, 0, 0]
     found = copied.store().alignment("knn")
     assert np.isnan(found["p"]).all()
     assert np.isnan(found["q"]).all()
