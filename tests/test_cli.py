@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,6 +12,8 @@ from zoo import TIMM, Zoo, inside, tree
 
 import pipeline
 from pipeline.cli import main
+from pipeline.report import Report
+from pipeline.store import Store
 
 
 def consilience(zoo: Zoo, *arguments: str) -> Result:
@@ -143,9 +146,10 @@ def test_run__nothing_could_be_extracted(copied: Zoo, cluster: str) -> None:
     result = consilience(
         copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]"
     )
-    assert "no model could be extracted" in result.output
-    assert "late/step-0.safetensors cannot be read" in result.output
     assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    for step in (0, 10):
+        assert f"late/step-{step}.safetensors cannot be read" in result.output
 
 
 def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,10 +246,15 @@ def test_store__that_is_not_there(zoo: Zoo, command: list[str]) -> None:
     assert result.output.startswith("consilience: there is no store at none.zarr")
 
 
-def test_report__into_a_folder(zoo: Zoo, tmp_path: object) -> None:
+def test_report__into_a_folder(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(store: Store, folder: Path, *, subset: str | None) -> Report:
+        assert (store.path, subset) == (Path("store.zarr"), None)
+        return Report(folder / "index.html", [folder / "map.png"])
+
+    monkeypatch.setattr("pipeline.report.write_report", write)
     result = consilience(zoo, "report", "store.zarr", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    assert f"{tmp_path}/index.html" in result.output
+    assert result.output.split() == [f"{tmp_path}/map.png", f"{tmp_path}/index.html"]
 
 
 def test_run__report_is_of_the_subset_that_was_asked_for(
@@ -256,12 +265,9 @@ def test_run__report_is_of_the_subset_that_was_asked_for(
     one = "compare.measures={cka: {}}"
     first = copied.run(one)
     assert first.report is not None
-    page = (copied.folder / first.report).read_text()
-    assert "64" in page
     copied.run("subset.n=48", one)
     again = copied.run(one)
     assert again.report is not None
     key = copied.store().subsets[-1]
     assert key.startswith("digits-test-n64")
-    assert len((copied.folder / again.report).read_text()) > 1000
     assert key in (copied.folder / again.report).read_text()

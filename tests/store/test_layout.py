@@ -29,7 +29,7 @@ def test_layout__whole_tree_opens_with_plain_xarray(zoo: Zoo) -> None:
         warnings.simplefilter("error")
         tree = xr.open_datatree(zoo.path, engine="zarr", chunks={}, consolidated=False)
     with tree:
-        assert {c for c in tree.children} == {
+        assert set(tree.children) == {
             "stimuli", "activations", "measures", "calibration",
             "competence", "alignment", "convergence",
         }  # fmt: skip
@@ -91,7 +91,7 @@ def test_layout__metadata_is_not_consolidated(zoo: Zoo) -> None:
 
 
 def test_layout__nothing_half_written_is_left(zoo: Zoo) -> None:
-    assert [f for f in zoo.path.rglob("*.partial")] == []
+    assert list(zoo.path.rglob("*.partial")) == []
     assert not (zoo.path / "consilience.lock").exists()
 
 
@@ -167,7 +167,7 @@ def test_open_root__makes_one_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_open_root__read_only_cannot_write(zoo_store: Store) -> None:
-    with pytest.raises(ValueError, match="read.only"):
+    with pytest.raises(ValueError, match=r"read.only"):
         zoo_store.root.create_group("new")
 
 

@@ -56,7 +56,9 @@ class Results:
         return reference.gram(x - x.mean(0))
 
     def _centred(self, name: str, kind: str) -> NDArray[np.float64]:
-        return reference.doubly_centred(self.grams(name, kind))
+        n = len(self.rows[kind])
+        centring = np.eye(n) - 1 / n
+        return centring @ self.grams(name, kind) @ centring
 
     def _sets(self, name: str, kind: str) -> list[set[int]]:
         return reference.nearest(self.x(name, kind), K)

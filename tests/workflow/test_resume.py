@@ -105,15 +105,15 @@ def test_plan__done(copied: Zoo) -> None:
 
 
 def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = "models.sets=[tiny, late]"
-    before = {label: stored_pairs(copied, label) for label in MEASURES}
+    setting = ("models.sets=[tiny, late]", "compare.measures={cka: {}, cka_debiased: {}}")
+    before = {label: stored_pairs(copied, label) for label in ("cka", "cka_debiased")}
     untouched = files_by_time(copied.path, "activations")
-    plan = copied.plan(setting)
+    plan = copied.plan(*setting)
     jobs = submitted(monkeypatch, "compare")
-    report = copied.run(setting)
+    report = copied.run(*setting)
     assert n_tasks(report) == [1, 2, 2, 1]
     assert report.tasks["compare"] == plan.tasks["compare"]
-    after = {label: stored_pairs(copied, label) for label in MEASURES}
+    after = {label: stored_pairs(copied, label) for label in ("cka", "cka_debiased")}
     asked = 0
     for label, pairs in before.items():
         assert {p: after[label][p] for p in pairs} == pairs
@@ -128,8 +128,9 @@ def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
                 assert "late" in str(names[i]) + str(other[j]), label
                 asked += 1
     assert asked == plan.pairs["compare"][0]
-    assert {f: t for f, t in files_by_time(copied.path, "activations").items() if f in untouched} == untouched  # fmt: skip
-    assert n_tasks(copied.run(setting)) == [0, 0, 0, 0]
+    times = files_by_time(copied.path, "activations")
+    assert {file: times[file] for file in untouched} == untouched
+    assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
 
 
 def test_run__one_checkpoint_file_added(copied: Zoo) -> None:
@@ -137,9 +138,9 @@ def test_run__one_checkpoint_file_added(copied: Zoo) -> None:
     shutil.copy(
         folder / f"spare-{SPARE_STEP}.safetensors", folder / f"step-{SPARE_STEP}.safetensors"
     )
-    before = {label: stored_pairs(copied, label) for label in MEASURES}
+    before = {label: stored_pairs(copied, label) for label in ("cka",)}
     images = tree(copied.path, "activations")
-    report = copied.run()
+    report = copied.run(ONE)
     assert report.tasks["extract"] == 1
     for label, pairs in before.items():
         after = stored_pairs(copied, label)
@@ -348,7 +349,7 @@ def test_run__weights_that_give_no_numbers(copied: Zoo) -> None:
     weights = load_file(folder / f"spare-{SPARE_STEP}.safetensors")
     weights["blocks.1.mlp.fc2.bias"][0] = float("nan")
     save_file(weights, folder / f"step-{SPARE_STEP}.safetensors")
-    report = copied.run()
+    report = copied.run(ONE)
     (why,) = report.failures.values()
     assert "timm/vit-a, image tower, layer blocks.1: the activations of 597 stimuli are not" in why
     assert "first row 0 (stimulus " in why
@@ -371,24 +372,19 @@ def test_run__damaged_activations_are_named_and_mended_by_replace(copied: Zoo) -
 def test_run__in_two_halves_is_the_whole(copied: Zoo, zoo: Zoo) -> None:
     """Models that come one after the other give the scores of models that come together."""
     shutil.rmtree(copied.path)
-    measures = "compare.measures={knn: {measure: mutual_knn, k: 5}, cka_debiased: {}}"
-    copied.run("models={ids: [timm/vit-a, timm/vit-b]}", measures)
-    copied.run(measures)
-    for label in ("knn", "cka_debiased"):
-        for kind in ("images", "captions"):
-            assert stored_pairs(copied, label, kind).keys() == stored_pairs(zoo, label, kind).keys()
-        together, apart = zoo.store().similarity(label), copied.store().similarity(label)
-        np.testing.assert_allclose(
-            apart.sel(
-                representation_x=together["representation_x"].values,
-                representation_y=together["representation_y"].values,
-            ),
-            together,
-            atol=1e-6,
-        )
-        np.testing.assert_array_equal(
-            copied.store().alignment(label)["p"], zoo.store().alignment(label)["p"]
-        )
+    knn = "compare.measures={knn: {measure: mutual_knn, k: 5}}"
+    copied.run("models={ids: [timm/vit-a, timm/vit-b]}", knn)
+    copied.run(knn)
+    for kind in ("images", "captions"):
+        assert stored_pairs(copied, "knn", kind).keys() == stored_pairs(zoo, "knn", kind).keys()
+    together, apart = zoo.store().similarity("knn"), copied.store().similarity("knn")
+    names = together["representation_x"].values
+    np.testing.assert_allclose(
+        apart.sel(representation_x=names, representation_y=names), together, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        copied.store().alignment("knn")["p"], zoo.store().alignment("knn")["p"]
+    )
 
 
 def test_run__another_order_of_the_registry(copied: Zoo) -> None:
