@@ -129,13 +129,16 @@ def test_run__workers_of_two_processes_one_that_dies(monkeypatch: pytest.MonkeyP
         (limit,) = made.run([Task("threads", os.getenv, ("OMP_NUM_THREADS",))])
         assert len(made.start().scheduler_info()["workers"]) <= 2
     assert limit.result == "1"
-    failed = [o for o in outcomes if o.error is not None]
-    assert [o.task.name for o in failed] == ["poison"]
-    assert describe_failure(failed[0]) == (
+    assert len(outcomes) == 7
+    # what is queued on the worker that dies may go down with it: the window keeps that to one
+    failed = {o.task.name: o for o in outcomes if o.error is not None}
+    assert "poison" in failed
+    assert len(failed) <= 2
+    assert describe_failure(failed["poison"]) == (
         f"poison: whatever worker ran it died, {ATTEMPTS} times (out of memory, or a crash in "
         "native code). Give workers more memory, or a smaller batch size."
     )
-    assert sorted(o.result for o in outcomes if o.error is None) == [-5, -4, -3, -2, -1, 0]
+    assert all(o.result == -o.task.arguments[0] for o in outcomes if o.error is None)
     assert made._client is None
 
 

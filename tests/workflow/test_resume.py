@@ -12,7 +12,6 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from zoo import (
-    MEASURES,
     SPARE_STEP,
     Zoo,
     chunk_files,
