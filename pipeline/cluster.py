@@ -64,7 +64,7 @@ class ClusterSpec(Spec):
 def override(spec: ClusterSpec, address: str | None) -> ClusterSpec:
     """Return the spec with an address from the command line, or from DASK_SCHEDULER_ADDRESS."""
     if address == "local":
-        return ClusterSpec()
+        return spec if spec.kind == "local" else ClusterSpec()
     address = address or (
         os.environ.get("DASK_SCHEDULER_ADDRESS") if spec.kind == "local" else None
     )
