@@ -18,8 +18,7 @@ from pipeline import __version__
 from pipeline.errors import ConsilienceError
 
 if TYPE_CHECKING:
-    from pipeline.workflow import RunReport
-    from pipeline.workflow.run import Plan
+    from pipeline.workflow import Plan, RunReport
 
 OUT = Console(highlight=False, soft_wrap=False)
 ERR = Console(stderr=True, highlight=False)
@@ -265,6 +264,7 @@ def _print_plan(plan: Plan) -> None:
     for stage, unit in (
         ("compare", "pairs of representations"),
         ("calibrate", "pairs of encoders"),
+        ("competence", "encoders"),
     ):
         missing, wanted = plan.pairs[stage]
         table.add_row(
@@ -273,6 +273,8 @@ def _print_plan(plan: Plan) -> None:
             f"{missing:,} {unit}",
             f"{wanted - missing:,} of {wanted:,}",
         )
+    done = [label for label in plan.workflow.compare.specs if label not in plan.stale]
+    table.add_row("alignment", "", ", ".join(plan.stale), ", ".join(done))
     _print_table(table)
     rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in plan.comparisons)
     OUT.print(f"stimuli {plan.stimuli.key}: {n}; compared on {rows}")

@@ -26,6 +26,7 @@ Tower = Literal["image", "text"]
 _ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEP = "{step}"
+_LOCAL = "local-dir:"
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
     "id",
@@ -72,6 +73,12 @@ class Checkpoint(Spec):
     def kind(self) -> str:
         """`init`, `file` or `pretrained`."""
         return "init" if self.init else "file" if self.file else "pretrained"
+
+    def absolute(self) -> Self:
+        """Return the checkpoint with an absolute path."""
+        if self.file is None:
+            return self
+        return self.model_copy(update={"file": str(Path(self.file).absolute())})
 
 
 class EveryN(Spec):
@@ -190,8 +197,43 @@ class ModelSpec(Spec):
         """Everything that changes the activations, JSON-able."""
         recipe = self.model_dump(mode="json", exclude=_NOT_RECIPE)
         if self.config is not None:
-            recipe["config"] = read_json(self.config, f"model {self.id}")
+            recipe["config"] = self.architecture
+        if self.vocabulary is not None and self.vocabulary.is_file():
+            recipe["vocabulary"] = hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
         return recipe
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The content of `config:`; empty where there is none."""
+        if self.config is None:
+            return {}
+        content: dict[str, Any] = read_json(self.config, f"model {self.id}")
+        return content
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """The tokenizer's merges, which a `config:` names relative to itself."""
+        text = self.architecture.get("text_cfg", {})
+        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
+        if self.config is None or path is None:
+            return None
+        return (Path(self.config).parent / path).resolve()
+
+    @property
+    def folder(self) -> Path | None:
+        """open_clip: the folder that a name `local-dir:FOLDER` means."""
+        if self.source == "open_clip" and self.name.startswith(_LOCAL):
+            return Path(self.name.removeprefix(_LOCAL))
+        return None
+
+    def absolute(self) -> Self:
+        """Return the spec with absolute paths, for a process that stands in another folder."""
+        changes: dict[str, Any] = {}
+        if self.config is not None:
+            changes["config"] = str(Path(self.config).absolute())
+        if self.folder is not None:
+            changes["name"] = f"{_LOCAL}{self.folder.absolute()}"
+        return self.model_copy(update=changes)
 
     @property
     def recipe_digest(self) -> str:

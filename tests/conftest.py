@@ -59,14 +59,3 @@ def copied(zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pipeline.workflow.run._report", lambda *_: None)
     monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache(2**27))
     return zoo.copy(tmp_path / "zoo", cluster)
-
-
-# not run yet: some of them fail, and which of those are faults of the code is not settled
-collect_ignore = [
-    "test_api.py",
-    "test_cli.py",
-    "test_cluster.py",
-    "workflow/test_refusal.py",
-    "workflow/test_results.py",
-    "workflow/test_resume.py",
-]

@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 from pipeline.stimuli.digits import load_digits
 from pipeline.store import Store, open_store
 from pipeline.training.vocabulary import write_merges
-from pipeline.workflow import RunReport, load_workflow, plan_workflow, run_workflow
-from pipeline.workflow.run import Plan
+from pipeline.workflow import Plan, RunReport, load_workflow, plan_workflow, run_workflow
 
 STEPS = (0, 10)
 SPARE_STEP = 20

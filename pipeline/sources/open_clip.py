@@ -16,7 +16,6 @@ import torch
 from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.registry import read_json
 from pipeline.sources.base import Tokens, load_weights, seeded_build, uninitialised
 from pipeline.sources.timm import timm_blocks
 from pipeline.yamlfile import did_you_mean
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from pipeline.registry import Checkpoint, ModelSpec
 
-_LOCAL = "local-dir:"
 _SHIPPED = frozenset(open_clip.list_models())
 
 
@@ -37,10 +35,9 @@ class OpenClipSource:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise InputError for unknown names and tags, and for QuickGELU mismatches."""
-        if spec.name.startswith(_LOCAL):
-            folder = Path(spec.name.removeprefix(_LOCAL))
-            if not (folder / "open_clip_config.json").is_file():
-                raise InputError(f"there is no {folder}/open_clip_config.json.")
+        if spec.folder is not None:
+            if not (spec.folder / "open_clip_config.json").is_file():
+                raise InputError(f"there is no {spec.folder}/open_clip_config.json.")
             return
         if spec.config is not None:
             self._register(spec)
@@ -82,17 +79,14 @@ class OpenClipSource:
 
     def _register(self, spec: ModelSpec) -> None:
         """Make a person's architecture known to open_clip under the spec's name."""
-        assert spec.config is not None
         if spec.name in _SHIPPED:
             raise InputError(
                 f"{spec.name!r} is an architecture of open_clip's own, which `config:` would "
                 "replace for every other entry. Give yours another `name:`."
             )
-        config = read_json(spec.config, f"model {spec.id}")
-        bpe = config.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
-        if bpe is not None:  # relative to the file that names it
-            resolved = (Path(spec.config).parent / bpe).resolve()
-            config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(resolved)
+        config = spec.architecture
+        if spec.vocabulary is not None:
+            config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(spec.vocabulary)
         known = (
             open_clip.get_model_config(spec.name) if spec.name in open_clip.list_models() else None
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.registry import Checkpoint, ModelSpec
@@ -14,18 +15,31 @@ def weights_identity(
 ) -> Weights:
     """Return the identity of a checkpoint's weights.
 
-    A file is hashed only where its size or modification time differ from what is `known`.
+    A file, or a folder of files (`local-dir:`), is hashed only where size or modification time
+    differ from what is `known`.
     """
     if checkpoint.init is not None:
         return Weights(f"init:seed={checkpoint.init.seed}")
-    if checkpoint.file is None:
+    if checkpoint.file is not None:
+        return _of_files([Path(checkpoint.file)], known)
+    if spec.folder is None:
         name, _, tag = spec.name.partition(".") if spec.source == "timm" else (spec.name, "", None)
         tag = checkpoint.pretrained or spec.pretrained or tag
         published = f"{spec.source}:{name}{f'.{tag}' if tag else ''}"
         return Weights(f"{published}@{checkpoint.revision or 'published'}")
-    stat = Path(checkpoint.file).stat()
-    if known is not None and (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+    return _of_files(sorted(f for f in spec.folder.rglob("*") if f.is_file()), known)
+
+
+def _of_files(files: Sequence[Path], known: Weights | None) -> Weights:
+    stats = [f.stat() for f in files]
+    size, mtime = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    if known is not None and (known.size, known.mtime_ns) == (size, mtime):
         return known
-    with open(checkpoint.file, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Weights(f"sha256:{digest}", stat.st_size, stat.st_mtime_ns)
+    digests = []
+    for name in files:
+        with open(name, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digest = digests[0]
+    if len(files) > 1:  # which file is which matters: the folder's order is that of the names
+        digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return Weights(f"sha256:{digest}", size, mtime)

@@ -180,13 +180,33 @@ class TowerGroup:
             array.resize((stop, *array.shape[1:]))
         region = slice(start, stop)
         self.array("step")[region] = [step for step, _ in new.values()]
-        self.array("weights_digest")[region] = as_text(w.digest for _, w in new.values())
-        self.array("weights_size")[region] = [w.size for _, w in new.values()]
-        self.array("weights_mtime_ns")[region] = [w.mtime_ns for _, w in new.values()]
+        self._write_weights(region, [weights for _, weights in new.values()])
         self.array("checkpoint")[region] = as_text(new)
         self._columns.clear()
         for name in ("checkpoints", "complete"):
             self.__dict__.pop(name, None)
+
+    def replace_weights(self, checkpoint: str, weights: Weights) -> None:
+        """Change the identity of weights from which nothing has been extracted yet. Driver only.
+
+        Raises
+        ------
+        StoreError
+            Where there are activations: they were computed from the weights on record.
+        """
+        row = self.checkpoints.index(checkpoint)
+        if self.complete[row].any():
+            raise StoreError(
+                f"{self.group.path}@{checkpoint}: activations are there; other weights would be "
+                "recorded for them."
+            )
+        self._write_weights(slice(row, row + 1), [weights])
+        self._columns.clear()
+
+    def _write_weights(self, region: slice, weights: Sequence[Weights]) -> None:
+        self.array("weights_digest")[region] = as_text(w.digest for w in weights)
+        self.array("weights_size")[region] = [w.size for w in weights]
+        self.array("weights_mtime_ns")[region] = [w.mtime_ns for w in weights]
 
     def write_block(
         self, checkpoint: str, block: tuple[int, int], values: Mapping[str, NDArray[np.float32]]

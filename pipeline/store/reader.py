@@ -417,7 +417,12 @@ class Store:
             chunks={} if lazy else None,
             consolidated=False,
         )
-        return dataset if lazy else dataset.load()
+        if lazy:
+            return dataset
+        # numpy's newer variable-length strings cannot be cast to its older ones: give objects
+        text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
+        dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
+        return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords}).load()
 
 
 def _read_grid(

@@ -33,8 +33,8 @@ def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("recipe_digest") != recipe.digest:
         return None
     files = [recipe.file(step) for step in planned_steps(recipe)]
-    if recipe.vocabulary is not None:
-        files.append(recipe.vocabulary)
+    if recipe.model.vocabulary is not None:
+        files.append(recipe.model.vocabulary)
     return record if all(f.is_file() for f in files) else None
 
 

@@ -71,9 +71,9 @@ def prepare(recipe: TrainingRecipe) -> Task:
 
 
 def _write_vocabulary(recipe: TrainingRecipe, captions: list[str]) -> None:
-    if recipe.vocabulary is None:
+    if recipe.model.vocabulary is None:
         return  # the architecture brings a tokenizer of its own
-    size = write_merges(recipe.vocabulary, captions)
+    size = write_merges(recipe.model.vocabulary, captions)
     stated = recipe.vocabulary_size
     if stated != size:
         raise InputError(

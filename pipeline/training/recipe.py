@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import InputError
-from pipeline.registry import Entry, ModelSpec, load_registry, read_json
+from pipeline.registry import Entry, ModelSpec, load_registry
 from pipeline.stimuli import StimuliSpec
 from pipeline.yamlfile import Document, Location, Spec, validate
 
@@ -70,25 +70,10 @@ class TrainingRecipe(Spec):
         return Path(self.template.replace(STEP, str(step)))
 
     @property
-    def vocabulary(self) -> Path | None:
-        """The tokenizer's merges that this training writes, named by the model's config."""
-        text = self._config().get("text_cfg", {})
-        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
-        if self.model.config is None or path is None:
-            return None
-        return (Path(self.model.config).parent / path).resolve()
-
-    @property
     def vocabulary_size(self) -> int | None:
         """What the model's config states as the number of its tokens."""
-        size: int | None = self._config().get("text_cfg", {}).get("vocab_size")
+        size: int | None = self.model.architecture.get("text_cfg", {}).get("vocab_size")
         return size
-
-    def _config(self) -> dict[str, Any]:
-        if self.model.config is None:
-            return {}
-        config: dict[str, Any] = read_json(self.model.config, f"model {self.model.id}")
-        return config
 
     @property
     def digest(self) -> str:
@@ -98,7 +83,7 @@ class TrainingRecipe(Spec):
         )
         content = {
             "version": _VERSION,
-            "model": {**model, "config": self._config()},
+            "model": {**model, "config": self.model.architecture},
             "options": self.options.model_dump(mode="json"),
             "checkpoints": Path(self.template).name,
         }

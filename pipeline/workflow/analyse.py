@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ENCODERS_PER_TASK = 8
 COMPETENCE = ("knn_accuracy", "probe_accuracy")
+_DIGEST = "activations_digest"
 
 
 def inputs_digest(*inputs: Any) -> str:
@@ -80,12 +81,11 @@ def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, An
     group = root[path]
     assert isinstance(group, zarr.Group)
     columns = {
-        name: np.asarray(_array(group, name)[...])
-        for name in ("encoder", "activations_digest", *COMPETENCE)
+        name: np.asarray(_array(group, name)[...]) for name in ("encoder", _DIGEST, *COMPETENCE)
     }
     return {
         str(encoder): {
-            "activations_digest": str(columns["activations_digest"][i]),
+            _DIGEST: str(columns[_DIGEST][i]),
             **{name: float(columns[name][i]) for name in COMPETENCE},
         }
         for i, encoder in enumerate(columns["encoder"])
@@ -93,13 +93,16 @@ def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, An
 
 
 def missing_competence(
-    known: Mapping[str, Mapping[str, Any]], encoders: Sequence[Encoder]
+    known: Mapping[str, Mapping[str, Any]], comparison: Comparison
 ) -> list[Encoder]:
-    """Return the image encoders whose competence has not been measured."""
+    """Return the image encoders whose competence has not been measured, and can be."""
+    subset = comparison.subset
+    if subset.base.labels is None or subset.kind != "images":
+        return []
     return [
         e
-        for e in encoders
-        if e.tower == "image" and known.get(e.id, {}).get("activations_digest") != e.digest
+        for e in comparison.encoders
+        if e.tower == "image" and (not e.digest or known.get(e.id, {}).get(_DIGEST) != e.digest)
     ]
 
 
@@ -137,7 +140,7 @@ def competence_job(
         assert isinstance(group, zarr.Group)
         x = TowerGroup(group).read(checkpoint, layer, rows)
         found[encoder] = {
-            "activations_digest": digest,
+            _DIGEST: digest,
             "knn_accuracy": knn_accuracy(x, labels),
             "probe_accuracy": probe_accuracy(x, labels),
         }
@@ -153,7 +156,7 @@ def write_competence(
     ids = sorted(found)
     dataset = xr.Dataset(
         {
-            "activations_digest": ("encoder", [found[i]["activations_digest"] for i in ids]),
+            _DIGEST: ("encoder", [found[i][_DIGEST] for i in ids]),
             **{
                 name: (
                     "encoder",
@@ -201,35 +204,20 @@ def read_compared(
     return Compared(len(comparison.subset), found, nulls)
 
 
-def write_alignment(
+def stale_inputs(
     root: zarr.Group,
     label: str,
     spec: MeasureSpec,
     comparisons: Sequence[Comparison],
     calibrate: CalibrateSpec | None,
     competence: Mapping[str, Mapping[str, Any]],
-) -> bool:
-    """Aggregate one measure into alignment and convergence; return False if both are current."""
-    from pipeline.analysis.convergence import convergence_dataset
+) -> str | None:
+    """Return the identity of what alignment and convergence have to be made from.
 
-    encoders = list({e.id: e for c in comparisons for e in c.encoders}.values())
-    settings = {
-        "label": label,
-        **{f"measure_{k}" if k != "measure" else k: v for k, v in spec.conventions().items()},
-        "aggregates": list(AGGREGATES),
-        **(
-            {
-                "alpha": calibrate.alpha,
-                "method": calibrate.method,
-                "n_permutations": calibrate.n_permutations,
-                "permutation_seed": calibrate.seed,
-            }
-            if calibrate
-            else {}
-        ),
-    }
+    None where both are there and were made from it.
+    """
     inputs = inputs_digest(
-        settings,
+        _settings(label, spec, calibrate),
         [
             (
                 e.id,
@@ -241,31 +229,73 @@ def write_alignment(
                 e.attributes.get("related"),
                 e.attributes.get("metadata"),
             )
-            for e in encoders
+            for e in _encoders(comparisons)
         ],
         [
             (c.subset.key, c.wanted.tobytes().hex(), c.calibrated.tobytes().hex())
             for c in comparisons
         ],
-        [competence.get(e.id) for e in encoders],
+        [competence.get(e.id) for e in _encoders(comparisons)],
         [_progress(root, c, label, spec, calibrate) for c in comparisons],
     )
-    key = comparisons[0].subset.key
-    paths = f"alignment/{key}/{label}", f"convergence/{key}/{label}"
-    if all(is_current(root, path, inputs) for path in paths):
-        return False
-    results = [read_compared(root, c, label, spec, calibrate) for c in comparisons]
+    current = all(is_current(root, path, inputs) for path in _paths(comparisons, label))
+    return None if current else inputs
+
+
+def write_alignment(
+    root: zarr.Group,
+    label: str,
+    spec: MeasureSpec,
+    comparisons: Sequence[Comparison],
+    calibrate: CalibrateSpec | None,
+    competence: Mapping[str, Mapping[str, Any]],
+    inputs: str,
+) -> None:
+    """Aggregate one measure into alignment and convergence. Driver only.
+
+    Parameters
+    ----------
+    inputs
+        The identity of what they are made from, as `stale_inputs` gives it.
+    """
+    from pipeline.analysis.convergence import convergence_dataset
+
     alignment = alignment_dataset(
-        encoders,
-        results,
+        _encoders(comparisons),
+        [read_compared(root, c, label, spec, calibrate) for c in comparisons],
         alpha=calibrate.alpha if calibrate else 0.05,
         maximum=float(spec.measure.range[1]),
         competence=competence,
-        attributes=settings,
+        attributes=_settings(label, spec, calibrate),
     )
-    write_dataset(root, paths[0], alignment, inputs)
-    write_dataset(root, paths[1], convergence_dataset(alignment), inputs)
-    return True
+    results = alignment, convergence_dataset(alignment)
+    for path, dataset in zip(_paths(comparisons, label), results, strict=True):
+        write_dataset(root, path, dataset, inputs)
+
+
+def _paths(comparisons: Sequence[Comparison], label: str) -> tuple[str, str]:
+    key = comparisons[0].subset.key
+    return f"alignment/{key}/{label}", f"convergence/{key}/{label}"
+
+
+def _encoders(comparisons: Sequence[Comparison]) -> list[Encoder]:
+    return list({e.id: e for c in comparisons for e in c.encoders}.values())
+
+
+def _settings(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "label": label,
+        **{f"measure_{k}" if k != "measure" else k: v for k, v in spec.conventions().items()},
+        "aggregates": list(AGGREGATES),
+    }
+    if calibrate:
+        settings |= {
+            "alpha": calibrate.alpha,
+            "method": calibrate.method,
+            "n_permutations": calibrate.n_permutations,
+            "permutation_seed": calibrate.seed,
+        }
+    return settings
 
 
 def _progress(

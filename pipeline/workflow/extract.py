@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import zarr
 
 from pipeline.cluster import Task
 from pipeline.errors import InputError, ModelError
-from pipeline.registry import Checkpoint, ModelSpec, Registry
+from pipeline.registry import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
@@ -33,9 +33,13 @@ class ModelPlan:
     checkpoints: dict[str, Checkpoint]
     described: Mapping[str, TowerInfo] | None
     """From the architecture; None where the store has it all."""
-    replace: bool
+    about: Mapping[str, Any]
+    """What the registry says of the model; it may change, unlike the recipe."""
+    replace: bool = False
     missing: dict[str, dict[str, list[Block]]] = field(default_factory=dict)
     """Checkpoint → tower → blocks to extract."""
+    renamed: bool = False
+    """Whether the store says something else than `about`."""
 
     @property
     def n_missing(self) -> int:
@@ -77,10 +81,20 @@ def plan_model(
     spec: ModelSpec,
     stimuli: StimulusSet,
     *,
+    related: Iterable[str] = (),
     replace: bool = False,
     planned_steps: Sequence[int] = (),
 ) -> ModelPlan:
     """Compare one model with the store. Reads only.
+
+    Parameters
+    ----------
+    related
+        Ids of the models that were not trained apart from this one.
+    replace
+        Whether what is stored is to be dropped and extracted anew.
+    planned_steps
+        Steps whose checkpoints a training will write first; they are compared after it.
 
     Raises
     ------
@@ -89,31 +103,39 @@ def plan_model(
         file is missing or does not fit, or the model is unknown.
     """
     checkpoints = spec.checkpoint_map(planned_steps)
+    about = {
+        "family": spec.family,
+        "metadata": spec.metadata,
+        "sets": list(spec.sets),
+        "related": sorted(related),
+    }
+    plan = ModelPlan(spec, checkpoints, None, about, replace)
     blocks = _blocks(len(stimuli))
-    missing: dict[str, dict[str, list[Block]]] = {}
     for tower in spec.towers:
         stimuli.ids(tower)  # raises where there are no captions
-        group = _stored(root, spec, tower, stimuli)
-        if group is not None and not replace:
-            _check_unchanged(spec, tower, group, stimuli)
+        group = None if replace else _stored(root, spec, tower, stimuli)
+        if group is not None:
+            plan.renamed |= {k: group.attrs.get(k) for k in about} != about
+            if not planned_steps:
+                _check_unchanged(spec, tower, group, stimuli)
         for label, checkpoint in checkpoints.items():
             todo = blocks
-            if group is not None and not replace and label in group.checkpoints:
-                _check_weights(spec, label, checkpoint, group)
+            if group is not None and label in group.checkpoints:
                 done = group.complete[group.checkpoints.index(label)]
                 todo = [b for b, d in zip(blocks, done, strict=True) if not d]
+                if done.any() and not planned_steps:
+                    _check_weights(spec, label, checkpoint, group)
             if todo:
-                missing.setdefault(label, {})[tower] = todo
-    described = None
-    if missing:
+                plan.missing.setdefault(label, {})[tower] = todo
+    if plan.missing:
         from pipeline.extraction import check_fit, describe
 
-        described = describe(spec)
-        for label in missing:
+        plan.described = describe(spec)
+        for label in plan.missing:
             file = checkpoints[label].file
             if file is not None and Path(file).is_file():
                 check_fit(spec, file)
-    return ModelPlan(spec, checkpoints, described, replace, missing)
+    return plan
 
 
 def _blocks(n: int) -> list[Block]:
@@ -167,33 +189,28 @@ def _fingerprint(stimuli: StimulusSet, tower: str) -> str:
     return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
 
 
-def prepare_model(
-    root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet, registry: Registry
-) -> None:
+def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> None:
     """Create or grow the groups of one model. Driver only."""
     spec = plan.spec
-    related = sorted(next(iter(pair - {spec.id})) for pair in registry.related() if spec.id in pair)
-    about = {
-        "family": spec.family,
-        "metadata": spec.metadata,
-        "sets": list(spec.sets),
-        "related": related,
-    }
+    steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
     for tower in spec.towers:
         path = activations_path(stimuli.key, spec.id, tower)
         if plan.replace:
             delete(root, path)
-        group = _stored(root, spec, tower, stimuli)
-        if group is None:
-            assert plan.described is not None
-            group = _create(root, path, plan, tower, stimuli, about)
-        elif {k: group.attrs.get(k) for k in about} != about:
-            group.group.attrs.update(about)  # descriptions may change; the recipe may not
+        group = _stored(root, spec, tower, stimuli) or _create(root, path, plan, tower, stimuli)
+        if plan.renamed:
+            group.group.attrs.update(plan.about)
         rows: dict[str, tuple[int, Weights]] = {}
-        steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
         for label in in_training_order(steps.items()):
+            checkpoint = plan.checkpoints[label]
             if label not in group.checkpoints:
-                rows[label] = (steps[label], weights_identity(spec, plan.checkpoints[label]))
+                rows[label] = (steps[label], weights_identity(spec, checkpoint))
+            elif not group.complete[group.checkpoints.index(label)].any():
+                # an attempt that failed: the file may have been mended since
+                known = group.weights(label)
+                now = weights_identity(spec, checkpoint, known)
+                if now != known:
+                    group.replace_weights(label, now)
         group.add_checkpoints(rows)
 
 
@@ -203,7 +220,6 @@ def _create(
     plan: ModelPlan,
     tower: str,
     stimuli: StimulusSet,
-    about: Mapping[str, Any],
 ) -> TowerGroup:
     from importlib.metadata import version
 
@@ -215,7 +231,7 @@ def _create(
         stimulus_ids=[str(i) for i in stimuli.ids(tower)],
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
-            **about,
+            **plan.about,
             "model": spec.id,
             "tower": tower,
             "recipe": spec.recipe,
@@ -257,7 +273,10 @@ def extract_tasks(
     batch_size: int,
     device: str,
 ) -> list[Task]:
-    """Return one task per model: its missing checkpoints, one after the other."""
+    """Return one task per model: its missing checkpoints, one after the other.
+
+    Workers may stand in another folder than the driver: their paths are absolute.
+    """
     return [
         Task(
             f"extract {plan.spec.id}",
@@ -267,8 +286,8 @@ def extract_tasks(
                     store,
                     stimuli_spec,
                     stimuli.key,
-                    plan.spec,
-                    {label: plan.checkpoints[label] for label in plan.missing},
+                    plan.spec.absolute(),
+                    {label: plan.checkpoints[label].absolute() for label in plan.missing},
                     plan.missing,
                     batch_size,
                     device,

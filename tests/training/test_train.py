@@ -153,8 +153,8 @@ def test_train__missing_file(tmp_path: Path) -> None:
 def test_train__missing_vocabulary(tmp_path: Path) -> None:
     recipe = tiny_clip(tmp_path)
     train(recipe)
-    assert recipe.vocabulary == tmp_path / "words/bpe.txt.gz"
-    recipe.vocabulary.unlink()
+    assert recipe.model.vocabulary == tmp_path / "words/bpe.txt.gz"
+    recipe.model.vocabulary.unlink()
     assert not is_trained(recipe)
 
 

@@ -1,0 +1,263 @@
+"""Plan a workflow whole: what is wrong with it, what is done already, what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pipeline.errors import ConsilienceError, InputError
+from pipeline.registry import Registry, load_registry
+from pipeline.stimuli import StimulusSet, Subset, load_stimuli
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
+from pipeline.store.grid import allocate, blocks_of
+from pipeline.store.layout import activations_path, open_root
+from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
+from pipeline.workflow import analyse, calibrate, compare
+from pipeline.workflow.extract import ModelPlan, plan_model, step_of
+from pipeline.workflow.pairs import Comparison, wanted_pairs, with_text
+from pipeline.workflow.spec import Workflow
+
+
+@dataclass
+class Plan:
+    """What a workflow has done already and what it will do."""
+
+    workflow: Workflow
+    registry: Registry
+    stimuli: StimulusSet
+    subset: Subset
+    untrained: list[TrainingRecipe]
+    models: list[ModelPlan]
+    comparisons: list[Comparison]
+    pairs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Stage → (missing, wanted): unordered pairs over subsets and measures, or encoders."""
+    tasks: dict[str, int] = field(default_factory=dict)
+    """Stage → tasks to run."""
+    stale: list[str] = field(default_factory=list)
+    """Labels of the measures whose alignment and convergence are to be made (anew)."""
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether there is something to run on a cluster."""
+        return any(n for stage, n in self.tasks.items() if stage != "train")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to compute."""
+        return not any(self.tasks.values()) and not self.stale
+
+
+def plan_workflow(
+    workflow: Workflow, *, replace: Sequence[str] = (), root: zarr.Group | None = None
+) -> Plan:
+    """Check a workflow whole and compare it with its store. Writes nothing.
+
+    Raises
+    ------
+    InputError, StoreError
+        For everything that can be known to be wrong before a task runs.
+    """
+    if root is None and Path(workflow.store).exists():
+        root = open_root(workflow.store, "r")
+    registry = load_registry(workflow.registry)
+    try:
+        specs = registry.select(
+            sets=workflow.models.sets, ids=workflow.models.ids, families=workflow.models.families
+        )
+    except InputError as error:
+        raise InputError(f"models: {error}") from None
+    for model in replace:
+        if model not in {spec.id for spec in specs}:
+            registry[model]  # says where there is none
+            raise InputError(f"--replace {model}: the workflow does not select this model.")
+    recipes = [
+        r
+        for r in (load_recipes(workflow.train) if workflow.train else [])
+        if r.model.id in {spec.id for spec in specs}
+    ]
+    steps = {r.model.id: planned_steps(r) for r in recipes}
+    stimuli = load_stimuli(workflow.stimuli)
+    subset = stimuli.subset(workflow.subset.n, workflow.subset.seed)
+    fewest = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
+    if len(subset) < fewest:
+        raise InputError(
+            f"subset: {len(subset)} rows are too few for these measures, which need {fewest}. "
+            "Raise subset.n, or lower k."
+        )
+    untrained = [r for r in recipes if not is_trained(r)]
+    to_train = {r.model.id for r in untrained}
+    kin = registry.related()
+    models = []
+    for spec in specs:
+        try:
+            models.append(
+                plan_model(
+                    root,
+                    spec,
+                    stimuli,
+                    related={i for pair in kin if spec.id in pair for i in pair - {spec.id}},
+                    replace=spec.id in replace,
+                    planned_steps=steps[spec.id] if spec.id in to_train else (),
+                )
+            )
+        except ConsilienceError as error:
+            raise InputError(f"{registry.entries[spec.id].where}: {error}") from None
+    plan = Plan(
+        workflow,
+        registry,
+        stimuli,
+        subset,
+        untrained,
+        models,
+        comparisons_of(workflow, subset, expected_encoders(root, models, stimuli)),
+    )
+    plan.tasks["train"] = len(untrained)
+    plan.tasks["extract"] = sum(bool(m.missing) for m in models)
+    _plan_pairs(plan, root)
+    _plan_results(plan, root)
+    return plan
+
+
+def expected_encoders(
+    root: zarr.Group | None, models: Sequence[ModelPlan], stimuli: StimulusSet
+) -> list[Encoder]:
+    """Return the encoders that will be in the store once everything is extracted."""
+    expected = []
+    for model in models:
+        steps = {label: step_of(c) for label, c in model.checkpoints.items()}
+        ordered = in_training_order(steps.items())
+        for tower in model.spec.towers:
+            stored = {
+                e.checkpoint: e
+                for e in stored_encoders(None if model.replace else root, model, tower, stimuli)
+            }
+            layers = (
+                model.described[tower].layers
+                if model.described is not None
+                else next(iter(stored.values())).layers
+            )
+            expected += [
+                stored.get(label)
+                or Encoder(
+                    model.spec.id,
+                    label,
+                    tower,
+                    steps[label],
+                    tuple(layers),
+                    initial=steps[label] == 0,
+                    final=label == ordered[-1],
+                )
+                for label in ordered
+            ]
+    return expected
+
+
+def stored_encoders(
+    root: zarr.Group | None, model: ModelPlan, tower: str, stimuli: StimulusSet
+) -> list[Encoder]:
+    """Return the complete encoders of a model's tower that the workflow names."""
+    path = activations_path(stimuli.key, model.spec.id, tower)
+    if root is None or path not in root:
+        return []
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    found = tower_encoders(model.spec.id, tower, TowerGroup(group), stimuli.key)
+    return [e for e in found if e.checkpoint in model.checkpoints]
+
+
+def comparisons_of(
+    workflow: Workflow, subset: Subset, encoders: Sequence[Encoder]
+) -> list[Comparison]:
+    """Return who meets whom on which rows.
+
+    Image towers meet on the subset. Pairs with a text tower meet on its distinct captions, since
+    repeated captions would be exact ties.
+    """
+    images = [e for e in encoders if e.tower == "image"]
+    kinds = workflow.compare.pairs
+    of_null = workflow.calibrate.pairs if workflow.calibrate else ()
+
+    def comparison(subset: Subset, some: Sequence[Encoder], only: Any = True) -> Comparison:
+        calibrated = wanted_pairs(some, of_null) & ~np.eye(len(some), dtype=bool) & only
+        # what is calibrated is also compared: a null says nothing without its score
+        return Comparison(subset, some, wanted_pairs(some, kinds) & only | calibrated, calibrated)
+
+    found = [comparison(subset, images)] if images else []
+    if any(e.tower == "text" for e in encoders):
+        captions = subset.distinct_captions()
+        needed = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
+        if len(captions) < needed:
+            raise InputError(
+                f"subset: its {len(subset)} rows have {len(captions)} distinct captions, too few "
+                f"for these measures, which need {needed}. Raise subset.n, or lower k."
+            )
+        found.append(comparison(captions, encoders, with_text(encoders)))
+    return found
+
+
+def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
+    specs = plan.workflow.compare.specs
+    pairs = {"compare": [0, 0], "calibrate": [0, 0]}
+    blocks: dict[str, set[Any]] = {"compare": set(), "calibrate": set()}
+    for c in plan.comparisons:
+        counts = [len(e.layers) for e in c.encoders]
+        of_layers = np.outer(counts, counts)
+        for label, spec in specs.items():
+            grid = (
+                None
+                if root is None
+                else compare.ensure_grid(root, c.subset, label, spec, create=False)
+            )
+            digests = compare.digests_of(c.encoders)
+            allocation = allocate(grid, digests, compare.CHUNK)
+            todo = compare.missing_pairs(grid, allocation, c.encoders, c.wanted)
+            pairs["compare"][0] += _unordered(todo)
+            pairs["compare"][1] += int(of_layers[np.triu(c.wanted, 1)].sum()) + sum(
+                n * (n + 1) // 2 for n, own in zip(counts, c.wanted.diagonal(), strict=True) if own
+            )
+            key = (c.subset.key, tuple(allocation.members.items()))
+            blocks["compare"] |= {(key, b) for b in blocks_of(todo, compare.CHUNK)}
+            if plan.workflow.calibrate is None:
+                continue
+            null = (
+                None
+                if root is None
+                else calibrate.ensure_null(
+                    root, c.subset, label, plan.workflow.calibrate, create=False
+                )
+            )
+            allocation = allocate(null, calibrate.digests_of(c), calibrate.CHUNK)
+            todo = calibrate.missing_nulls(null, allocation, c)
+            pairs["calibrate"][0] += _unordered(todo)
+            pairs["calibrate"][1] += int(np.triu(c.calibrated, 1).sum())
+            key = (c.subset.key, tuple(allocation.members.items()))
+            blocks["calibrate"] |= {(key, b) for b in blocks_of(todo, calibrate.CHUNK)}
+    for name, (missing, wanted) in pairs.items():
+        plan.pairs[name] = (missing, wanted)
+        plan.tasks[name] = len(blocks[name])
+
+
+def _unordered(mask: Any) -> int:
+    return int(np.triu(mask).sum())
+
+
+def _plan_results(plan: Plan, root: zarr.Group | None) -> None:
+    workflow, images = plan.workflow, plan.comparisons[0]
+    known = {} if root is None else analyse.read_competence(root, images.subset.key)
+    unmeasured = len(analyse.missing_competence(known, images))
+    plan.pairs["competence"] = unmeasured, len(analyse.missing_competence({}, images))
+    plan.tasks["competence"] = -(-unmeasured // analyse.ENCODERS_PER_TASK)
+    changing = plan.needs_workers or plan.untrained or any(m.renamed for m in plan.models)
+    plan.stale = [
+        label
+        for label, spec in workflow.compare.specs.items()
+        if root is None
+        or changing
+        or analyse.stale_inputs(root, label, spec, plan.comparisons, workflow.calibrate, known)
+    ]
