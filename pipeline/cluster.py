@@ -135,7 +135,7 @@ class Executor:
             running[future] = task
             return future
 
-        completed = as_completed()
+        completed = as_completed(loop=client.loop)
         for task in islice(waiting, 2 * threads):
             completed.add(submit(task))
         for future in completed:
@@ -196,7 +196,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
         )
         if spec.kind == "address":
             try:
-                client = Client(spec.address, timeout=CONNECT_SECONDS)
+                client = Client(spec.address, timeout=CONNECT_SECONDS, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 raise InputError(
                     f"no Dask scheduler answers at {spec.address} within {CONNECT_SECONDS} s "
@@ -226,7 +226,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
                 env=_thread_limits(spec.threads_per_worker),
             )
         stack.enter_context(cluster)
-        yield stack.enter_context(Client(cluster))
+        yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
 def n_gpus() -> int:

@@ -37,9 +37,12 @@ def zoo_store(zoo: Zoo) -> Store:
     return zoo.store()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Address of a scheduler with one worker, both in this process: no start-up, and patchable."""
+    """Address of a scheduler with one worker, both in this process: no start-up, and patchable.
+
+    It ends with the module: its threads draw from `random`, which Hypothesis takes for a fault.
+    """
     from distributed import LocalCluster
 
     with LocalCluster(
@@ -56,6 +59,6 @@ def cluster() -> Iterator[str]:
 @pytest.fixture
 def copied(zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     """A copy of the zoo with its store, which a test may change. Its runs write no report."""
-    monkeypatch.setattr("pipeline.workflow.run._report", lambda *_: None)
+    monkeypatch.setattr("pipeline.workflow.run._Run.write_report", lambda *_: None)
     monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache(2**27))
     return zoo.copy(tmp_path / "zoo", cluster)

@@ -157,7 +157,7 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.workflow.run._compare", interrupt)
+    monkeypatch.setattr("pipeline.workflow.run._Run.compare", interrupt)
     result = consilience(copied, "run", "workflow.yaml", "--cluster", cluster)
     assert result.exit_code == 130
     assert "interrupted. What was finished is kept; the same command goes on" in result.output

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import pytest
 from zoo import Zoo, inside
 
@@ -239,6 +240,18 @@ def test_gpu_cluster__one_worker_sees_one_gpu(n_workers: int | None, expected: l
 
 def test_cpu_count__what_this_process_may_use() -> None:
     assert 1 <= cpu_count() <= (os.cpu_count() or 1)
+
+
+def test_run__leaves_dask_as_it_was(cluster: str) -> None:
+    """What a notebook computes by Dask before and after is no business of a run's cluster."""
+    before = dict(dask.config.config)
+    with executor(ClusterSpec(kind="address", address=cluster)) as pool:
+        (outcome,) = pool.run([Task("one", abs, (-1,))])
+        assert outcome.result == 1
+        assert dask.config.get("scheduler", None) is None
+    assert {k: v for k, v in dask.config.config.items() if k != "logging"} == {
+        k: v for k, v in before.items() if k != "logging"
+    }
 
 
 def test_run__workers_that_stand_in_another_folder(copied: Zoo, tmp_path: object) -> None:

@@ -27,6 +27,7 @@ from pipeline.extraction import (
 )
 from pipeline.registry import Checkpoint, Init, ModelSpec, load_registry
 from pipeline.sources import get_source
+from pipeline.sources.base import load_checkpoint
 from pipeline.stimuli import StimulusSet
 from pipeline.stimuli.digits import load_digits
 from pipeline.training.vocabulary import write_merges
@@ -50,7 +51,7 @@ def spec(**changes: Any) -> ModelSpec:
 
 
 def loaded(chosen: ModelSpec) -> torch.nn.Module:
-    return get_source(chosen.source).load(chosen, Checkpoint(init=Init(seed=0)))
+    return load_checkpoint(get_source(chosen.source), chosen, Checkpoint(init=Init(seed=0)))
 
 
 @pytest.fixture(scope="module")

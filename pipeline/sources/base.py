@@ -52,8 +52,8 @@ class Source(Protocol):
     def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
         """Return the architecture, initialised from torch's current seed."""
 
-    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
-        """Return the model on the CPU with the checkpoint's weights, in eval mode."""
+    def load_published(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model on the CPU with published weights, in eval mode."""
 
     def read_weights(self, file: str) -> dict[str, torch.Tensor]:
         """Read a checkpoint file in the library's own formats, never unpickling freely."""
@@ -109,6 +109,17 @@ def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return source.build(spec)
+
+
+def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+    """Return the model on the CPU with the checkpoint's weights, in eval mode."""
+    if checkpoint.init is not None:
+        return seeded_build(source, spec, checkpoint.init.seed)
+    if checkpoint.file is None:
+        return source.load_published(spec, checkpoint)
+    model = source.build(spec)
+    load_weights(source, spec, model, checkpoint.file)
+    return model
 
 
 def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.base import Tokens, load_weights, seeded_build, uninitialised
+from pipeline.sources.base import Tokens, uninitialised
 from pipeline.sources.timm import timm_blocks
 from pipeline.yamlfile import did_you_mean
 
@@ -121,14 +121,8 @@ class OpenClipSource:
             ) from error
         return model.eval()
 
-    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
-        """Return the model with the checkpoint's weights, in eval mode."""
-        if checkpoint.init is not None:
-            return seeded_build(self, spec, checkpoint.init.seed)
-        if checkpoint.file is not None:
-            model = self.build(spec)
-            load_weights(self, spec, model, checkpoint.file)
-            return model
+    def load_published(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model with published weights, in eval mode."""
         if checkpoint.revision is not None:
             raise ModelError(f"model {spec.id}: open_clip's tags have no revisions.")
         tag = checkpoint.pretrained or spec.pretrained

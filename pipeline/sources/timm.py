@@ -14,9 +14,7 @@ from timm.models import load_state_dict as read_timm_checkpoint
 from pipeline.errors import InputError, ModelError
 from pipeline.sources.base import (
     Tokens,
-    load_weights,
     no_tower,
-    seeded_build,
     uninitialised,
 )
 from pipeline.yamlfile import did_you_mean
@@ -77,14 +75,8 @@ class TimmSource:
             ) from error
         return model.eval()
 
-    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
-        """Return the model with the checkpoint's weights, in eval mode."""
-        if checkpoint.init is not None:
-            return seeded_build(self, spec, checkpoint.init.seed)
-        if checkpoint.file is not None:
-            model = self.build(spec)
-            load_weights(self, spec, model, checkpoint.file)
-            return model
+    def load_published(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+        """Return the model with published weights, in eval mode."""
         name = spec.name
         if checkpoint.pretrained is not None:
             name = f"{spec.name.partition('.')[0]}.{checkpoint.pretrained}"

@@ -58,15 +58,53 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
     return state
 
 
-def blocks_of(missing: NDArray[np.bool_], chunk: int) -> Iterator[tuple[int, int]]:
-    """Yield the chunk pairs I ≤ J in which some pair of slots is missing."""
-    n = missing.shape[0] // chunk
-    blocks = np.asarray(missing.reshape(n, chunk, n, chunk).any((1, 3)))
-    blocks |= blocks.T
-    for i in range(n):
-        for j in range(i, n):
-            if blocks[i, j]:
-                yield i, j
+@dataclass(frozen=True)
+class Outstanding:
+    """What a grid lacks of the pairs that are wanted."""
+
+    members: Mapping[str, int]
+    """Member → slot, of all that will be live."""
+    missing: NDArray[np.bool_]
+    """`(slot, slot)`, symmetric: a task killed between chunk (i, j) and (j, i) does both again."""
+    chunk: int
+
+    @property
+    def n_pairs(self) -> int:
+        """Unordered pairs that are missing."""
+        return int(np.triu(self.missing).sum())
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Yield the chunk pairs I ≤ J in which something is missing."""
+        n = self.missing.shape[0] // self.chunk
+        blocks = np.asarray(self.missing.reshape(n, self.chunk, n, self.chunk).any((1, 3)))
+        yield from ((int(i), int(j)) for i, j in np.argwhere(np.triu(blocks)))
+
+    def region(self, i: int) -> slice:
+        """Return the slots of chunk `i`."""
+        return slice(i * self.chunk, (i + 1) * self.chunk)
+
+
+def outstanding(
+    grid: Grid | None, digests: Mapping[str, str], wanted: NDArray[np.bool_], chunk: int
+) -> Outstanding:
+    """Compare what is wanted with a grid, or with none.
+
+    Parameters
+    ----------
+    digests
+        Member → identity of its activations.
+    wanted
+        Symmetric mask `(member, member)`, in the order of `digests`.
+    chunk
+        Slots in a chunk.
+    """
+    allocation = allocate(grid, digests, chunk)
+    state = padded_state(grid, allocation.length)
+    slots = [allocation.members[m] for m in digests]
+    at = np.ix_(slots, slots)
+    missing = np.zeros(state.shape, bool)
+    missing[at] = wanted & ~np.isin(state[at], (State.DONE, State.UNDEFINED))
+    return Outstanding(allocation.members, missing | missing.T, chunk)
 
 
 class Grid:

@@ -190,14 +190,15 @@ class Store:
 
     def labels(self, subset: str | None = None) -> list[str]:
         """Return the labels of the measures that were computed on a subset."""
-        return list(child_groups(self.root, "measures", self._subset(subset)))
+        return list(child_groups(self.root, "measures", self.subset(subset)))
 
-    def _subset(self, key: str | None) -> str:
+    def subset(self, key: str | None = None) -> str:
+        """Return the key of the subset that is meant; ambiguity is an error that lists all."""
         return _one(key, self.subsets, "subset", "subset")
 
     def _parts(self, subset: str | None, label: str) -> list[str]:
         """Return the groups of a label: the subset's, and that of its distinct captions."""
-        key = self._subset(subset)
+        key = self.subset(subset)
         label = _one(label, self.labels(key), "label", "measure")
         captions = [
             k
@@ -224,7 +225,7 @@ class Store:
         """
         import xarray as xr
 
-        parts = [_read_grid(self._group(p)) for p in self._parts(subset, label)]
+        parts = [_read_grid(self.group(p)) for p in self._parts(subset, label)]
         names = _unique(n for part in parts for n in part[0])
         index = {n: i for i, n in enumerate(names)}
         score = np.full((len(names), len(names)), np.nan, np.float32)
@@ -247,7 +248,7 @@ class Store:
         """Return the measure, with its parameters, that a label stands for."""
         from pipeline.measures import measure_spec
 
-        group = self._group(self._parts(subset, label)[0])
+        group = self.group(self._parts(subset, label)[0])
         named: Any = group.attrs["measure"]
         return measure_spec(named["name"], **named["parameters"])
 
@@ -261,7 +262,7 @@ class Store:
             threshold, p, q, mean and matched-depth scores; and the encoders' metadata as
             coordinates along both dimensions.
         """
-        key = self._subset(subset)
+        key = self.subset(subset)
         label = _one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
         dataset = self._dataset(f"alignment/{key}/{label}")
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
@@ -269,7 +270,7 @@ class Store:
 
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return how alignment changes with scale, competence and training."""
-        key = self._subset(subset)
+        key = self.subset(subset)
         label = _one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
@@ -277,7 +278,7 @@ class Store:
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
         """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`."""
-        dataset = self._dataset(f"competence/{self._subset(subset)}")
+        dataset = self._dataset(f"competence/{self.subset(subset)}")
         schema.validate(dataset, ENCODER)
         return dataset
 
@@ -321,69 +322,19 @@ class Store:
         InputError
             Where ids are missing or repeated, or arrays do not fit them.
         """
-        import xarray as xr
+        from pipeline.store.own import score
 
-        from pipeline.measures import prepare, score_pairs
+        return score(self, layers, stimulus, measure, encoders=encoders, subset=subset)
 
-        spec = self.measure(measure, subset)
-        key = self._subset(subset)
-        set_key = str(self.root[f"measures/{key}"].attrs["set"])
-        rows = self.rows(key)
-        wanted_ids = self.stimuli(set_key)["stimulus"].values[rows]
-        own = _rows_of([str(s) for s in stimulus], [str(w) for w in wanted_ids])
-        specs = {measure: spec}
-        xs = []
-        for name, values in layers.items():
-            array = np.asarray(values)
-            if array.ndim != 2 or len(array) != len(stimulus):
-                raise InputError(
-                    f"layer {name!r}: expected shape ({len(stimulus)}, features), one row per "
-                    f"stimulus id, got {array.shape}."
-                )
-            xs.append(prepare(array[own], specs, name=name))
-        if not xs:
-            raise InputError("no layer was given: pass {'name': activations}.")
-        chosen = self._choose(encoders, set_key)
-        names, owner, ys = [], [], []
-        for e in chosen:
-            from pipeline.store.activations import TowerGroup
+    def image_encoders(self, chosen: str | Iterable[str], set: str | None = None) -> list[Encoder]:
+        """Return image encoders: `final`, `all`, or by their ids.
 
-            tower = TowerGroup(self._group(e.path))
-            for layer in e.layers:
-                ys.append(prepare(tower.read(e.checkpoint, layer, rows), specs))
-                names.append(f"{e.id}/{layer}")
-                owner.append(e.id)
-        values = score_pairs(xs, ys, specs)[measure].values
-        best, layer_of, best_of = [], [], []
-        for e in chosen:
-            columns = np.flatnonzero(np.asarray(owner) == e.id)
-            block = values[:, columns]
-            if np.isnan(block).all():
-                best.append(np.nan)
-                layer_of.append("")
-                best_of.append("")
-                continue
-            i, j = np.unravel_index(np.nanargmax(block), block.shape)
-            best.append(block[i, j])
-            layer_of.append(list(layers)[i])
-            best_of.append(e.layers[j])
-        return xr.Dataset(
-            {
-                "score": (("layer", "representation"), values),
-                "alignment": (("encoder",), best),
-                "own_layer": (("encoder",), layer_of),
-                "best_layer": (("encoder",), best_of),
-            },
-            coords={
-                "layer": list(layers),
-                "representation": names,
-                "encoder": [e.id for e in chosen],
-            },
-            attrs={**spec.conventions(), "n_stimuli": len(rows)},
-        )
-
-    def _choose(self, chosen: str | Iterable[str], set_key: str) -> list[Encoder]:
-        known = [e for e in self.encoders(set_key) if e.tower == "image"]
+        Raises
+        ------
+        InputError
+            Where there is no such encoder, with the nearest.
+        """
+        known = [e for e in self.encoders(set) if e.tower == "image"]
         if chosen == "all":
             return known
         if chosen == "final":
@@ -397,7 +348,8 @@ class Store:
                 )
         return [by_id[i] for i in ids]
 
-    def _group(self, path: str) -> zarr.Group:
+    def group(self, path: str) -> zarr.Group:
+        """Return one of the store's Zarr groups."""
         group = self.root[path]
         assert isinstance(group, zarr.Group)
         return group
@@ -454,24 +406,6 @@ def _one(given: str | None, choices: Sequence[str], argument: str, what: str) ->
 
 def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
-
-
-def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """Return where each wanted id stands among the given."""
-    at = {g: i for i, g in enumerate(given)}
-    if len(at) != len(given):
-        twice = next(g for i, g in enumerate(given) if at[g] != i)
-        raise InputError(
-            f"stimulus id {twice} is given more than once: give each row once, since duplicates "
-            "would be each other's nearest neighbours."
-        )
-    missing = [w for w in wanted if w not in at]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of the {len(wanted)} stimuli that the store compares are not among "
-            f"the given ids, first {missing[0]}. Run your model on all of store.stimuli()."
-        )
-    return np.array([at[w] for w in wanted], dtype=np.int64)
 
 
 __all__ = ["Store", "open_store"]

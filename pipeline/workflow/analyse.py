@@ -20,8 +20,8 @@ from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
 from pipeline.store.layout import CODECS, open_root
-from pipeline.workflow.calibrate import ensure_null
-from pipeline.workflow.compare import ensure_grid
+from pipeline.workflow.calibrate import find_null
+from pipeline.workflow.compare import find_grid
 from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.spec import CalibrateSpec
 
@@ -179,7 +179,7 @@ def read_compared(
     calibrate: CalibrateSpec | None,
 ) -> Compared:
     """Read the layer scores, and the nulls, of every pair of encoders of a comparison."""
-    grid = ensure_grid(root, comparison.subset, label, spec, create=False)
+    grid = find_grid(root, comparison.subset, label, spec)
     assert grid is not None
     encoders = comparison.encoders
     slots = [grid.members[r] for e in encoders for r in e.representations]
@@ -194,7 +194,7 @@ def read_compared(
             found[encoders[i].id, encoders[j].id] = scores[layers[i], layers[j]]
     nulls: dict[tuple[str, str], NDArray[np.float64]] = {}
     if calibrate is not None and comparison.calibrated.any():
-        null = ensure_null(root, comparison.subset, label, calibrate, create=False)
+        null = find_null(root, comparison.subset, label, calibrate)
         assert null is not None
         values, finished = np.asarray(null.array("null")[...]), null.state() == State.DONE
         for i, j in np.argwhere(comparison.calibrated):
@@ -306,9 +306,9 @@ def _progress(
     calibrate: CalibrateSpec | None,
 ) -> list[str]:
     """Return what tells a finished grid from one with pairs still missing."""
-    grids = [ensure_grid(root, comparison.subset, label, spec, create=False)]
+    grids = [find_grid(root, comparison.subset, label, spec)]
     if calibrate is not None:
-        grids.append(ensure_null(root, comparison.subset, label, calibrate, create=False))
+        grids.append(find_null(root, comparison.subset, label, calibrate))
     return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]
 
 

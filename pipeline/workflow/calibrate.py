@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from pipeline.calibration import permutation_null, permutations
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, CALIBRATION, State
+from pipeline.schema import AGGREGATES, CALIBRATION
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Allocation, Grid, blocks_of, padded_state
+from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import open_root
 from pipeline.workflow.members import Member, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
@@ -29,20 +29,23 @@ def null_path(subset_key: str, label: str, spec: CalibrateSpec) -> str:
     return f"calibration/{subset_key}/{label}/permutation-{spec.n_permutations}-seed{spec.seed}"
 
 
-def ensure_null(
-    root: zarr.Group, subset: Subset, label: str, spec: CalibrateSpec, *, create: bool = True
+def find_null(
+    root: zarr.Group | None, subset: Subset, label: str, spec: CalibrateSpec
 ) -> Grid | None:
-    """Return the grid of one measure's null, made if it is not there."""
+    """Return the grid of one measure's null, or None where there is none."""
     path = null_path(subset.key, label, spec)
-    if path in root:
-        group = root[path]
-        assert isinstance(group, zarr.Group)
-        return Grid(group, "encoder")
-    if not create:
+    if root is None or path not in root:
         return None
-    return Grid.create(
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    return Grid(group, "encoder")
+
+
+def ensure_null(root: zarr.Group, subset: Subset, label: str, spec: CalibrateSpec) -> Grid:
+    """Return the grid of one measure's null, made if it is not there. Driver only."""
+    return find_null(root, subset, label, spec) or Grid.create(
         root,
-        path,
+        null_path(subset.key, label, spec),
         "encoder",
         CALIBRATION,
         chunk=CHUNK,
@@ -57,32 +60,19 @@ def ensure_null(
     )
 
 
-def digests_of(comparison: Comparison) -> dict[str, str]:
-    """Return encoder id → identity of its activations, of the encoders that are calibrated.
+def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
+    """Return encoder → identity of its activations, and which pairs of them are wanted.
 
     Those at the same stage of training stand together, since they are what meets.
     """
-    chosen = [comparison.encoders[i] for i in _calibrated(comparison)]
-    chosen.sort(key=lambda e: (e.final, e.initial, e.step))
-    return {e.id: e.digest for e in chosen}
+    encoders = comparison.encoders
 
+    def stage(i: int) -> tuple[bool, bool, int]:
+        return encoders[i].final, encoders[i].initial, encoders[i].step
 
-def missing_nulls(grid: Grid | None, allocation: Allocation, comparison: Comparison) -> Mask:
-    """Return the pairs of slots that are wanted and not computed."""
-    state = padded_state(grid, allocation.length)
-    todo = np.zeros(state.shape, bool)
-    chosen = _calibrated(comparison)
-    slots = [allocation.members[comparison.encoders[i].id] for i in chosen]
-    at = np.ix_(slots, slots)
-    wanted = comparison.calibrated[np.ix_(chosen, chosen)]
-    todo[at] = wanted & ~np.isin(state[at], (State.DONE, State.UNDEFINED))
-    return todo | todo.T
-
-
-def _calibrated(comparison: Comparison) -> list[int]:
-    """Return the positions of the encoders that are in some calibrated pair."""
-    positions: list[int] = np.flatnonzero(comparison.calibrated.any(1)).tolist()
-    return positions
+    chosen = sorted(np.flatnonzero(comparison.calibrated.any(1)).tolist(), key=stage)
+    digests = {encoders[i].id: encoders[i].digest for i in chosen}
+    return digests, comparison.calibrated[np.ix_(chosen, chosen)]
 
 
 @dataclass(frozen=True)
@@ -102,10 +92,9 @@ class NullJob:
 
 
 def null_tasks(
-    grids: Mapping[str, Grid],
+    todo: Mapping[str, Outstanding],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
-    missing: Mapping[str, Mask],
     calibrate: CalibrateSpec,
     store: str,
     subset: Subset,
@@ -119,39 +108,34 @@ def null_tasks(
         for e in encoders
     }
     shared: dict[tuple[object, ...], list[str]] = {}
-    for label, grid in grids.items():
-        key = (tuple(grid.members.items()), missing[label].tobytes())
+    for label, of_label in todo.items():
+        key = (tuple(of_label.members.items()), of_label.missing.tobytes())
         shared.setdefault(key, []).append(label)
     for labels in shared.values():
-        grid, todo = grids[labels[0]], missing[labels[0]]
-        table = {slot: by_id[name] for name, slot in grid.members.items() if name in by_id}
-        for i, j in blocks_of(todo, grid.chunk):
+        first = todo[labels[0]]
+        table = {slot: by_id[name] for name, slot in first.members.items() if name in by_id}
+        for i, j in first.blocks():
             # each unordered pair once: below the diagonal stands the transposed result
-            block = todo[grid.region(i), grid.region(j)]
+            block = first.missing[first.region(i), first.region(j)]
             block = np.triu(block, 1) if i == j else block
-            sides = [
-                {k: table[c * grid.chunk + k] for k in np.flatnonzero(block.any(axis)).tolist()}
+            left, right = (
+                {k: table[c * first.chunk + k] for k in np.flatnonzero(block.any(axis)).tolist()}
                 for c, axis in ((i, 1), (j, 0))
-            ]
-            n_layers = [sum(map(len, side.values())) for side in sides]
-            yield Task(
-                f"calibrate {subset.key} {i},{j}",
-                null_job,
-                (
-                    NullJob(
-                        store,
-                        subset.key,
-                        {label: specs[label] for label in labels},
-                        calibrate,
-                        i,
-                        j,
-                        sides[0],
-                        sides[1],
-                        block,
-                    ),
-                ),
-                cost=float(n_layers[0] * n_layers[1]) * len(subset) ** 2,
             )
+            job = NullJob(
+                store,
+                subset.key,
+                {label: specs[label] for label in labels},
+                calibrate,
+                i,
+                j,
+                left,
+                right,
+                block,
+            )
+            n_layers = sum(map(len, left.values())) * sum(map(len, right.values()))
+            cost = float(n_layers) * len(subset) ** 2
+            yield Task(f"calibrate {subset.key} {i},{j}", null_job, (job,), cost=cost)
 
 
 def null_job(job: NullJob) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from pipeline.cluster import Task
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, score_pairs
-from pipeline.schema import MEASURES, State, Variable
+from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Allocation, Grid, blocks_of, padded_state
+from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import create_variable, open_root
 from pipeline.workflow.members import Member, prepare_members
-from pipeline.workflow.pairs import Mask, spread
+from pipeline.workflow.pairs import Comparison, Mask, spread
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
 
@@ -42,10 +42,10 @@ def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
     return subset.key
 
 
-def ensure_grid(
-    root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec, *, create: bool = True
+def find_grid(
+    root: zarr.Group | None, subset: Subset, label: str, spec: MeasureSpec
 ) -> Grid | None:
-    """Return the grid of one measure, made if it is not there.
+    """Return the grid of one measure, or None where there is none.
 
     Raises
     ------
@@ -53,32 +53,38 @@ def ensure_grid(
         Where the label stands for another measure in this store.
     """
     path = f"measures/{subset.key}/{label}"
-    asked = {"name": spec.name, "parameters": dict(spec.parameters)}
-    if path not in root:
-        if not create:
-            return None
-        return Grid.create(
-            root,
-            path,
-            "representation",
-            MEASURES,
-            chunk=CHUNK,
-            sizes={},
-            attributes={
-                "measure": asked,
-                "conventions": spec.conventions(),
-                "n_stimuli": len(subset),
-            },
-        )
+    if root is None or path not in root:
+        return None
     group = root[path]
     assert isinstance(group, zarr.Group)
     stored: Any = group.attrs["measure"]
-    if stored != asked:
+    if stored != _identity(spec):
         raise InputError(
             f"measure {label!r}: in the store this label stands for {_phrase(stored)}, now for "
-            f"{_phrase(asked)}. Give the new one another label."
+            f"{_phrase(_identity(spec))}. Give the new one another label."
         )
     return Grid(group, "representation")
+
+
+def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec) -> Grid:
+    """Return the grid of one measure, made if it is not there. Driver only."""
+    return find_grid(root, subset, label, spec) or Grid.create(
+        root,
+        f"measures/{subset.key}/{label}",
+        "representation",
+        MEASURES,
+        chunk=CHUNK,
+        sizes={},
+        attributes={
+            "measure": _identity(spec),
+            "conventions": spec.conventions(),
+            "n_stimuli": len(subset),
+        },
+    )
+
+
+def _identity(spec: MeasureSpec) -> dict[str, Any]:
+    return {"name": spec.name, "parameters": dict(spec.parameters)}
 
 
 def _phrase(measure: Any) -> str:
@@ -86,23 +92,11 @@ def _phrase(measure: Any) -> str:
     return f"{measure['name']}({inside})"
 
 
-def digests_of(encoders: Sequence[Encoder]) -> dict[str, str]:
-    """Return representation id → identity of its activations."""
-    return {r: e.digest for e in encoders for r in e.representations}
-
-
-def missing_pairs(
-    grid: Grid | None, allocation: Allocation, encoders: Sequence[Encoder], wanted: Mask
-) -> Mask:
-    """Return the pairs of slots that are wanted and not computed."""
-    missing = padded_state(grid, allocation.length)
-    slots = [allocation.members[r] for e in encoders for r in e.representations]
-    at = np.ix_(slots, slots)
-    todo = np.zeros(missing.shape, bool)
-    todo[at] = spread(wanted, [len(e.layers) for e in encoders]) & ~np.isin(
-        missing[at], (State.DONE, State.UNDEFINED)
-    )
-    return todo | todo.T  # a task killed between chunk (i, j) and (j, i) does both again
+def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
+    """Return representation → identity of its activations, and which pairs of them are wanted."""
+    encoders = comparison.encoders
+    digests = {r: e.digest for e in encoders for r in e.representations}
+    return digests, spread(comparison.wanted, [len(e.layers) for e in encoders])
 
 
 @dataclass(frozen=True)
@@ -120,10 +114,9 @@ class CompareJob:
 
 
 def compare_tasks(
-    grids: Mapping[str, Grid],
+    todo: Mapping[str, Outstanding],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
-    missing: Mapping[str, Mask],
     store: str,
     subset: Subset,
 ) -> Iterator[Task]:
@@ -137,38 +130,30 @@ def compare_tasks(
         for layer in e.layers
     }
     shared: dict[tuple[tuple[str, int], ...], list[str]] = {}
-    for label, grid in grids.items():
-        shared.setdefault(tuple(grid.members.items()), []).append(label)
-    for members, labels in shared.items():
-        grid = grids[labels[0]]
-        length = missing[labels[0]].shape[0]
-        table: list[Member | None] = [None] * length
-        for name, slot in members:
+    for label, of_label in todo.items():
+        shared.setdefault(tuple(of_label.members.items()), []).append(label)
+    for labels in shared.values():
+        first = todo[labels[0]]
+        table: list[Member | None] = [None] * len(first.missing)
+        for name, slot in first.members.items():
             table[slot] = by_name.get(name)
-        anything = np.any([missing[label] for label in labels], axis=0)
-        for i, j in blocks_of(anything, grid.chunk):
-            rows, columns = grid.region(i), grid.region(j)
-            blocks = {label: missing[label][rows, columns] for label in labels}
+        anything = np.any([todo[label].missing for label in labels], axis=0)
+        for i, j in replace(first, missing=anything).blocks():
+            rows, columns = first.region(i), first.region(j)
+            blocks = {label: todo[label].missing[rows, columns] for label in labels}
             blocks = {label: block for label, block in blocks.items() if block.any()}
-            yield Task(
-                f"compare {subset.key} {i},{j}",
-                compare_job,
-                (
-                    CompareJob(
-                        store,
-                        subset.key,
-                        {label: specs[label] for label in blocks},
-                        i,
-                        j,
-                        _needed(table[rows], np.any([b.any(1) for b in blocks.values()], axis=0)),
-                        _needed(
-                            table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)
-                        ),
-                        blocks,
-                    ),
-                ),
-                cost=float(sum(b.sum() for b in blocks.values())),
+            job = CompareJob(
+                store,
+                subset.key,
+                {label: specs[label] for label in blocks},
+                i,
+                j,
+                _needed(table[rows], np.any([b.any(1) for b in blocks.values()], axis=0)),
+                _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
+                blocks,
             )
+            cost = float(sum(b.sum() for b in blocks.values()))
+            yield Task(f"compare {subset.key} {i},{j}", compare_job, (job,), cost=cost)
 
 
 def _needed(members: Sequence[Member | None], used: NDArray[np.bool_]) -> list[Member | None]:

@@ -312,7 +312,7 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
 
     from pipeline.extraction import extract
     from pipeline.sources import get_source
-    from pipeline.sources.base import load_weights
+    from pipeline.sources.base import load_checkpoint, load_weights
 
     stimuli = _stimuli(job.stimuli)
     if stimuli.key != job.set_key:
@@ -332,7 +332,7 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
             if model is not None and file is not None:
                 load_weights(source, job.spec, model, file)  # replaces every weight, or raises
             else:
-                model = source.load(job.spec, job.checkpoints[label]).to(device)
+                model = load_checkpoint(source, job.spec, job.checkpoints[label]).to(device)
             for tower, blocks in towers.items():
                 group = _stored(root, job.spec, tower, stimuli)
                 assert group is not None

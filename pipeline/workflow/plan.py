@@ -15,12 +15,12 @@ from pipeline.registry import Registry, load_registry
 from pipeline.stimuli import StimulusSet, Subset, load_stimuli
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
-from pipeline.store.grid import allocate, blocks_of
+from pipeline.store.grid import Outstanding, outstanding
 from pipeline.store.layout import activations_path, open_root
 from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import ModelPlan, plan_model, step_of
-from pipeline.workflow.pairs import Comparison, wanted_pairs, with_text
+from pipeline.workflow.pairs import Comparison, Mask, wanted_pairs, with_text
 from pipeline.workflow.spec import Workflow
 
 
@@ -202,49 +202,31 @@ def comparisons_of(
 
 
 def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
-    specs = plan.workflow.compare.specs
+    settings = plan.workflow.calibrate
     pairs = {"compare": [0, 0], "calibrate": [0, 0]}
     blocks: dict[str, set[Any]] = {"compare": set(), "calibrate": set()}
+
+    def count(stage: str, subset: Subset, todo: Outstanding, wanted: Mask) -> None:
+        pairs[stage][0] += todo.n_pairs
+        pairs[stage][1] += int(np.triu(wanted).sum())
+        # measures with the same slots share their tasks
+        key = (subset.key, tuple(todo.members.items()))
+        blocks[stage] |= {(key, block) for block in todo.blocks()}
+
     for c in plan.comparisons:
-        counts = [len(e.layers) for e in c.encoders]
-        of_layers = np.outer(counts, counts)
-        for label, spec in specs.items():
-            grid = (
-                None
-                if root is None
-                else compare.ensure_grid(root, c.subset, label, spec, create=False)
-            )
-            digests = compare.digests_of(c.encoders)
-            allocation = allocate(grid, digests, compare.CHUNK)
-            todo = compare.missing_pairs(grid, allocation, c.encoders, c.wanted)
-            pairs["compare"][0] += _unordered(todo)
-            pairs["compare"][1] += int(of_layers[np.triu(c.wanted, 1)].sum()) + sum(
-                n * (n + 1) // 2 for n, own in zip(counts, c.wanted.diagonal(), strict=True) if own
-            )
-            key = (c.subset.key, tuple(allocation.members.items()))
-            blocks["compare"] |= {(key, b) for b in blocks_of(todo, compare.CHUNK)}
-            if plan.workflow.calibrate is None:
+        for label, spec in plan.workflow.compare.specs.items():
+            grid = compare.find_grid(root, c.subset, label, spec)
+            digests, wanted = compare.wanted_scores(c)
+            count("compare", c.subset, outstanding(grid, digests, wanted, compare.CHUNK), wanted)
+            if settings is None:
                 continue
-            null = (
-                None
-                if root is None
-                else calibrate.ensure_null(
-                    root, c.subset, label, plan.workflow.calibrate, create=False
-                )
-            )
-            allocation = allocate(null, calibrate.digests_of(c), calibrate.CHUNK)
-            todo = calibrate.missing_nulls(null, allocation, c)
-            pairs["calibrate"][0] += _unordered(todo)
-            pairs["calibrate"][1] += int(np.triu(c.calibrated, 1).sum())
-            key = (c.subset.key, tuple(allocation.members.items()))
-            blocks["calibrate"] |= {(key, b) for b in blocks_of(todo, calibrate.CHUNK)}
-    for name, (missing, wanted) in pairs.items():
-        plan.pairs[name] = (missing, wanted)
+            null = calibrate.find_null(root, c.subset, label, settings)
+            digests, wanted = calibrate.wanted_nulls(c)
+            todo = outstanding(null, digests, wanted, calibrate.CHUNK)
+            count("calibrate", c.subset, todo, wanted)
+    for name, (n_missing, n_wanted) in pairs.items():
+        plan.pairs[name] = (n_missing, n_wanted)
         plan.tasks[name] = len(blocks[name])
-
-
-def _unordered(mask: Any) -> int:
-    return int(np.triu(mask).sum())
 
 
 def _plan_results(plan: Plan, root: zarr.Group | None) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from rich.console import Console
 
 from pipeline.cluster import Executor, Task, cpu_count, describe_failure, executor, override
 from pipeline.progress import stage
-from pipeline.schema import STIMULI
-from pipeline.stimuli import StimulusSet
-from pipeline.store.grid import Grid, allocate
-from pipeline.store.layout import create_variable, open_root, sweep_partial
+from pipeline.store.catalog import Encoder
+from pipeline.store.grid import Grid, Outstanding, outstanding
+from pipeline.store.layout import open_root, sweep_partial
 from pipeline.store.lease import lease
-from pipeline.training import train_all
+from pipeline.store.stimuli import write_stimuli
+from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import extract_tasks, prepare_model
 from pipeline.workflow.pairs import Comparison
@@ -80,7 +79,7 @@ def run_workflow(
     report = RunReport(Path(workflow.store))
     plan = plan_workflow(workflow, replace=replace)
     if plan.untrained:
-        _train(plan, console)
+        _train(plan.untrained, console)
         report.tasks["train"] = len(plan.untrained)
         plan = plan_workflow(workflow, replace=replace)
     path = Path(workflow.store)
@@ -91,85 +90,12 @@ def run_workflow(
             pool.start()  # a wrong address is known before the store is touched
         root = open_root(path, "a")
         with lease(path):
-            _run_stages(plan, root, pool, console, report)
+            _Run(root, plan, pool, console, report).all_stages()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _run_stages(
-    plan: Plan, root: zarr.Group, pool: Executor, console: Console, report: RunReport
-) -> None:
-    workflow = plan.workflow
-    if not plan.is_done:
-        sweep_partial(workflow.store)
-    write_stimuli(root, plan.stimuli)
-    for model in plan.models:
-        prepare_model(root, model, plan.stimuli)
-    extraction = workflow.extract
-    tasks = extract_tasks(
-        plan.models,
-        plan.stimuli,
-        workflow.stimuli,
-        _location(workflow),
-        extraction.batch_size,
-        extraction.device,
-    )
-    for task, errors in _run(pool, console, report, "extract", "models", tasks):
-        for label, error in errors.items():
-            report.failures[f"{task.name.removeprefix('extract ')}@{label}"] = error
-    encoders = [
-        e
-        for model in plan.models
-        for tower in model.spec.towers
-        for e in stored_encoders(root, model, tower, plan.stimuli)
-    ]
-    if not encoders:  # every model failed: the report names them, and there is nothing to compare
-        return
-    comparisons = comparisons_of(workflow, plan.subset, encoders)
-    base = comparisons[0].subset.key
-    for comparison in comparisons:
-        compare.ensure_subset(root, comparison.subset, base)
-    _compare(root, workflow, comparisons, pool, console, report)
-    _calibrate(root, workflow, comparisons, pool, console, report)
-    competence = _measure_competence(root, workflow, comparisons, pool, console, report)
-    changed = False
-    for label, spec in workflow.compare.specs.items():
-        known = (root, label, spec, comparisons, workflow.calibrate, competence)
-        inputs = analyse.stale_inputs(*known)
-        if inputs is not None:
-            analyse.write_alignment(*known, inputs)
-            changed = True
-    _report(workflow, comparisons[0].subset.key, changed, console, report)
-
-
-def _run(
-    pool: Executor,
-    console: Console,
-    report: RunReport,
-    name: str,
-    unit: str,
-    tasks: Sequence[Task],
-) -> Any:
-    """Yield (task, result) of those that succeed; note the others as failures."""
-    report.tasks[name] = len(tasks)
-    if not tasks:
-        return
-    with stage(console, name, len(tasks), unit) as advance:
-        for outcome in pool.run(tasks):
-            advance(1)
-            if outcome.error is not None:
-                report.failures[outcome.task.name] = describe_failure(outcome)
-            else:
-                yield outcome.task, outcome.result
-
-
-def _location(workflow: Workflow) -> str:
-    """Return where workers find the store: they may stand in another folder."""
-    return str(Path(workflow.store).absolute())
-
-
-def _train(plan: Plan, console: Console) -> None:
-    recipes = plan.untrained
+def _train(recipes: Sequence[TrainingRecipe], console: Console) -> None:
     total = sum(r.options.steps for r in recipes)
     before: dict[str, int] = {}
     with stage(console, "train", total, f"steps of {len(recipes)} models") as advance:
@@ -181,132 +107,140 @@ def _train(plan: Plan, console: Console) -> None:
         train_all(recipes, workers=cpu_count(), on_progress=show)
 
 
-def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
-    """Write ids, captions, labels and, where all have one size, images. Driver only."""
-    path = f"stimuli/{stimuli.key}"
-    if path in root and "fingerprint" in root[path].attrs:
-        return
-    group = root.create_group(path, overwrite=True)
-    n = len(stimuli)
-    columns: dict[str, Any] = {"stimulus": stimuli.image_ids}
-    if stimuli.captions is not None:
-        columns |= {"caption_id": stimuli.caption_ids, "caption": stimuli.captions}
-    if stimuli.labels is not None:
-        columns["label"] = stimuli.labels
-        if stimuli.label_names:
-            columns["label_name"] = [stimuli.label_names[i] for i in stimuli.labels]
-    for name, values in columns.items():
-        create_variable(group, STIMULI[name], (n,), (n,), values=values)
-    if len({image.shape for image in stimuli.images}) == 1:
-        pixels = np.stack([np.atleast_3d(image) for image in stimuli.images])
-        create_variable(
-            group, STIMULI["image"], pixels.shape, (min(n, 1024), *pixels.shape[1:]), values=pixels
+class _Run:
+    """The stages after training, on one store under its lease."""
+
+    def __init__(
+        self, root: zarr.Group, plan: Plan, pool: Executor, console: Console, report: RunReport
+    ) -> None:
+        self.root, self.plan, self.pool = root, plan, pool
+        self.console, self.report = console, report
+        self.workflow = plan.workflow
+        self.specs = plan.workflow.compare.specs
+        # workers may stand in another folder
+        self.location = str(Path(plan.workflow.store).absolute())
+
+    def all_stages(self) -> None:
+        if not self.plan.is_done:
+            sweep_partial(self.workflow.store)
+        write_stimuli(self.root, self.plan.stimuli)
+        encoders = self.extract()
+        if not encoders:  # every model failed: the report names them; there is nothing to compare
+            return
+        comparisons = comparisons_of(self.workflow, self.plan.subset, encoders)
+        subset = comparisons[0].subset.key
+        for comparison in comparisons:
+            compare.ensure_subset(self.root, comparison.subset, subset)
+        self.compare(comparisons)
+        self.calibrate(comparisons)
+        competence = self.measure_competence(comparisons[0])
+        changed = self.aggregate(comparisons, competence)
+        self.write_report(subset, changed)
+
+    def tasks(self, name: str, unit: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        """Yield (task, result) of those that succeed; note the others as failures."""
+        self.report.tasks[name] = len(tasks)
+        if not tasks:
+            return
+        with stage(self.console, name, len(tasks), unit) as advance:
+            for outcome in self.pool.run(tasks):
+                advance(1)
+                if outcome.error is not None:
+                    self.report.failures[outcome.task.name] = describe_failure(outcome)
+                else:
+                    yield outcome.task, outcome.result
+
+    def extract(self) -> list[Encoder]:
+        plan, settings = self.plan, self.workflow.extract
+        for model in plan.models:
+            prepare_model(self.root, model, plan.stimuli)
+        tasks = extract_tasks(
+            plan.models,
+            plan.stimuli,
+            self.workflow.stimuli,
+            self.location,
+            settings.batch_size,
+            settings.device,
         )
-    group.attrs.update(
-        source=dict(stimuli.source),  # type: ignore[arg-type]
-        name=stimuli.name,
-        caption_fingerprint=stimuli.caption_fingerprint(),
-        fingerprint=stimuli.fingerprint,  # written last: what marks the group as whole
-    )
+        for task, errors in self.tasks("extract", "models", tasks):
+            for label, error in errors.items():
+                self.report.failures[f"{task.name.removeprefix('extract ')}@{label}"] = error
+        return [
+            encoder
+            for model in plan.models
+            for tower in model.spec.towers
+            for encoder in stored_encoders(self.root, model, tower, plan.stimuli)
+        ]
 
+    def compare(self, comparisons: Sequence[Comparison]) -> None:
+        tasks: list[Task] = []
+        grids: dict[str, dict[str, Grid]] = {}
+        for c in comparisons:
+            digests, wanted = compare.wanted_scores(c)
+            todo: dict[str, Outstanding] = {}
+            grids[c.subset.key] = {}
+            for label, spec in self.specs.items():
+                grid = compare.ensure_grid(self.root, c.subset, label, spec)
+                grid.admit(digests)
+                grids[c.subset.key][label] = grid
+                todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            tasks += compare.compare_tasks(todo, self.specs, c.encoders, self.location, c.subset)
+        for task, ties in self.tasks("compare", "blocks", tasks):
+            compare.record_ties(grids[task.arguments[0].subset], ties)
 
-def _compare(
-    root: zarr.Group,
-    workflow: Workflow,
-    comparisons: Sequence[Comparison],
-    pool: Executor,
-    console: Console,
-    report: RunReport,
-) -> None:
-    specs = workflow.compare.specs
-    tasks: list[Task] = []
-    grids: dict[str, dict[str, Grid]] = {}
-    for c in comparisons:
-        of_subset: dict[str, Grid] = {}
-        missing = {}
-        for label, spec in specs.items():
-            grid = compare.ensure_grid(root, c.subset, label, spec)
-            assert grid is not None
-            digests = compare.digests_of(c.encoders)
-            grid.admit(digests)
-            missing[label] = compare.missing_pairs(
-                grid, allocate(grid, digests, compare.CHUNK), c.encoders, c.wanted
+    def calibrate(self, comparisons: Sequence[Comparison]) -> None:
+        settings = self.workflow.calibrate
+        if settings is None:
+            return
+        tasks: list[Task] = []
+        for c in comparisons:
+            digests, wanted = calibrate.wanted_nulls(c)
+            todo: dict[str, Outstanding] = {}
+            for label in self.specs:
+                grid = calibrate.ensure_null(self.root, c.subset, label, settings)
+                grid.admit(digests)
+                todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            tasks += calibrate.null_tasks(
+                todo, self.specs, c.encoders, settings, self.location, c.subset
             )
-            of_subset[label] = grid
-        grids[c.subset.key] = of_subset
-        tasks += compare.compare_tasks(
-            of_subset, specs, c.encoders, missing, _location(workflow), c.subset
-        )
-    for task, ties in _run(pool, console, report, "compare", "blocks", tasks):
-        compare.record_ties(grids[task.arguments[0].subset], ties)
+        for _ in self.tasks("calibrate", "blocks", tasks):
+            pass
 
+    def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
+        known = analyse.read_competence(self.root, images.subset.key)
+        missing = analyse.missing_competence(known, images)
+        tasks = analyse.competence_tasks(missing, self.location, images.subset)
+        found = dict(known)
+        for _, result in self.tasks("competence", "tasks", tasks):
+            found |= result
+        if tasks:
+            analyse.write_competence(self.root, images.subset.key, found)
+        return found
 
-def _calibrate(
-    root: zarr.Group,
-    workflow: Workflow,
-    comparisons: Sequence[Comparison],
-    pool: Executor,
-    console: Console,
-    report: RunReport,
-) -> None:
-    settings = workflow.calibrate
-    if settings is None:
-        return
-    specs = workflow.compare.specs
-    tasks: list[Task] = []
-    for c in comparisons:
-        grids, missing = {}, {}
-        for label in specs:
-            grid = calibrate.ensure_null(root, c.subset, label, settings)
-            assert grid is not None
-            digests = calibrate.digests_of(c)
-            grid.admit(digests)
-            missing[label] = calibrate.missing_nulls(
-                grid, allocate(grid, digests, calibrate.CHUNK), c
-            )
-            grids[label] = grid
-        tasks += calibrate.null_tasks(
-            grids, specs, c.encoders, missing, settings, _location(workflow), c.subset
-        )
-    for _ in _run(pool, console, report, "calibrate", "blocks", tasks):
-        pass
+    def aggregate(
+        self, comparisons: Sequence[Comparison], competence: Mapping[str, Mapping[str, Any]]
+    ) -> bool:
+        changed = False
+        for label, spec in self.specs.items():
+            made_from = (self.root, label, spec, comparisons, self.workflow.calibrate, competence)
+            inputs = analyse.stale_inputs(*made_from)
+            if inputs is not None:
+                analyse.write_alignment(*made_from, inputs)
+                changed = True
+        return changed
 
+    def write_report(self, subset: str, changed: bool) -> None:
+        from pipeline.report import default_folder, findings, write_report
+        from pipeline.store import open_store
 
-def _measure_competence(
-    root: zarr.Group,
-    workflow: Workflow,
-    comparisons: Sequence[Comparison],
-    pool: Executor,
-    console: Console,
-    report: RunReport,
-) -> Mapping[str, Mapping[str, Any]]:
-    images = comparisons[0]
-    known = analyse.read_competence(root, images.subset.key)
-    missing = analyse.missing_competence(known, images)
-    tasks = analyse.competence_tasks(missing, _location(workflow), images.subset)
-    found = dict(known)
-    for _, result in _run(pool, console, report, "competence", "tasks", tasks):
-        found |= result
-    if tasks:
-        analyse.write_competence(root, images.subset.key, found)
-    return found
-
-
-def _report(
-    workflow: Workflow, subset_key: str, changed: bool, console: Console, report: RunReport
-) -> None:
-    from pipeline.report import default_folder, findings, write_report
-    from pipeline.store import open_store
-
-    store = open_store(workflow.store)
-    folder = default_folder(store, subset_key)
-    if changed or not (folder / "index.html").is_file():
-        with stage(console, "report", 1, "page") as advance:
-            written = write_report(store, folder, subset=subset_key)
-            advance(1)
-        report.figures = list(written.figures)
-        report.report = written.html
-    else:
-        report.figures = sorted(folder.glob("*.png"))
-        report.report = folder / "index.html"
-    report.findings = findings(store, subset=subset_key)
+        store = open_store(self.workflow.store)
+        folder = default_folder(store, subset)
+        if changed or not (folder / "index.html").is_file():
+            with stage(self.console, "report", 1, "page") as advance:
+                written = write_report(store, folder, subset=subset)
+                advance(1)
+            self.report.figures, self.report.report = list(written.figures), written.html
+        else:
+            self.report.figures = sorted(folder.glob("*.png"))
+            self.report.report = folder / "index.html"
+        self.report.findings = findings(store, subset=subset)

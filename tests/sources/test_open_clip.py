@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
 from pipeline.registry import Checkpoint, Init, ModelSpec
-from pipeline.sources.base import seeded_build
+from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.sources.open_clip import SOURCE
 from pipeline.training.vocabulary import write_merges
 
@@ -472,7 +472,7 @@ def test_load__seed(folder: Path) -> None:
     chosen = spec(folder)
 
     def weights(seed: int) -> torch.Tensor:
-        model = SOURCE.load(chosen, Checkpoint(init=Init(seed=seed)))
+        model = load_checkpoint(SOURCE, chosen, Checkpoint(init=Init(seed=seed)))
         assert not model.training
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -509,7 +509,7 @@ def test_load__file(folder: Path, tmp_path: Path, kind: str) -> None:
             prefix = "module." if kind == "distributed" else ""
             torch.save(training_checkpoint(weights, prefix), file)
     check_fit(chosen, str(file))
-    loaded = SOURCE.load(chosen, Checkpoint(file=str(file))).state_dict()
+    loaded = load_checkpoint(SOURCE, chosen, Checkpoint(file=str(file))).state_dict()
     assert set(loaded) == set(weights)
     for name, weight in weights.items():
         torch.testing.assert_close(loaded[name], weight, rtol=0, atol=0)
@@ -529,7 +529,7 @@ def test_load__arbitrary_objects_are_not_unpickled(folder: Path, tmp_path: Path)
     mark, file = tmp_path / "touched", tmp_path / "w.pt"
     torch.save({"state_dict": {}, "extra": Touch(mark)}, file)
     with pytest.raises(ModelError, match=r"model open_clip/tiny: the checkpoint /.*w.pt cannot be"):
-        SOURCE.load(spec(folder), Checkpoint(file=str(file)))
+        load_checkpoint(SOURCE, spec(folder), Checkpoint(file=str(file)))
     assert not mark.exists()
 
 
@@ -541,14 +541,14 @@ def test_load__misfit(folder: Path, tmp_path: Path) -> None:
         match=r"does not fit the architecture tiny-vit-\d+: positional_embedding is \(10, 15\) in "
         r"the file, \(10, 12\) in the model; .*; and \d+ more\. Set `arguments:`",
     ):
-        SOURCE.load(spec(folder), Checkpoint(file=str(tmp_path / "w.safetensors")))
+        load_checkpoint(SOURCE, spec(folder), Checkpoint(file=str(tmp_path / "w.safetensors")))
 
 
 def test_load__revision(folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model open_clip/tiny: open_clip's tags have no revision"
     ):
-        SOURCE.load(spec(folder), Checkpoint(revision="abc"))
+        load_checkpoint(SOURCE, spec(folder), Checkpoint(revision="abc"))
 
 
 def test_load__published(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,8 +560,8 @@ def test_load__published(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(open_clip, "create_model", create)
     chosen = ModelSpec(source="open_clip", name="RN50", pretrained="cc12m", arguments={"a": 1})
-    SOURCE.load(chosen, Checkpoint())
-    SOURCE.load(chosen, Checkpoint(pretrained="yfcc15m"))
+    load_checkpoint(SOURCE, chosen, Checkpoint())
+    load_checkpoint(SOURCE, chosen, Checkpoint(pretrained="yfcc15m"))
     assert [(n, k["pretrained"], k["require_pretrained"], k["a"]) for n, k in calls] == [
         ("RN50", "cc12m", True, 1),
         ("RN50", "yfcc15m", True, 1),

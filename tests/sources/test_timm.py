@@ -20,7 +20,7 @@ from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
 from pipeline.registry import Checkpoint, Init, ModelSpec
 from pipeline.sources import get_source
-from pipeline.sources.base import differences, seeded_build
+from pipeline.sources.base import differences, load_checkpoint, seeded_build
 from pipeline.sources.timm import SOURCE
 
 TINY: dict[str, Any] = {"num_classes": 5}
@@ -406,7 +406,7 @@ def test_tokenizer__images_only() -> None:
 
 def test_load__seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def weights(seed: int) -> torch.Tensor:
-        model = SOURCE.load(spec("vit"), Checkpoint(init=Init(seed=seed)))
+        model = load_checkpoint(SOURCE, spec("vit"), Checkpoint(init=Init(seed=seed)))
         assert not model.training
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -434,8 +434,8 @@ def created(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]
 
 def test_load__published(created: list[tuple[str, dict[str, Any]]]) -> None:
     chosen = ModelSpec(source="timm", name="resnet18.a1_in1k", arguments={"drop_rate": 0.1})
-    SOURCE.load(chosen, Checkpoint())
-    SOURCE.load(chosen, Checkpoint(revision="abc"))
+    load_checkpoint(SOURCE, chosen, Checkpoint())
+    load_checkpoint(SOURCE, chosen, Checkpoint(revision="abc"))
     assert [c[0] for c in created] == 2 * ["resnet18.a1_in1k"]
     assert created[0][1] == {"drop_rate": 0.1, "pretrained": True, "pretrained_cfg_overlay": None}
     assert created[1][1]["pretrained_cfg_overlay"] == {"hf_hub_id": "timm/resnet18.a1_in1k@abc"}
@@ -451,7 +451,7 @@ def test_load__another_tag(created: list[tuple[str, dict[str, Any]]]) -> None:
     )
     with pytest.raises(InputError, match=r"timm has no weights 'x' for resnet18"):
         SOURCE.check(chosen)
-    SOURCE.load(chosen, chosen.checkpoint_map()["fb"])
+    load_checkpoint(SOURCE, chosen, chosen.checkpoint_map()["fb"])
     assert created[0][0] == "resnet18.fb_ssl_yfcc100m_ft_in1k"
 
 
@@ -505,7 +505,7 @@ def test_load__file(kind: str, tmp_path: Path) -> None:
     weights = state(chosen)
     file = str(save(kind, weights, tmp_path))
     check_fit(chosen, file)
-    model = SOURCE.load(chosen, Checkpoint(file=file))
+    model = load_checkpoint(SOURCE, chosen, Checkpoint(file=file))
     assert not model.training
     loaded = model.state_dict()
     assert set(loaded) == set(weights)
@@ -529,7 +529,7 @@ def test_load__arbitrary_objects_are_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model timm/resnet: the checkpoint /.*w.pth cannot be read: RuntimeError"
     ):
-        SOURCE.load(spec("resnet"), Checkpoint(file=str(file)))
+        load_checkpoint(SOURCE, spec("resnet"), Checkpoint(file=str(file)))
     assert not mark.exists()
     with file.open("rb") as opened, pytest.raises((pickle.UnpicklingError, RuntimeError)):
         torch.load(opened, weights_only=True)
@@ -545,13 +545,13 @@ def test_load__unreadable_file(name: str, content: bytes, tmp_path: Path) -> Non
         match=r"model timm/resnet: the checkpoint /.*/w\.\w+ cannot be read: \w+: .*"
         r"Replace the file or drop the checkpoint\.",
     ):
-        SOURCE.load(spec("resnet"), Checkpoint(file=str(file)))
+        load_checkpoint(SOURCE, spec("resnet"), Checkpoint(file=str(file)))
     check_fit(spec("resnet"), str(file))  # left to the extraction
 
 
 def test_load__file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model timm/resnet: the checkpoint /.*/w.pth is gone"):
-        SOURCE.load(spec("resnet"), Checkpoint(file=str(tmp_path / "w.pth")))
+        load_checkpoint(SOURCE, spec("resnet"), Checkpoint(file=str(tmp_path / "w.pth")))
 
 
 MISFIT = (
@@ -565,7 +565,7 @@ def test_load__misfit(tmp_path: Path) -> None:
     arguments = {**ARCHITECTURES["resnet"][2], "num_classes": 7}
     file = str(save("safetensors", state(spec("resnet", arguments=arguments)), tmp_path))
     with pytest.raises(ModelError, match=MISFIT):
-        SOURCE.load(spec("resnet"), Checkpoint(file=file))
+        load_checkpoint(SOURCE, spec("resnet"), Checkpoint(file=file))
     with pytest.raises(InputError, match=MISFIT):
         check_fit(spec("resnet"), file)
 
@@ -580,7 +580,7 @@ def test_load__missing_and_unknown_weights(tmp_path: Path) -> None:
         match=r"resnet18: fc.weight is missing in the file; fc.bias is missing in the file; "
         r"head.fc.\w+ is in the file only; and 1 more\. Set",
     ):
-        SOURCE.load(spec("resnet"), Checkpoint(file=file))
+        load_checkpoint(SOURCE, spec("resnet"), Checkpoint(file=file))
 
 
 def test_differences__none() -> None:

@@ -65,3 +65,15 @@ def test_weights_identity__touched_file_is_the_same(tmp_path: Path) -> None:
     after = weights_identity(SPEC, Checkpoint(file=str(file)), before)
     assert after.digest == before.digest
     assert after.mtime_ns == 1000
+
+
+def test_weights_identity__of_a_folder(tmp_path: Path) -> None:
+    spec = ModelSpec(source="open_clip", name=f"local-dir:{tmp_path}", id="open_clip/mine")
+    for name, content in (("open_clip_config.json", b"{}"), ("open_clip_model.safetensors", b"w")):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, ns=(0, 1000))
+    known = weights_identity(spec, Checkpoint())
+    assert (known.size, known.mtime_ns) == (3, 1000)
+    assert weights_identity(spec, Checkpoint(), known) is known
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"v")
+    assert weights_identity(spec, Checkpoint(), known).digest != known.digest

@@ -175,6 +175,18 @@ def test_add_checkpoints__any_sequence_keeps_rows(batches: list[list[str]]) -> N
         )
 
 
+def test_replace_weights__only_before_the_first_block(tower: TowerGroup) -> None:
+    add(tower, "a", "b")
+    before = tower.digest("b")
+    tower.replace_weights("b", Weights("mended", 1, 2))
+    assert tower.weights("b") == reopened(tower).weights("b") == Weights("mended", 1, 2)
+    assert tower.weights("a") == Weights("w-a", 9, 99)
+    assert tower.digest("b") != before
+    tower.write_block("b", (0, 4), values(tower, (0, 4)))
+    with pytest.raises(StoreError, match=r"image@b: activations are there"):
+        reopened(tower).replace_weights("b", Weights("other"))
+
+
 def test_read__not_extracted(tower: TowerGroup) -> None:
     add(tower, "one")
     tower.write_block("one", (0, 4), values(tower, (0, 4)))

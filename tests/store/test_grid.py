@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.schema import CALIBRATION, MEASURES, Slot, State
-from pipeline.store.grid import Grid, allocate, blocks_of, padded_state
+from pipeline.store.grid import Grid, Outstanding, allocate, padded_state
 
 CHUNK = 4
 
@@ -153,7 +153,7 @@ def test_padded_state__keeps_what_is_stored() -> None:
         ).map(lambda pairs: (n, pairs))
     )
 )
-def test_blocks_of__each_block_with_something_missing_once(
+def test_blocks__each_with_something_missing_once(
     case: tuple[int, list[tuple[int, int]]],
 ) -> None:
     n, pairs = case
@@ -161,7 +161,7 @@ def test_blocks_of__each_block_with_something_missing_once(
     for a, b in pairs:
         missing[a, b] = True
     expected = sorted({tuple(sorted((a // 4, b // 4))) for a, b in pairs})
-    assert list(blocks_of(missing, 4)) == expected
+    assert list(Outstanding({}, missing | missing.T, 4).blocks()) == expected
 
 
 DIGESTS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"), max_size=8)

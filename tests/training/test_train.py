@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import InputError, ModelError
 from pipeline.registry import Checkpoint, ModelSpec
 from pipeline.sources import get_source
-from pipeline.sources.base import seeded_build
+from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.training import (
     Progress,
     TrainingOptions,
@@ -83,10 +83,10 @@ def test_train__step_0_is_a_fresh_seeded_build(tmp_path: Path, make: Any) -> Non
     train(recipe)
     source = get_source(recipe.model.source)
     fresh = seeded_build(source, recipe.model, seed=3).state_dict()
-    saved = source.load(recipe.model, Checkpoint(file=str(recipe.file(0)))).state_dict()
+    saved = load_checkpoint(source, recipe.model, Checkpoint(file=str(recipe.file(0)))).state_dict()
     assert fresh.keys() == saved.keys()
     assert all(torch.equal(fresh[k], saved[k]) for k in fresh)
-    last = source.load(recipe.model, Checkpoint(file=str(recipe.file(4)))).state_dict()
+    last = load_checkpoint(source, recipe.model, Checkpoint(file=str(recipe.file(4)))).state_dict()
     assert any(not torch.equal(fresh[k], last[k]) for k in fresh)
 
 

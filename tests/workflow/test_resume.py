@@ -179,12 +179,12 @@ def undisturbed(zoo: Zoo, cluster: str, tmp_path_factory: pytest.TempPathFactory
     small = zoo.copy(tmp_path_factory.mktemp("small") / "zoo", cluster)
     shutil.rmtree(small.path)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipeline.workflow.run._report", lambda *_: None)
+        patched.setattr("pipeline.workflow.run._Run.write_report", lambda *_: None)
         assert small.run(*SMALL).failures == {}
     return small
 
 
-@pytest.mark.parametrize("stage", ["_compare", "_calibrate", "_measure_competence"])
+@pytest.mark.parametrize("stage", ["compare", "calibrate", "measure_competence"])
 def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -> None:
     shutil.rmtree(copied.path)
 
@@ -192,7 +192,7 @@ def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(f"pipeline.workflow.run.{stage}", killed)
+        patched.setattr(f"pipeline.workflow.run._Run.{stage}", killed)
         with pytest.raises(KeyboardInterrupt):
             copied.run(*SMALL)
     assert not (copied.path / "consilience.lock").exists()
@@ -201,9 +201,19 @@ def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -
 
 
 def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None:
+    assert copied.plan().stale == []
     shutil.rmtree(copied.path / "alignment")
+    plan = copied.plan()
+    assert (plan.is_done, plan.stale, plan.needs_workers) == (
+        False,
+        ["knn", "cka", "cka_debiased"],
+        False,
+    )
     shutil.rmtree(copied.path / "competence")
-    assert not copied.plan().is_done
+    plan = copied.plan()
+    assert plan.pairs["competence"] == (8, 8)
+    assert plan.tasks["competence"] == 1
+    assert plan.needs_workers
 
 
 def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +231,8 @@ def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.M
 
 def test_run__description_changed(copied: Zoo) -> None:
     copied.edit("timm/vit-a", family="renamed", metadata={"samples_seen": 1280})
+    plan = copied.plan(ONE)
+    assert (plan.is_done, plan.stale, plan.needs_workers) == (False, ["cka"], False)
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
     found = copied.store().alignment("cka")
     assert "renamed" in found["family_x"].values.tolist()

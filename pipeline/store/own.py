@@ -1,0 +1,114 @@
+"""A person's own model against the encoders of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.store.activations import TowerGroup
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pipeline.measures import MeasureSpec, Prepared
+    from pipeline.store.reader import Store
+
+
+def score(
+    store: Store,
+    layers: Mapping[str, ArrayLike],
+    stimulus: Sequence[str] | NDArray[Any],
+    measure: str,
+    *,
+    encoders: str | Iterable[str] = "final",
+    subset: str | None = None,
+) -> xr.Dataset:
+    """Compare one's own layers with stored encoders; see `Store.score`."""
+    import xarray as xr
+
+    from pipeline.measures import prepare, score_pairs
+
+    spec = store.measure(measure, subset)
+    key = store.subset(subset)
+    set_key = str(store.group(f"measures/{key}").attrs["set"])
+    rows = store.rows(key)
+    wanted = store.stimuli(set_key)["stimulus"].values[rows]
+    own = _rows_of([str(s) for s in stimulus], [str(w) for w in wanted])
+    xs = _prepared(layers, len(stimulus), own, measure, spec)
+    chosen = store.image_encoders(encoders, set_key)
+    ys = []
+    for e in chosen:
+        tower = TowerGroup(store.group(e.path))
+        ys += [
+            prepare(tower.read(e.checkpoint, layer, rows), {measure: spec}) for layer in e.layers
+        ]
+    values = score_pairs(xs, ys, {measure: spec})[measure].values
+    owner = np.repeat(np.arange(len(chosen)), [len(e.layers) for e in chosen])
+    best: list[tuple[float, str, str]] = []
+    for k, e in enumerate(chosen):
+        block = values[:, owner == k]
+        if np.isnan(block).all():
+            best.append((np.nan, "", ""))
+            continue
+        i, j = np.unravel_index(np.nanargmax(block), block.shape)
+        best.append((float(block[i, j]), list(layers)[i], e.layers[j]))
+    scores, own_layers, best_layers = zip(*best, strict=True) if best else ((), (), ())
+    return xr.Dataset(
+        {
+            "score": (("layer", "representation"), values),
+            "alignment": (("encoder",), list(scores)),
+            "own_layer": (("encoder",), list(own_layers)),
+            "best_layer": (("encoder",), list(best_layers)),
+        },
+        coords={
+            "layer": list(layers),
+            "representation": [r for e in chosen for r in e.representations],
+            "encoder": [e.id for e in chosen],
+        },
+        attrs={**spec.conventions(), "n_stimuli": len(rows)},
+    )
+
+
+def _prepared(
+    layers: Mapping[str, ArrayLike],
+    n: int,
+    rows: NDArray[np.int64],
+    label: str,
+    spec: MeasureSpec,
+) -> list[Prepared]:
+    from pipeline.measures import prepare
+
+    if not layers:
+        raise InputError("no layer was given: pass {'name': activations}.")
+    found = []
+    for name, values in layers.items():
+        array = np.asarray(values)
+        if array.ndim != 2 or len(array) != n:
+            raise InputError(
+                f"layer {name!r}: expected shape ({n}, features), one row per stimulus id, got "
+                f"{array.shape}."
+            )
+        found.append(prepare(array[rows], {label: spec}, name=name))
+    return found
+
+
+def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
+    """Return where each wanted id stands among the given."""
+    at = {g: i for i, g in enumerate(given)}
+    if len(at) != len(given):
+        twice = next(g for i, g in enumerate(given) if at[g] != i)
+        raise InputError(
+            f"stimulus id {twice} is given more than once: give each row once, since duplicates "
+            "would be each other's nearest neighbours."
+        )
+    missing = [w for w in wanted if w not in at]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of the {len(wanted)} stimuli that the store compares are not among "
+            f"the given ids, first {missing[0]}. Run your model on all of store.stimuli()."
+        )
+    return np.array([at[w] for w in wanted], dtype=np.int64)
