@@ -6,6 +6,7 @@ run that finds nothing to do starts none.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -196,6 +197,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
         )
         if spec.kind == "address":
             try:
+                _probe(str(spec.address))
                 client = Client(spec.address, timeout=CONNECT_SECONDS, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 raise InputError(
@@ -227,6 +229,24 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
             )
         stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+def _probe(address: str) -> None:
+    """Raise where nothing speaks Dask's protocol at an address.
+
+    A client that cannot connect is never quite gone: collected at a bad moment, in the middle of
+    another's start, it closes itself and waits for ever. So none is made before there is an answer.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from distributed.comm import connect as reach
+
+    async def probe() -> None:
+        comm = await reach(address, timeout=CONNECT_SECONDS)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own in this one
+        thread.submit(asyncio.run, probe()).result()
 
 
 def n_gpus() -> int:

@@ -95,7 +95,61 @@ def mutual_knn(x, y, k=10, neighbours="cosine"):
     return sum(shared) / (len(shared) * k)
 
 
-MEASURES = {"cka": cka, "cka_debiased": cka_debiased, "mutual_knn": mutual_knn}
+def distances(x):
+    n = len(x)
+    return np.array([[np.sqrt(((x[i] - x[j]) ** 2).sum()) for j in range(n)] for i in range(n)])
+
+
+def centred(k, estimator):
+    return doubly_centred(k) if estimator == "biased" else u_centred(k)
+
+
+def cka_rbf(x, y, bandwidth=1.0, estimator="biased"):
+    relations = []
+    for z in (np.asarray(x, float), np.asarray(y, float)):
+        d = distances(z)
+        sigma = bandwidth * np.median([d[i, j] for i in range(len(d)) for j in range(i) if d[i, j]])
+        relations.append(centred(np.exp(-(d**2) / (2 * sigma**2)), estimator))
+    return _cosine(*relations)
+
+
+def distance_correlation(x, y, estimator="debiased"):
+    return _cosine(*(centred(distances(np.asarray(z, float)), estimator) for z in (x, y)))
+
+
+def dissimilarities(x, kind):
+    """Above the diagonal, row by row; rows that are constant, or zero, have no direction."""
+    x = np.asarray(x, float)
+    if kind == "euclidean":
+        d = distances(x)
+    else:
+        rows = x - x.mean(1, keepdims=True) if kind == "correlation" else x
+        lengths = [np.sqrt((r * r).sum()) for r in rows]
+        units = [r / s if s > 1e-12 else 0 * r for r, s in zip(rows, lengths, strict=True)]
+        d = 1 - gram(np.array(units))
+    return [d[i, j] for i in range(len(x)) for j in range(i + 1, len(x))]
+
+
+def average_ranks(values, decimals=11):
+    values = np.round(values, decimals)
+    return [(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values]
+
+
+def rsa(x, y, dissimilarity="correlation", comparison="pearson"):
+    a, b = (dissimilarities(z, dissimilarity) for z in (x, y))
+    if comparison == "spearman":
+        a, b = average_ranks(a), average_ranks(b)
+    return _cosine(*(np.asarray(v) - np.mean(v) for v in (a, b)))
+
+
+MEASURES = {
+    "cka": cka,
+    "cka_debiased": cka_debiased,
+    "cka_rbf": cka_rbf,
+    "rsa": rsa,
+    "distance_correlation": distance_correlation,
+    "mutual_knn": mutual_knn,
+}
 
 
 def digits_layers(n=80):

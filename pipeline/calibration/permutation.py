@@ -100,17 +100,10 @@ def permutation_null(
     ----------
     Gröger et al. 2026: the null of a search over layers is the null of the maximum.
     """
-    gx, gy = _checked_groups(x_groups, len(xs), "x"), _checked_groups(y_groups, len(ys), "y")
+    gx, gy, mask = checked_encoders(len(xs), len(ys), x_groups, y_groups, wanted)
     orders = np.asarray(orders, dtype=np.intp)
-    shape = (int(gx.max()) + 1, int(gy.max()) + 1)
-    mask = np.ones(shape, bool) if wanted is None else np.asarray(wanted, bool)
-    if mask.shape != shape:
-        raise InputError(
-            f"The mask of wanted pairs of encoders has shape {mask.shape}; there are {shape[0]} "
-            f"and {shape[1]} encoders, so it must be {shape}."
-        )
     nulls = {
-        label: {how: np.full((*shape, len(orders)), np.nan) for how in AGGREGATES}
+        label: {how: np.full((*mask.shape, len(orders)), np.nan) for how in AGGREGATES}
         for label in specs
     }
     of_layers = mask[np.ix_(gx, gy)]
@@ -132,6 +125,21 @@ def permutation_null(
             for how, each in aggregate_layers(values, places_x, places_y).items():
                 nulls[label][how][np.ix_(encoders_x, encoders_y)] = np.moveaxis(each, 0, -1)
     return nulls
+
+
+def checked_encoders(
+    n_xs: int, n_ys: int, x_groups: ArrayLike, y_groups: ArrayLike, wanted: ArrayLike | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Check encoder numbers and the mask of wanted pairs of encoders, `(Gx, Gy)`."""
+    gx, gy = _checked_groups(x_groups, n_xs, "x"), _checked_groups(y_groups, n_ys, "y")
+    shape = (int(gx.max()) + 1, int(gy.max()) + 1)
+    mask = np.ones(shape, bool) if wanted is None else np.asarray(wanted, bool)
+    if mask.shape != shape:
+        raise InputError(
+            f"The mask of wanted pairs of encoders has shape {mask.shape}; there are {shape[0]} "
+            f"and {shape[1]} encoders, so it must be {shape}."
+        )
+    return gx, gy, mask
 
 
 def _checked_groups(groups: ArrayLike, count: int, side: str) -> NDArray[np.intp]:
@@ -165,7 +173,7 @@ def _batches(groups: NDArray[np.intp], capacity: int) -> list[NDArray[np.intp]]:
 def _capacity(n_xs: int, orders_shape: tuple[int, ...], example: Prepared, memory: int) -> int:
     """How many representations of Y fit the budget at a time."""
     n_orders, n = orders_shape
-    dtype = np.float32 if example.gram is None else example.gram.features.dtype
+    dtype = next((r.dtype for r in example.relations.values()), np.dtype(np.float32))
     return max(1, memory // working_bytes(n, n_orders, n_xs, 1, dtype))
 
 

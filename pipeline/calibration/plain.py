@@ -13,7 +13,8 @@ from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.statistics import calibrate_score
 from pipeline.errors import InputError
-from pipeline.measures.catalog import MeasureSpec, Value
+from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.plain import prepare_all, resolved
 from pipeline.measures.prepared import Prepared

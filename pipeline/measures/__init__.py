@@ -1,13 +1,7 @@
 """Measures of representational similarity, as data, and the engine that compares all pairs."""
 
-from pipeline.measures.catalog import (
-    Measure,
-    MeasureSpec,
-    Parameter,
-    get_measure,
-    list_measures,
-    measure_spec,
-)
+from pipeline.measures.catalog import MeasureSpec, get_measure, list_measures, measure_spec
+from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.pairs import Scores, score_pairs
 from pipeline.measures.permuted import score_permuted
 from pipeline.measures.plain import compare, similarity

@@ -1,96 +1,14 @@
-"""The measures, described as data, and specifications with every convention resolved."""
+"""The measures by name, and specifications with every convention resolved."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from pipeline.errors import InputError
-
-Value = int | float | str | bool
-"""What a parameter or a convention can be: always something JSON can hold."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a measure: its default and what is allowed.
-
-    With `choices` the value is one of them; otherwise it is an integer of at least `minimum`.
-    """
-
-    name: str
-    default: Value
-    prose: str
-    choices: tuple[Value, ...] = ()
-    minimum: int = 1
-
-    @property
-    def allowed(self) -> str:
-        """Say in words which values are allowed."""
-        if self.choices:
-            return "one of " + ", ".join(repr(choice) for choice in self.choices)
-        return f"an integer of at least {self.minimum}"
-
-    def accepts(self, value: object) -> bool:
-        """Tell whether `value` is allowed; a bool is not an integer here."""
-        if self.choices:
-            return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        return isinstance(value, int) and not isinstance(value, bool) and value >= self.minimum
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure of similarity between two representations, as data.
-
-    Parameters
-    ----------
-    name
-        What a workflow or a call says.
-    relation
-        The n × n relation whose inner products give the score. It names what is prepared once per
-        representation: ``"gram"`` or ``"neighbours"``.
-    kind
-        ``"relational"`` if real-valued relations of all pairs of stimuli are compared,
-        ``"neighbour"`` if sets of nearest stimuli are.
-    symmetric
-        Whether the score of (x, y) is the score of (y, x).
-    range
-        Lowest and highest value.
-    invariances
-        Changes of one representation that leave the score as it is, among ``"translation"``,
-        ``"isotropic scaling"``, ``"orthogonal transformation"`` and ``"row scaling"`` (by positive
-        factors). Parameters can take some away or add some; `prose` says so.
-    parameters
-        What a caller may set.
-    conventions
-        What is fixed, and would change published numbers if it were otherwise.
-    minimum_stimuli
-        The fewest stimuli with which the score can tell two representations apart.
-    grows_with
-        The parameter, if any, whose value adds to `minimum_stimuli`.
-    reference
-        Paper and equation.
-    prose
-        What is estimated, for people.
-    direction
-        Higher is more alike.
-    """
-
-    name: str
-    relation: Literal["gram", "neighbours"]
-    kind: Literal["relational", "neighbour"]
-    symmetric: bool
-    range: tuple[float, float]
-    invariances: tuple[str, ...]
-    parameters: tuple[Parameter, ...]
-    conventions: tuple[tuple[str, Value], ...]
-    minimum_stimuli: int
-    reference: str
-    prose: str
-    grows_with: str | None = None
-    direction: Literal["similarity"] = "similarity"
+from pipeline.measures.measure import Measure, Value
+from pipeline.measures.records import MEASURES
 
 
 @dataclass(frozen=True)
@@ -115,6 +33,18 @@ class MeasureSpec:
         grown = 0 if measure.grows_with is None else int(self[measure.grows_with])
         return measure.minimum_stimuli + grown
 
+    @property
+    def relation(self) -> tuple[str | float, ...]:
+        """What is prepared of a representation: equal for measures that share it."""
+        name, *parameters = self.measure.relation
+        values = dict(self.parameters)
+        return (name, *(values[p] for p in parameters))
+
+    @property
+    def residual(self) -> bool:
+        """Whether U-centred relations are compared, without additive effects of stimuli."""
+        return self.conventions().get("estimator") == "debiased"
+
     def __getitem__(self, parameter: str) -> Value:
         return dict(self.parameters)[parameter]
 
@@ -138,68 +68,7 @@ class MeasureSpec:
         return f"{self.name}({inside})" if inside else self.name
 
 
-_MEASURES = (
-    Measure(
-        name="cka",
-        relation="gram",
-        kind="relational",
-        symmetric=True,
-        range=(0.0, 1.0),
-        invariances=("translation", "isotropic scaling", "orthogonal transformation"),
-        parameters=(),
-        conventions=(("kernel", "linear"), ("estimator", "biased"), ("centring", "features")),
-        minimum_stimuli=3,
-        reference="Kornblith et al. 2019, ICML, section 3 (HSIC and CKA with a linear kernel)",
-        prose=(
-            "Linear centred kernel alignment: the cosine between two doubly centred Gram matrices, "
-            "diagonals included; the RV coefficient. Inflated when features outnumber stimuli."
-        ),
-    ),
-    Measure(
-        name="cka_debiased",
-        relation="gram",
-        kind="relational",
-        symmetric=True,
-        range=(-1.0, 1.0),
-        invariances=("translation", "isotropic scaling", "orthogonal transformation"),
-        parameters=(),
-        conventions=(("kernel", "linear"), ("estimator", "debiased"), ("centring", "features")),
-        minimum_stimuli=4,
-        reference="Song et al. 2012, JMLR 13, eq. 5; Székely & Rizzo 2014, Ann. Stat. 42, eq. 2.4",
-        prose=(
-            "Linear CKA from the unbiased estimate of HSIC: the cosine between two U-centred Gram "
-            "matrices with zero diagonals. Zero on average when rows do not correspond, so it can "
-            "be negative."
-        ),
-    ),
-    Measure(
-        name="mutual_knn",
-        relation="neighbours",
-        kind="neighbour",
-        symmetric=True,
-        range=(0.0, 1.0),
-        invariances=("isotropic scaling", "orthogonal transformation"),
-        parameters=(
-            Parameter("k", 10, "number of nearest neighbours"),
-            Parameter(
-                "neighbours",
-                "cosine",
-                "how nearness is ranked; cosine because the paper's code L2-normalises rows",
-                choices=("cosine", "inner", "euclidean"),
-            ),
-        ),
-        conventions=(("self_is_neighbour", False), ("ties", "lowest index")),
-        minimum_stimuli=2,
-        grows_with="k",
-        reference="Huh et al. 2024, ICML, appendix A, eq. 11 (m_NN)",
-        prose=(
-            "The share of k nearest neighbours that two representations have in common, averaged "
-            "over stimuli. With cosine neighbours also invariant to scaling of single rows, with "
-            "Euclidean ones to translation."
-        ),
-    ),
-)
-_BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in _MEASURES}
+_BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}
 
 
 def list_measures() -> list[Measure]:
@@ -212,10 +81,10 @@ def list_measures() -> list[Measure]:
 
     Examples
     --------
-    >>> [measure.name for measure in list_measures()]
-    ['cka', 'cka_debiased', 'mutual_knn']
+    >>> [measure.name for measure in list_measures()][:3]
+    ['cka', 'cka_debiased', 'cka_rbf']
     """
-    return list(_MEASURES)
+    return list(MEASURES)
 
 
 def get_measure(name: str) -> Measure:
@@ -288,5 +157,7 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
                 f"The parameter {given!r} of the measure {name!r} ({known[given].prose}) is "
                 f"{value!r}; it must be {known[given].allowed}."
             )
-    resolved = tuple((p.name, parameters.get(p.name, p.default)) for p in known.values())
+    resolved = tuple(
+        (p.name, p.resolved(parameters.get(p.name, p.default))) for p in known.values()
+    )
     return MeasureSpec(name, resolved)

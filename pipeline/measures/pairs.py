@@ -22,7 +22,7 @@ from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import GramRelation, gram_scores
+from pipeline.measures.relations import Relation, RelationKey, relation_scores
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -104,20 +104,52 @@ def score_pairs(
     symmetric = len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
     groups = plan_groups(mask, symmetric=symmetric)
     results: dict[str, Float64] = {}
-    gram = {name: spec for name, spec in specs.items() if spec.measure.relation == "gram"}
-    if gram:
-        spec = next(iter(gram.values()))
-        gx, gy = [x.gram_for(spec) for x in xs], [y.gram_for(spec) for y in ys]
-        products = _gram_products(gx, gy, groups, symmetric, tile, memory)
-        diagonals = np.stack([x.diagonal for x in gx]) @ np.stack([y.diagonal for y in gy]).T
-        for name, spec in gram.items():
-            estimator = str(spec.conventions()["estimator"])
-            results[name] = gram_scores(estimator, products, gx, gy, diagonals)
+    for labels in sharing(specs):
+        spec = specs[labels[0]]
+        rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
+        products = _dense_products(rx, ry, groups, symmetric, tile, memory)
+        linear = np.stack([r.linear for r in rx]) @ np.stack([r.linear for r in ry]).T
+        for label in labels:
+            results[label] = relation_scores(
+                products, linear, rx, ry, residual=specs[label].residual
+            )
     for name, spec in specs.items():
-        if spec.measure.relation == "neighbours":
+        if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, groups, symmetric, memory)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
+
+
+def sharing(specs: Mapping[str, MeasureSpec]) -> list[list[str]]:
+    """Give the labels of dense measures, those that share a relation together."""
+    together: dict[RelationKey, list[str]] = {}
+    for label, spec in specs.items():
+        if spec.measure.engine == "dense":
+            together.setdefault(spec.relation, []).append(label)
+    return list(together.values())
+
+
+def relation_products(
+    relations: Sequence[Relation], wanted: ArrayLike, *, memory: int = MEMORY
+) -> Float64:
+    """Give ⟨U, U'⟩ of the wanted pairs of relations among themselves.
+
+    Parameters
+    ----------
+    relations
+        M relations of the same stimuli.
+    wanted
+        Symmetric boolean mask `(M, M)`.
+    memory
+        Bytes for panels.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(M, M)` float64; pairs that are not wanted are 0 or computed.
+    """
+    groups = plan_groups(np.asarray(wanted, bool), symmetric=True)
+    return _dense_products(list(relations), list(relations), groups, True, None, memory)
 
 
 def _finished(
@@ -146,9 +178,9 @@ def checked_mask(xs: Sequence[Prepared], ys: Sequence[Prepared], wanted: ArrayLi
     return mask
 
 
-def _gram_products(
-    xs: list[GramRelation],
-    ys: list[GramRelation],
+def _dense_products(
+    xs: list[Relation],
+    ys: list[Relation],
     groups: list[Group],
     symmetric: bool,
     tile: int | None,
@@ -158,8 +190,8 @@ def _gram_products(
     products = np.zeros((len(xs), len(ys)))
     if not groups:
         return products
-    n = len(xs[0].diagonal)
-    dtype = np.result_type(xs[0].features, ys[0].features)
+    n = xs[0].n_stimuli
+    dtype = np.result_type(xs[0].dtype, ys[0].dtype)
     used_x, used_y = _used([g.rows for g in groups]), _used([g.columns for g in groups])
     if symmetric:
         used_x = used_y = _used([used_x, used_y])
@@ -205,7 +237,7 @@ def _tiles(n: int, side: int) -> Iterator[tuple[slice, slice]]:
             yield slice(i, min(i + side, n)), slice(j, min(j + side, n))
 
 
-def _fill(panel: Floating, relations: list[GramRelation], rows: slice, columns: slice) -> None:
+def _fill(panel: Floating, relations: list[Relation], rows: slice, columns: slice) -> None:
     """Lay out each relation's tile, its diagonal zeroed, as one row of the panel."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     for row, relation in zip(panel, relations, strict=True):

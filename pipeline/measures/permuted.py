@@ -19,9 +19,9 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import checked_mask, indicators
+from pipeline.measures.pairs import checked_mask, indicators, sharing
 from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import GramRelation, gram_scores
+from pipeline.measures.relations import Relation, relation_scores
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -72,19 +72,18 @@ def score_permuted(
     groups = plan_groups(mask)
     permutations = _checked_orders(orders, xs[0].n_stimuli)
     results: dict[str, Float64] = {}
-    gram = {name: spec for name, spec in specs.items() if spec.measure.relation == "gram"}
-    if gram:
-        spec = next(iter(gram.values()))
-        gx, gy = [x.gram_for(spec) for x in xs], [y.gram_for(spec) for y in ys]
-        products = _gram_products(gx, gy, permutations, groups)
-        own = np.stack([x.diagonal for x in gx])
-        other = np.stack([y.diagonal for y in gy])
-        diagonals = np.stack([own @ other[:, order].T for order in permutations])
-        for name, spec in gram.items():
-            estimator = str(spec.conventions()["estimator"])
-            results[name] = gram_scores(estimator, products, gx, gy, diagonals)
+    for labels in sharing(specs):
+        spec = specs[labels[0]]
+        rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
+        products = _dense_products(rx, ry, permutations, groups)
+        own, other = np.stack([r.linear for r in rx]), np.stack([r.linear for r in ry])
+        linear = np.stack([own @ other[:, order].T for order in permutations])
+        for label in labels:
+            results[label] = relation_scores(
+                products, linear, rx, ry, residual=specs[label].residual
+            )
     for name, spec in specs.items():
-        if spec.measure.relation == "neighbours":
+        if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, permutations, groups)
     for name, spec in specs.items():
@@ -111,16 +110,16 @@ def _checked_orders(orders: ArrayLike, n: int) -> NDArray[np.intp]:
     return permutations
 
 
-def _gram_products(
-    xs: list[GramRelation],
-    ys: list[GramRelation],
+def _dense_products(
+    xs: list[Relation],
+    ys: list[Relation],
     orders: NDArray[np.intp],
     groups: list[Group],
 ) -> Float64:
     """⟨U_x, P U_y Pᵀ⟩ for each permutation, `(K, len(xs), len(ys))`; zero outside the groups."""
-    n = len(xs[0].diagonal)
+    n = xs[0].n_stimuli
     starts = np.arange(n) * (2 * n - np.arange(n) - 1) // 2 - np.arange(n) - 1
-    laid = np.empty((n * (n - 1) // 2, len(ys)), dtype=ys[0].features.dtype)
+    laid = np.empty((n * (n - 1) // 2, len(ys)), dtype=ys[0].dtype)
     for rows in _row_chunks(n):
         chunk = _upper(ys, rows)
         first = starts[rows.start] + rows.start + 1
@@ -157,12 +156,12 @@ def _above_diagonal(n: int, rows: slice) -> tuple[NDArray[np.intp], NDArray[np.i
     return np.triu_indices(rows.stop - rows.start, k=1, m=n - rows.start)
 
 
-def _upper(relations: list[GramRelation], rows: slice) -> Floating:
+def _upper(relations: list[Relation], rows: slice) -> Floating:
     """Entries i < j of some rows, one row per relation."""
-    n = len(relations[0].diagonal)
+    n = relations[0].n_stimuli
     columns = slice(rows.start, n)
     above = _above_diagonal(n, rows)
-    dtype = relations[0].features.dtype
+    dtype = relations[0].dtype
     block = np.empty((rows.stop - rows.start, n - rows.start), dtype=dtype)
     panel = np.empty((len(relations), len(above[0])), dtype=dtype)
     for row, relation in zip(panel, relations, strict=True):

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
-from pipeline.measures.catalog import MeasureSpec, Value, measure_spec
+from pipeline.measures.catalog import MeasureSpec, measure_spec
 from pipeline.measures.checks import checked_array
+from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.prepared import Prepared, prepare
 

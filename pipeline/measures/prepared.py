@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.checks import checked_array, rounding_unit
 from pipeline.measures.neighbours import Neighbours, find_neighbours
-from pipeline.measures.relations import GramRelation, gram_relation
+from pipeline.measures.relations import Relation, RelationKey, relate
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Prepared:
     """
 
     n_stimuli: int
-    gram: GramRelation | None = None
+    relations: Mapping[RelationKey, Relation] = field(default_factory=dict)
     neighbours: Mapping[tuple[str, int], Neighbours] = field(default_factory=dict)
     """By ranking and k."""
 
@@ -55,29 +55,27 @@ class Prepared:
             )
         return Prepared(
             self.n_stimuli,
-            None if self.gram is None else self.gram.permuted(index),
+            {key: relation.permuted(index) for key, relation in self.relations.items()},
             {key: found.permuted(index) for key, found in self.neighbours.items()},
         )
 
     def ties(self, spec: MeasureSpec) -> int:
         """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
-        if spec.measure.relation != "neighbours":
+        if spec.measure.engine != "neighbours":
             return 0
         return self.neighbours_for(spec).ties
 
     def defined(self, spec: MeasureSpec) -> bool:
         """Tell whether the measure is defined for this representation."""
-        if spec.measure.relation == "neighbours":
+        if spec.measure.engine == "neighbours":
             return self.neighbours_for(spec).defined
-        gram = self.gram_for(spec)
-        biased = spec.conventions()["estimator"] == "biased"
-        return (gram.biased_norm if biased else gram.debiased_norm) > 0.0
+        return self.relation_for(spec).squared_norm(residual=spec.residual) > 0.0
 
-    def gram_for(self, spec: MeasureSpec) -> GramRelation:
-        """Give the Gram relation, or say that it was not prepared."""
-        if self.gram is None:
+    def relation_for(self, spec: MeasureSpec) -> Relation:
+        """Give the relation of the spec, or say that it was not prepared."""
+        if spec.relation not in self.relations:
             raise _unprepared(spec)
-        return self.gram
+        return self.relations[spec.relation]
 
     def neighbours_for(self, spec: MeasureSpec) -> Neighbours:
         """Give the neighbour lists of the spec, or say that they were not prepared."""
@@ -116,8 +114,8 @@ def prepare(
     Returns
     -------
     Prepared
-        With features in `dtype`, centred and scaled, if a measure compares Gram matrices, and one
-        `(n_stimuli, k)` list for each kind of neighbours.
+        With the features that give each relation by blocks, and one `(n_stimuli, k)` list for
+        each kind of neighbours.
 
     Raises
     ------
@@ -138,19 +136,19 @@ def prepare(
         check_stimuli(len(array), spec, name)
     unit = rounding_unit(array)
     values = array.astype(np.float64)
-    gram = None
-    if any(spec.measure.relation == "gram" for spec in wanted):
-        gram = gram_relation(values, unit, dtype)
+    relations = relate(
+        values, unit, {s.relation for s in wanted if s.measure.engine == "dense"}, dtype
+    )
     rankings: dict[str, set[int]] = {}
     for spec in wanted:
-        if spec.measure.relation == "neighbours":
+        if spec.measure.engine == "neighbours":
             rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
     neighbours = {
         (kind, k): found
         for kind, ks in rankings.items()
         for k, found in find_neighbours(values, unit, kind, ks).items()
     }
-    return Prepared(len(array), gram, neighbours)
+    return Prepared(len(array), relations, neighbours)
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:

@@ -1,113 +1,414 @@
-"""Gram relations: what every linear CKA needs to know of one representation.
+"""Dense relations: what every relational measure needs to know of one representation.
 
-With centred features, K = X Xᵀ has zero row sums, so the row sums of K without its diagonal d are
-−d. The U-centred relation, zero on the diagonal, is then
+A relation is a symmetric n × n matrix R of how stimuli relate: products of features, kernels,
+distances. Without its diagonal and its additive row effects it is the *U-centred* relation
 
-    U_ij = K_ij + (d_i + d_j)/(n−2) − t/((n−1)(n−2)),    t = tr K,  i ≠ j,
+    U_ij = R_ij − (r_i + r_j)/(n−2) + s/((n−1)(n−2)),    i ≠ j,    U_ii = 0,
 
-and with d̃ = d − t/n both estimators follow from one product:
+with r the row sums of the off-diagonal part and s their total. What U-centring takes away is a
+vector ℓ with zero sum and a number c, so that the inner product of two doubly centred relations,
+diagonals included, or of two mean-centred off-diagonal parts, is
 
-    debiased:  ⟨U, U'⟩
-    biased:    ⟨K, K'⟩ = ⟨U, U'⟩ + n/(n−2) · d̃·d̃' + t t'/(n−1).
+    ⟨R, R'⟩ = ⟨U, U'⟩ + ℓ·ℓ' + c c'.
 
-The three terms of the second line are orthogonal, so nothing cancels: what float32 must carry is
-the small U, not its difference from a large K.
+The terms are orthogonal, so nothing cancels: what float32 must carry is the small U, not its
+difference from a large R. With W = HRH (H the centring matrix), w = diag W and t = tr W,
+
+    doubly centred:   ℓ = √(n/(n−2)) (w − t/n),             c = t/√(n−1);
+    mean-centred:     ℓ = √(2/(n−2)) (r − s/n),             c = 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from pipeline.errors import InputError
 from pipeline.measures.checks import is_constant
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
+Order = NDArray[np.intp]
 
 ROWS = 512
-"""Rows and columns of the blocks in which one representation's own norm is summed."""
+"""Rows and columns of the blocks in which sums over one representation are made."""
+MEDIAN_ROWS = 4096
+"""The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
+RANKED = 8192
+"""Most stimuli whose pairs are ranked: tables of 512 MiB."""
+
+RelationKey = tuple[str | float, ...]
+"""What distinguishes relations: ``("linear",)``, ``("rbf", bandwidth)``, ``("distance",)``,
+``("rsa", dissimilarity, comparison)``."""
+
+
+class Entries(Protocol):
+    """Off-diagonal entries of a relation, by blocks."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In which blocks are computed."""
+
+    def block(self, rows: slice, columns: slice) -> Floating:
+        """Compute R[rows, columns], `(height, width)`; the diagonal means nothing."""
+
+    def permuted(self, order: Order) -> Self:
+        """Reorder the stimuli."""
 
 
 @dataclass(frozen=True, eq=False)
-class GramRelation:
-    """One representation's U-centred linear Gram matrix, held as features.
-
-    Features are centred and scaled so that the mean of the Gram's diagonal is 1, which no linear
-    CKA notices and which keeps float32 far from overflow.
-    """
+class Products:
+    """Inner products of features `(n, d)`."""
 
     features: Floating
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the features."""
+        return self.features.dtype
+
+    def block(self, rows: slice, columns: slice) -> Floating:
+        """Multiply two sets of rows."""
+        product: Floating = self.features[rows] @ self.features[columns].T
+        return product
+
+    def permuted(self, order: Order) -> Products:
+        """Reorder the stimuli."""
+        return Products(self.features[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """Negative Euclidean distances of features `(n, d)`, or their RBF kernel: near is high.
+
+    In float64, since a small distance is a small difference of large squares.
+    """
+
+    features: Float64
+    squares: Float64
+    """Squared lengths of the rows, `(n,)`."""
+    bandwidth: float | None = None
+    """With one, the entries are exp(−distance²/(2 bandwidth²))."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Float64."""
+        return self.features.dtype
+
+    def block(self, rows: slice, columns: slice) -> Floating:
+        """Compute negative distances, or their kernel."""
+        squared: Float64 = self.features[rows] @ self.features[columns].T
+        squared *= -2.0
+        lengths = self.squares[rows, None] + self.squares[columns]
+        squared += lengths
+        squared[squared <= 64 * np.finfo(np.float64).eps * lengths] = 0.0  # rounding, no distance
+        if self.bandwidth is None:
+            np.sqrt(squared, out=squared)
+            return np.negative(squared, out=squared)
+        squared *= -0.5 / self.bandwidth**2
+        return np.exp(squared, out=squared)
+
+    def permuted(self, order: Order) -> Distances:
+        """Reorder the stimuli."""
+        return replace(self, features=self.features[order], squares=self.squares[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
+
+    values: Floating
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the values."""
+        return self.values.dtype
+
+    def block(self, rows: slice, columns: slice) -> Floating:
+        """Look up."""
+        return self.values[rows, columns].copy()
+
+    def permuted(self, order: Order) -> Table:
+        """Reorder the stimuli."""
+        return Table(self.values[np.ix_(order, order)])
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """One representation's U-centred relation, with what U-centring took away."""
+
+    entries: Entries
+    dtype: np.dtype[Any]
+    """Of the blocks that are multiplied."""
     shift: Floating
-    """What U adds to row i and to column i of K, `(n,)`."""
-    diagonal: Float64
-    """d̃, the centred diagonal of K, `(n,)`."""
-    trace: float
-    debiased_norm: float
+    """What U adds to row i and to column i of R, `(n,)`."""
+    linear: Float64
+    """ℓ, `(n,)`."""
+    constant: float
+    """c."""
+    residual_norm: float
     """⟨U, U⟩, or 0 where it cannot be told from rounding."""
-    biased_norm: float
-    """⟨K, K⟩, or 0 for a constant representation."""
+    norm: float
+    """⟨R, R⟩ of the centred relation, or 0 for a constant representation."""
+
+    @property
+    def n_stimuli(self) -> int:
+        """Rows of the relation."""
+        return len(self.linear)
 
     def block(self, rows: slice, columns: slice, out: Floating) -> None:
         """Write U[rows, columns] to `out`; where the diagonal is met it is not yet zeroed."""
-        np.matmul(self.features[rows], self.features[columns].T, out=out)
-        out += self.shift[rows, None]
-        out += self.shift[columns]
+        if isinstance(self.entries, Products) and self.entries.dtype == out.dtype:
+            features = self.entries.features
+            np.matmul(features[rows], features[columns].T, out=out)
+            out += self.shift[rows, None]
+            out += self.shift[columns]
+            return
+        found = self.entries.block(rows, columns)
+        found += self.shift[rows, None]
+        found += self.shift[columns]
+        out[...] = found
 
-    def permuted(self, order: NDArray[np.intp]) -> GramRelation:
-        """Reorder the stimuli; norms and trace stay."""
+    def permuted(self, order: Order) -> Relation:
+        """Reorder the stimuli; norms stay."""
         return replace(
             self,
-            features=self.features[order],
+            entries=self.entries.permuted(order),
             shift=self.shift[order],
-            diagonal=self.diagonal[order],
+            linear=self.linear[order],
         )
 
+    def squared_norm(self, *, residual: bool) -> float:
+        """Give ⟨U, U⟩ or ⟨R, R⟩."""
+        return self.residual_norm if residual else self.norm
 
-def gram_relation(values: Float64, unit: float, dtype: DTypeLike) -> GramRelation:
-    """Prepare the Gram relation of features `(n_stimuli, n_features)`, already checked."""
-    n = len(values)
+
+def relate(
+    values: Float64, unit: float, keys: Iterable[RelationKey], dtype: DTypeLike
+) -> dict[RelationKey, Relation]:
+    """Prepare relations of one representation.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`, already checked.
+    unit
+        Relative spacing of the numbers they were stored in.
+    keys
+        The relations wanted.
+    dtype
+        Of the blocks to be multiplied.
+
+    Returns
+    -------
+    dict
+        By key.
+
+    Raises
+    ------
+    InputError
+        For Spearman's comparison of more stimuli than a table of ranks can have.
+    """
+    kind = np.dtype(dtype)
+    centred = _centred(values, unit)
+    found: dict[RelationKey, Relation] = {}
+    for key in keys:
+        if centred is None:
+            found[key] = _nothing(len(values), kind)
+        elif key[0] == "linear":
+            found[key] = _linear(centred, kind)
+        elif key[0] in ("rbf", "distance"):
+            found[key] = _of_distances(centred, None if len(key) == 1 else float(key[1]), kind)
+        else:
+            found[key] = _of_dissimilarities(values, centred, str(key[1]), str(key[2]), kind)
+    return found
+
+
+def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
+    empty = np.zeros((n, 1), dtype=kind)
+    return Relation(Products(empty), kind, empty[:, 0], np.zeros(n), 0.0, 0.0, 0.0)
+
+
+def _centred(values: Float64, unit: float) -> Float64 | None:
+    """Features centred and scaled to a mean squared length of 1; None if they are constant.
+
+    No relation here notices the scale, and it keeps float32 far from overflow.
+    """
     if is_constant(values, unit):
-        nothing = np.zeros((n, 1), dtype=dtype)
-        return GramRelation(nothing, nothing[:, 0], np.zeros(n), 0.0, 0.0, 0.0)
-    centred = values / np.abs(values).max()  # squares of 1e200 would overflow
+        return None
+    centred: Float64 = values / np.abs(values).max()  # squares of 1e200 would overflow
     centred -= centred.mean(axis=0)
     centred /= np.abs(centred).max()
     centred -= centred.mean(axis=0)  # what rounding left of an offset
-    centred *= np.sqrt(n / np.einsum("ij,ij->", centred, centred))
-    features: Floating = np.ascontiguousarray(centred, dtype=dtype)
+    centred *= np.sqrt(len(centred) / np.einsum("ij,ij->", centred, centred))
+    return centred
 
+
+def _linear(centred: Float64, kind: np.dtype[Any]) -> Relation:
+    """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
+    n = len(centred)
+    features: Floating = np.ascontiguousarray(centred, dtype=kind)
     # From the rounded features, so that the norm is the norm of what will be multiplied.
     squares: Float64 = np.einsum("ij,ij->i", features, features, dtype=np.float64)
-    trace = float(squares.sum())
-    diagonal = squares - trace / n
-    shift = (squares / (n - 2) - trace / (2 * (n - 1) * (n - 2))).astype(dtype)
-    rest = n / (n - 2) * float(diagonal @ diagonal) + trace**2 / (n - 1)
-    relation = GramRelation(features, shift, diagonal, trace, 0.0, 0.0)
-    debiased = 0.0
+    relation = _assembled(Products(features), kind, -squares, squares)
+    rest = relation.norm
+    residual = 0.0
     if 2 * features.shape[1] <= n:  # ⟨K, K⟩ = |XᵀX|² is then the quicker way
         exact = features.astype(np.float64)
         covariance = exact.T @ exact
-        debiased = float(np.einsum("ij,ij->", covariance, covariance)) - rest
-    if debiased <= 1e-8 * rest:  # a small difference of large numbers, or not computed yet
-        debiased = _own_product(relation)
-    if debiased <= n * (n - 1) * (16 * float(np.finfo(features.dtype).eps)) ** 2:
-        debiased = 0.0
-    return replace(relation, debiased_norm=debiased, biased_norm=debiased + rest)
+        residual = float(np.einsum("ij,ij->", covariance, covariance)) - rest
+    if residual <= 1e-8 * rest:  # a small difference of large numbers
+        return _with_norms(relation)
+    return replace(relation, residual_norm=residual, norm=residual + rest)
 
 
-def _own_product(relation: GramRelation) -> float:
+def _of_distances(centred: Float64, multiple: float | None, kind: np.dtype[Any]) -> Relation:
+    """Doubly centred distances, or RBF kernel of a multiple of the median distance."""
+    entries = Distances(centred, np.einsum("ij,ij->i", centred, centred))
+    if multiple is not None:
+        entries = replace(entries, bandwidth=multiple * _median_distance(entries))
+    n = len(centred)
+    own = np.full(n, 0.0 if multiple is None else 1.0)
+    return _with_norms(_assembled(entries, kind, _row_sums(entries, n), own))
+
+
+def _median_distance(entries: Distances) -> float:
+    """Median of the distances that are not zero."""
+    n = len(entries.features)
+    some = np.unique(np.linspace(0, n - 1, min(n, MEDIAN_ROWS)).astype(np.intp))
+    chosen = entries.permuted(some)
+    parts = []
+    for start in range(0, len(some), ROWS):
+        rows = slice(start, min(start + ROWS, len(some)))
+        block = -chosen.block(rows, slice(start, len(some)))
+        above = block[np.triu_indices(block.shape[0], k=1, m=block.shape[1])]
+        parts.append(above[above > 0])
+    return float(np.median(np.concatenate(parts)))
+
+
+def _of_dissimilarities(
+    values: Float64, centred: Float64, dissimilarity: str, comparison: str, kind: np.dtype[Any]
+) -> Relation:
+    """Mean-centred dissimilarities of pairs of stimuli, or their ranks; near is high."""
+    n = len(values)
+    entries: Entries
+    bias = np.zeros(n)
+    if dissimilarity == "euclidean":
+        entries = Distances(centred, np.einsum("ij,ij->i", centred, centred))
+    else:
+        units = _unit_rows(values, centre=dissimilarity == "correlation")
+        mean = units.mean(axis=0)
+        units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
+        bias = units @ mean
+        entries = Products(units if comparison == "spearman" else units.astype(kind))
+    if comparison == "spearman":
+        entries, bias = Table(_ranks(entries, bias, n)), np.zeros(n)
+    return _with_norms(_assembled(entries, kind, _row_sums(entries, n), None, bias))
+
+
+def _unit_rows(values: Float64, *, centre: bool) -> Float64:
+    """Rows of unit length, each less its own mean if asked; rows of zeros stay so."""
+    rows: Float64 = values / np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    if centre:
+        rows -= rows.mean(axis=1, keepdims=True)
+        # A constant row, whose mean was not quite that constant.
+        rows[np.abs(rows).max(axis=1) <= 4 * np.finfo(float).eps] = 0.0
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.divide(rows, norms, out=rows, where=norms > 0)
+    return rows
+
+
+def _ranks(entries: Entries, bias: Float64, n: int) -> Float64:
+    """Ranks of the entries above the diagonal, ties averaged, scaled to ±1; `(n, n)`."""
+    if n > RANKED:
+        raise InputError(
+            f"rsa with comparison='spearman' ranks all pairs of stimuli at once, and {n} stimuli "
+            f"have too many. Compare a subset of at most {RANKED}, or use comparison='pearson'."
+        )
+    everyone = slice(0, n)
+    table = np.asarray(entries.block(everyone, everyone), dtype=np.float64)
+    table += bias[:, None]
+    table += bias
+    above = np.triu_indices(n, k=1)
+    flat = table[above]
+    # Entries that differ by their rounding are ties.
+    unit = np.ldexp(np.finfo(float).eps, 7 + int(np.frexp(np.abs(flat).max())[1]))
+    ranks = scipy.stats.rankdata(np.round(flat / unit))
+    table[...] = 0.0
+    table[above] = (2.0 * ranks - len(ranks) - 1.0) / len(ranks)
+    table.T[above] = table[above]
+    return table
+
+
+def _row_sums(entries: Entries, n: int) -> Float64:
+    """Sum the off-diagonal entries of each row."""
+    sums = np.empty(n)
+    for start in range(0, n, ROWS):
+        rows = slice(start, min(start + ROWS, n))
+        block = entries.block(rows, slice(0, n))
+        np.fill_diagonal(block[:, start:], 0.0)
+        sums[rows] = block.sum(axis=1, dtype=np.float64)
+    return sums
+
+
+def _assembled(
+    entries: Entries,
+    kind: np.dtype[Any],
+    sums: Float64,
+    own: Float64 | None,
+    bias: Float64 | float = 0.0,
+) -> Relation:
+    """Put a relation together, its norm still without ⟨U, U⟩.
+
+    Parameters
+    ----------
+    sums
+        Row sums of the off-diagonal entries.
+    own
+        The diagonal, for a doubly centred relation; None for one that is mean-centred off it.
+    bias
+        An additive row effect that the entries leave out.
+    """
+    n, total = len(sums), float(sums.sum())
+    shift = (total / (2 * (n - 1) * (n - 2)) - sums / (n - 2)).astype(kind)
+    if own is None:
+        effects = (sums - total / n) / (n - 2) + bias - np.mean(bias)
+        linear, constant = np.sqrt(2 * (n - 2)) * effects, 0.0
+    else:
+        means = (sums + own) / n
+        diagonal = own - 2 * means + means.mean()
+        trace = float(diagonal.sum())
+        linear = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
+        constant = trace / np.sqrt(n - 1)
+    norm = float(linear @ linear) + constant**2
+    return Relation(entries, kind, shift, np.asarray(linear), float(constant), 0.0, norm)
+
+
+def _with_norms(relation: Relation) -> Relation:
+    """Add ⟨U, U⟩ to the norm; both are 0 where they cannot be told from rounding."""
+    n = relation.n_stimuli
+    residual = _own_product(relation)
+    floor = n * (n - 1) * (16 * float(np.finfo(relation.entries.dtype).eps)) ** 2
+    residual = residual if residual > floor else 0.0
+    norm = residual + relation.norm
+    return replace(relation, residual_norm=residual, norm=norm if norm > floor else 0.0)
+
+
+def _own_product(relation: Relation) -> float:
     """⟨U, U⟩, block by block, twice what lies above the diagonal."""
-    n = len(relation.features)
+    n = relation.n_stimuli
     total = 0.0
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         for begin in range(start, n, ROWS):
             columns = slice(begin, min(begin + ROWS, n))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
-            block: Floating = np.empty(shape, dtype=relation.features.dtype)
+            block: Floating = np.empty(shape, dtype=relation.dtype)
             relation.block(rows, columns, block)
             if begin == start:
                 np.fill_diagonal(block, 0.0)
@@ -116,33 +417,32 @@ def _own_product(relation: GramRelation) -> float:
     return total
 
 
-def gram_scores(
-    estimator: str,
+def relation_scores(
     products: ArrayLike,
-    xs: list[GramRelation],
-    ys: list[GramRelation],
-    diagonals: Float64,
+    linear: Float64,
+    xs: Sequence[Relation],
+    ys: Sequence[Relation],
+    *,
+    residual: bool,
 ) -> Float64:
     """Turn products ⟨U_x, U_y⟩ into scores; NaN where a norm is zero.
 
     Parameters
     ----------
-    estimator
-        ``"biased"`` or ``"debiased"``.
     products
         `(..., len(xs), len(ys))`.
+    linear
+        ℓ_x · ℓ_y, of the shape of `products`.
     xs, ys
         The relations.
-    diagonals
-        d̃_x · d̃_y, of the shape of `products`.
+    residual
+        Whether only the U-centred relations are compared.
     """
-    n = len(xs[0].diagonal)
     scores = np.array(products, dtype=np.float64)
-    if estimator == "biased":
-        traces = np.outer([x.trace for x in xs], [y.trace for y in ys])
-        scores += n / (n - 2) * diagonals + traces / (n - 1)
-        norms = np.outer([x.biased_norm for x in xs], [y.biased_norm for y in ys])
-    else:
-        norms = np.outer([x.debiased_norm for x in xs], [y.debiased_norm for y in ys])
+    if not residual:
+        scores += linear
+        scores += np.outer([x.constant for x in xs], [y.constant for y in ys])
+    of_x, of_y = ([r.squared_norm(residual=residual) for r in side] for side in (xs, ys))
+    norms = np.outer(of_x, of_y)
     norms[norms == 0.0] = np.nan
     return np.asarray(scores / np.sqrt(norms))

@@ -190,7 +190,7 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
             grid.write_chunk("score", job.i, job.j, values, mask, undefined)
             if not diagonal:
                 grid.write_chunk("score", job.j, job.i, values.T, mask.T, undefined.T)
-            if job.specs[label].measure.relation == "neighbours":
+            if job.specs[label].measure.engine == "neighbours":
                 ties[label] = {
                     chunk * grid.chunk + k: p.ties(job.specs[label])
                     for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))

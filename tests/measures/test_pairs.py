@@ -87,19 +87,19 @@ def test_score_pairs__a_mask_changes_no_wanted_score(mask, symmetric):
 
 def test_score_pairs__does_not_form_what_is_not_wanted(monkeypatch):
     formed = set()
-    block = pairs.GramRelation.block
+    block = pairs.Relation.block
 
     def spy(self, rows, columns, out):
         formed.add(id(self))
         block(self, rows, columns, out)
 
-    monkeypatch.setattr(pairs.GramRelation, "block", spy)
+    monkeypatch.setattr(pairs.Relation, "block", spy)
     mask = np.zeros((5, 5), bool)
     score_pairs(PREPARED, PREPARED, SPECS, wanted=mask)
     assert formed == set()
     mask[1, [1, 3]] = True
     score_pairs(PREPARED, PREPARED, SPECS, wanted=mask)
-    assert formed == {id(PREPARED[1].gram), id(PREPARED[3].gram)}
+    assert formed == {id(PREPARED[i].relations["linear",]) for i in (1, 3)}
 
 
 def test_score_pairs__tells_undefined_from_not_wanted():
@@ -157,10 +157,10 @@ def test_score_pairs__memory_stays_in_the_budget():
 
 def test_prepare__only_what_is_needed():
     x = np.random.default_rng(0).normal(size=(30, 5))
-    assert prepare(x, [SPECS["knn5"]]).gram is None
+    assert prepare(x, [SPECS["knn5"]]).relations == {}
     assert list(prepare(x, [SPECS["knn5"]]).neighbours) == [("cosine", 5)]
     assert prepare(x, [SPECS["biased"]]).neighbours == {}
-    assert prepare(x, [SPECS["biased"]]).gram.features.dtype == np.float32
+    assert prepare(x, [SPECS["biased"]]).relations["linear",].dtype == np.float32
 
 
 def test_prepare__does_not_change_its_input():
