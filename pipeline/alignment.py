@@ -5,7 +5,7 @@ Kernels take bare arrays; `alignment_dataset` puts the labels on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,8 @@ class Compared:
     """(encoder x, encoder y) → layer × layer scores."""
     nulls: Mapping[tuple[str, str], Float]
     """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
+    permuted: Collection[tuple[str, str]] = ()
+    """Pairs whose null was had by permuting stimuli."""
 
 
 def alignment_dataset(
@@ -167,6 +169,7 @@ def _calibrate(
         found[calibrated][at] = value
         if score == "score":
             found["threshold"][at], found["p"][at] = threshold, p
+    found["permuted"][at] = [p in result.permuted for p in pairs]
 
 
 def encoder_columns(

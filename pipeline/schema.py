@@ -147,7 +147,13 @@ CALIBRATION = _table(
         "null",
         ("aggregate", "encoder_x", "encoder_y", "permutation"),
         "float32",
-        "Layer-aggregated similarity after permuting the stimuli of encoder_y.",
+        "Layer-aggregated similarity when the stimuli of encoder_y do not correspond.",
+    ),
+    Variable(
+        "permuted",
+        ("encoder_x", "encoder_y"),
+        "uint8",
+        "1 where the null was had by permuting stimuli, 0 where it was drawn from moments.",
     ),
     Variable(
         "state", ("encoder_x", "encoder_y"), "uint8", "0 missing, 1 done, 2 undefined, 3 failed."
@@ -212,6 +218,12 @@ ALIGNMENT = _table(
         ("encoder_x", "encoder_y"),
         "float64",
         "p adjusted over the pairs of this dataset (Benjamini-Hochberg).",
+    ),
+    Variable(
+        "permuted",
+        ("encoder_x", "encoder_y"),
+        "bool",
+        "Whether the null was had by permuting stimuli, not drawn from moments.",
     ),
     Variable(
         "related",

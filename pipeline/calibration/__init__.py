@@ -6,6 +6,7 @@ of Y no longer correspond to those of X, and where the best of several layers is
 null of that best.
 """
 
+from pipeline.calibration.analytic import draw, flagged_encoders, null_of
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
@@ -20,6 +21,9 @@ __all__ = [
     "calibrate",
     "calibrate_layers",
     "calibrate_score",
+    "draw",
+    "flagged_encoders",
+    "null_of",
     "permutation_null",
     "permutations",
 ]

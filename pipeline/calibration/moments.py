@@ -17,7 +17,7 @@ moment is a small bilinear form in their sums, the same for all pairs of relatio
 of one representation is a handful of scalars, and M² pairs take two small matrix products.
 
 The forms are derived as said above, in exact arithmetic, on first use (the fourth moment takes a
-tenth of a second), and hold for every n of at least 4.
+quarter of a second), and hold for every n of at least 4.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, lru_cache
-from itertools import permutations, product
-from typing import Any, TypeVar
+from itertools import pairwise, permutations, product
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -47,13 +47,6 @@ ROWS = 256
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
-TOLERANCE = 0.1
-"""How far from zero rows may sum, relative to the largest entry.
-
-Float32 leaves a hundredth for 100,000 stimuli; a centred Gram whose diagonal was merely deleted has
-a row that sums to more than its largest entry.
-"""
-
 U_CENTRED_THIRD = ("ab bc ca", "ab ab ab")
 U_CENTRED_FOURTH = ("ab bc cd da", "ab ab cd cd", "ab ab bc bc", "ab ab bc ca", "ab ab ab ab")
 NEIGHBOUR_THIRD = (
@@ -70,7 +63,36 @@ NEIGHBOUR_THIRD = (
 
 
 @dataclass(frozen=True, eq=False)
-class UCentredScalars:
+class _Scalars:
+    """Numbers about representations, a field each, `(M,)`."""
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        """Join the scalars of several representations.
+
+        Parameters
+        ----------
+        parts
+            At least one, of this class.
+
+        Returns
+        -------
+        Self
+            All representations of the parts, in order.
+
+        Raises
+        ------
+        InputError
+            If there are no parts.
+        """
+        if not parts:
+            raise InputError("There are no scalars to join; give at least those of one relation.")
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+@dataclass(frozen=True, eq=False)
+class UCentredScalars(_Scalars):
     """What moments need of U-centred relations A: symmetric, zero diagonal, zero row sums.
 
     Each is `(M,)`, one value for each representation.
@@ -93,33 +115,36 @@ class UCentredScalars:
 
 
 @dataclass(frozen=True, eq=False)
-class BiasedScalars:
-    """What moments need of doubly centred relations W, symmetric, with a diagonal.
+class BiasedScalars(_Scalars):
+    """What moments need of relations that keep their row effects: biased CKA, mean-centred RSA.
 
-    With t = tr W and d = diag W − t/n, W is the sum of three orthogonal parts: t/(n−1) (I − 11ᵀ/n),
-    one that is linear in d, and the U-centred U. Each field is `(M,)`.
+    Such a relation is the sum of three orthogonal parts, of which products are taken apart:
+
+        S = ⟨U, U'⟩ + ℓ·ℓ' + c c',
+
+    with U the U-centred relation, ℓ a vector of zero sum and c a number. Each field is `(M,)`.
     """
 
-    traces: Float64
-    """tr W."""
+    constants: Float64
+    """c."""
     squares: Float64
     """Σ u²."""
     triangles: Float64
     """tr U³."""
     cubes: Float64
     """Σ u³."""
-    diagonal_squares: Float64
-    """Σ d²."""
-    diagonal_cubes: Float64
-    """Σ d³."""
-    diagonal_energies: Float64
-    """Σ_i d_i Σ_j u_ij²."""
-    diagonal_form: Float64
-    """dᵀ U d."""
+    linear_squares: Float64
+    """Σ ℓ²."""
+    linear_cubes: Float64
+    """Σ ℓ³."""
+    linear_energies: Float64
+    """Σ_i ℓ_i Σ_j u_ij²."""
+    linear_form: Float64
+    """ℓᵀ U ℓ."""
 
 
 @dataclass(frozen=True, eq=False)
-class NeighbourScalars:
+class NeighbourScalars(_Scalars):
     """What moments need of the 0/1 indicators of k nearest neighbours.
 
     a_ij is the indicator that j is a neighbour of i, less k/(n−1), with zero diagonal; its rows sum
@@ -150,34 +175,6 @@ class NeighbourScalars:
     """Σ a_ij² e_j."""
 
 
-Scalars = TypeVar("Scalars", UCentredScalars, BiasedScalars, NeighbourScalars)
-
-
-def stack_scalars(parts: Sequence[Scalars]) -> Scalars:
-    """Join the scalars of several representations.
-
-    Parameters
-    ----------
-    parts
-        Of one class, at least one.
-
-    Returns
-    -------
-    UCentredScalars or BiasedScalars or NeighbourScalars
-        Of the class of the parts, which follow one another in order.
-
-    Raises
-    ------
-    InputError
-        If there are no parts.
-    """
-    if not parts:
-        raise InputError("There are no scalars to join; give those of at least 1 representation.")
-    kind = type(parts[0])
-    columns = [np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(kind)]
-    return kind(*columns)
-
-
 # U-centred relations
 
 
@@ -199,8 +196,9 @@ def u_centred_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) ->
     Raises
     ------
     InputError
-        If `relation` is not a square matrix of at least 4 rows, its diagonal is not zero, or its
-        rows do not sum to zero. Symmetry is taken on trust.
+        If `relation` is not a square matrix of at least 4 rows, its diagonal is not zero, or a sum
+        is not finite. Symmetry and zero row sums are taken on trust: of a relation that is zero but
+        for rounding they could not be asked.
 
     Notes
     -----
@@ -250,8 +248,8 @@ def u_centred_moments(
 
     References
     ----------
-    Mantel 1967, Cancer Research 27, for mean and variance; the higher moments follow in the same
-    way (see the module).
+    Mantel 1967, Cancer Research 27, for mean and variance; Siemiatycki 1978, J. Stat. Comput.
+    Simul. 7, for the third and fourth moments of any relations.
     """
     _check_stimuli(n)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
@@ -264,7 +262,7 @@ def u_centred_moments(
     return variance, third, fourth
 
 
-# Doubly centred relations
+# Relations that keep their row effects
 
 
 def biased_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) -> BiasedScalars:
@@ -285,12 +283,13 @@ def biased_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) -> Bi
     Raises
     ------
     InputError
-        If `relation` is not a square matrix of at least 4 rows that sum to zero.
+        If `relation` is not a square matrix of at least 4 rows, or a sum is not finite. Symmetry
+        and zero row sums are taken on trust.
 
     Notes
     -----
-    Costs a copy of W and what `u_centred_scalars` does. If U, the centred diagonal and the trace
-    are at hand, `gram_scalars` gives both from one product.
+    With w = diag W and t = tr W, c = t/√(n−1) and ℓ = √(n/(n−2)) (w − t/n). Costs a copy of W and
+    what `u_centred_scalars` does. If U, ℓ and c are at hand, `split_scalars` is the way.
     """
     matrix = _checked_relation(relation, dtype, hollow=False).copy()
     n = len(matrix)
@@ -300,65 +299,64 @@ def biased_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) -> Bi
     matrix += shift[:, None]
     matrix += shift
     np.fill_diagonal(matrix, 0.0)
-    return gram_scalars(matrix, diagonal - trace / n, trace)[1]
+    return split_scalars(
+        matrix, math.sqrt(n / (n - 2)) * (diagonal - trace / n), trace / math.sqrt(n - 1)
+    )[1]
 
 
-def gram_scalars(
-    relation: ArrayLike, diagonal: ArrayLike, trace: float, *, dtype: DTypeLike | None = None
+def split_scalars(
+    relation: ArrayLike, linear: ArrayLike, constant: float, *, dtype: DTypeLike | None = None
 ) -> tuple[UCentredScalars, BiasedScalars]:
-    """Summarise one relation, both U-centred and doubly centred, from one product.
+    """Summarise one relation, without and with its row effects, from one product.
 
     Parameters
     ----------
     relation
         U, `(n, n)`, n ≥ 4: the U-centred relation, symmetric, with zero diagonal and row sums.
-    diagonal
-        d, `(n,)`: the diagonal of the doubly centred relation, less its mean.
-    trace
-        Sum of the diagonal of the doubly centred relation.
+    linear
+        ℓ, `(n,)`, with zero sum.
+    constant
+        c.
     dtype
         Precision of the product U·U, the dtype of `relation` if not given. All sums are float64.
 
     Returns
     -------
     UCentredScalars
-        Of one representation, each field `(1,)`.
+        Of U alone, each field `(1,)`.
     BiasedScalars
-        The same of U + linear part + trace.
+        Of U, ℓ and c, each field `(1,)`.
 
     Raises
     ------
     InputError
-        As `u_centred_scalars`, and if `diagonal` does not fit.
+        As `u_centred_scalars`, and if `linear` does not fit.
     """
     matrix = _checked_relation(relation, dtype, hollow=True)
-    centred = np.asarray(diagonal, dtype=np.float64)
-    if centred.shape != (len(matrix),):
+    vector = np.asarray(linear, dtype=np.float64)
+    if vector.shape != (len(matrix),):
         raise InputError(
-            f"The diagonal has shape {centred.shape}; a relation of {len(matrix)} stimuli needs "
+            f"The linear part has shape {vector.shape}; a relation of {len(matrix)} stimuli needs "
             f"({len(matrix)},)."
         )
-    return _summed(matrix, centred, trace)
+    return _summed(matrix, vector, constant)
 
 
 def biased_moments(
     n: int, xs: BiasedScalars, ys: BiasedScalars
 ) -> tuple[Float64, Float64, Float64]:
-    """Exact moments of Σ_ij w_ij w'_π(i)π(j) for all pairs of doubly centred relations.
+    """Exact moments of ⟨U, U'_π⟩ + ℓ·ℓ'_π + c c' for all pairs of relations.
 
-    With U, d and t as in `BiasedScalars` and c = n/(n−2),
+    For doubly centred relations this is Σ_ij w_ij w'_π(i)π(j). The first two terms are
+    uncorrelated: the mean is c c' and the variance
 
-        S = ⟨U, U'_π⟩ + c d·d'_π + t t'/(n−1),
+        2 ⟨U,U⟩⟨U',U'⟩/(n(n−3)) + (ℓ·ℓ)(ℓ'·ℓ')/(n−1).
 
-    whose first two terms are uncorrelated. So the mean is t t'/(n−1), the variance
+    In the third central moment they meet. It is that of ⟨U, U'_π⟩, as in `u_centred_moments`, plus
 
-        2 ⟨U,U⟩⟨U',U'⟩/(n(n−3)) + c² (d·d)(d'·d')/(n−1),
-
-    and the third central moment is that of ⟨U, U'_π⟩, as in `u_centred_moments`, plus
-
-        3c  · 4(n−2)/((n−1)(n−3)(n−4)) · R R',   R = Σ_i d_i Σ_j u_ij²
-        3c² · 2/(n(n−3)) · B B',                 B = dᵀ U d
-        c³  · n/((n−1)(n−2)) · D D',             D = Σ d³.
+        12(n−2)/((n−1)(n−3)(n−4)) · R R',   R = Σ_i ℓ_i Σ_j u_ij²
+        6/(n(n−3)) · B B',                  B = ℓᵀ U ℓ
+        n/((n−1)(n−2)) · D D',              D = Σ ℓ³.
 
     Parameters
     ----------
@@ -379,18 +377,17 @@ def biased_moments(
 
     References
     ----------
-    Kazi-Aoual et al. 1995, Comput. Stat. Data Anal. 20, for mean, variance and (in other
-    invariants) third moment of the RV coefficient, which is biased CKA.
+    Kazi-Aoual et al. 1995, Comput. Stat. Data Anal. 20, for moments of the RV coefficient, which is
+    biased CKA, in other invariants.
     """
     _check_stimuli(n)
-    c = n / (n - 2)
-    mean = np.outer(xs.traces, ys.traces) / (n - 1)
+    mean = np.outer(xs.constants, ys.constants)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
-    variance += c**2 / (n - 1) * np.outer(xs.diagonal_squares, ys.diagonal_squares)
+    variance += np.outer(xs.linear_squares, ys.linear_squares) / (n - 1)
     third = _pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    third += 3 * c * _pair_up(("a ab ab",), n, *((s.diagonal_energies,) for s in (xs, ys)))
-    third += 3 * c**2 * _pair_up(("a b ab",), n, *((s.diagonal_form,) for s in (xs, ys)))
-    third += c**3 * _pair_up(("a a a",), n, *((s.diagonal_cubes,) for s in (xs, ys)))
+    third += 3 * _pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
+    third += 3 * _pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
+    third += _pair_up(("a a a",), n, *((s.linear_cubes,) for s in (xs, ys)))
     return mean, variance, third
 
 
@@ -486,7 +483,7 @@ def neighbour_moments(
 
     References
     ----------
-    Huh et al. 2024 for mutual k-NN; Mantel 1967, Cancer Research 27, for mean and variance.
+    Huh et al. 2024 for mutual k-NN; Mantel 1967 and Siemiatycki 1978 as in `u_centred_moments`.
     """
     _check_stimuli(n)
     mean = n / (n - 1) * np.outer(xs.neighbours, ys.neighbours)
@@ -570,14 +567,14 @@ def neighbour_weights(n: int) -> tuple[float, float, float]:
 
 
 def _own_grams(n: int, scalars: NeighbourScalars) -> tuple[Float64, Float64, Float64]:
-    """The `neighbour_grams` of every relation with itself."""
+    """Split every relation's product with itself as `neighbour_grams` does."""
     k = scalars.neighbours
     swapped = scalars.mutual + n * k**2 / (n - 1)
     return neighbour_grams(n, k, n * k, swapped, scalars.degree_squares)
 
 
 def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
-    """The sums in the order of `NEIGHBOUR_THIRD`."""
+    """List the sums in the order of `NEIGHBOUR_THIRD`."""
     return [
         scalars.cycles,
         scalars.transitive,
@@ -594,9 +591,9 @@ def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
 
 
 def _summed(
-    matrix: Floating, diagonal: Float64, trace: float
+    matrix: Floating, linear: Float64, constant: float
 ) -> tuple[UCentredScalars, BiasedScalars]:
-    """Every sum over a U-centred matrix and a centred diagonal, from the upper half of A·A."""
+    """Sum up a U-centred matrix and what is beside it, from the upper half of A·A."""
     n = len(matrix)
     energies = np.zeros(n)
     triangles = cubes = cycles = chords = fourths = form = 0.0
@@ -613,11 +610,16 @@ def _summed(
         cycles += _both_halves(paths, paths)
         chords += _both_halves(powers, paths)
         fourths += _both_halves(powers, powers)
-        form += _both_halves(entries, np.outer(diagonal[rows], diagonal[start:]))
+        form += _both_halves(entries, np.outer(linear[rows], linear[start:]))
     squares = energies.sum()
     u_centred = [squares, triangles, cubes, cycles, energies @ energies, chords, fourths]
-    d = diagonal
-    biased = [trace, squares, triangles, cubes, d @ d, (d**3).sum(), d @ energies, form]
+    of_linear = [linear @ linear, (linear**3).sum(), linear @ energies, form]
+    biased = [constant, squares, triangles, cubes, *of_linear]
+    if not np.isfinite([*u_centred, *biased]).all():
+        raise InputError(
+            "Sums over a relation are not finite: it holds NaN or infinity, or entries so large "
+            "that their fourth powers overflow. Scale it to entries of about one."
+        )
     return (
         UCentredScalars(*(np.array([float(value)]) for value in u_centred)),
         BiasedScalars(*(np.array([float(value)]) for value in biased)),
@@ -674,7 +676,7 @@ def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]
     for merged in _partitions(cuts[-1]):
         if max(merged) >= largest:
             continue
-        edges = tuple(merged[i:j] for i, j in zip(cuts, cuts[1:], strict=False))
+        edges = tuple(merged[i:j] for i, j in pairwise(cuts))
         place = places.get(_canonical(tuple(sorted(edges)), directed))
         if place is None:
             continue
@@ -715,7 +717,7 @@ def _refinements(merged: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int
 
 @cache
 def _canonical(edges: Edges, directed: bool) -> Edges:
-    """The same edges for all graphs that differ in names of vertices only."""
+    """Name vertices so that graphs that differ in names only become the same."""
     vertices = sorted({vertex for edge in edges for vertex in edge})
     candidates = []
     for order in permutations(range(len(vertices))):
@@ -734,7 +736,7 @@ def _check_stimuli(n: int) -> None:
 
 
 def _checked_relation(relation: ArrayLike, dtype: DTypeLike | None, *, hollow: bool) -> Floating:
-    """The relation as a matrix of floating-point numbers; `hollow` if its diagonal must be zero."""
+    """Return the relation as floating-point numbers; if `hollow`, its diagonal must be zero."""
     name = "U-centred" if hollow else "doubly centred"
     array = np.asarray(relation)
     kind = array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
@@ -746,13 +748,6 @@ def _checked_relation(relation: ArrayLike, dtype: DTypeLike | None, *, hollow: b
     if hollow and np.diagonal(matrix).any():
         raise InputError(
             "The diagonal of a U-centred relation is zero, and this one's is not: set it to zero."
-        )
-    excess = float(np.abs(matrix.sum(axis=1, dtype=np.float64)).max())
-    largest = float(max(matrix.max(), -matrix.min()))
-    if not excess <= TOLERANCE * largest:  # NaN is caught too
-        raise InputError(
-            f"A row of the {name} relation sums to {excess:.3g} in size, with a largest entry of "
-            f"{largest:.3g}; rows must sum to zero. Centre the relation first."
         )
     return matrix
 

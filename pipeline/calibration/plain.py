@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.calibration.analytic import draw, null_of, pair_null
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.statistics import calibrate_score
@@ -28,9 +29,10 @@ class Calibration:
 
     `score` is the observed similarity (of the best layers, or the mean over layers), `threshold`
     the τ that chance exceeds with probability α, `calibrated` the share of the way from τ to the
-    measure's maximum, 0 when the score is not above τ; `p` the permutation p-value, `null` the
-    `(n_permutations,)` similarities under permutation, and `best_layers` the places in `xs` and
-    `ys` of the highest layer score.
+    measure's maximum, 0 when the score is not above τ; `p` the p-value, `null` the
+    `(n_permutations,)` similarities under chance, `method` how they were had, and `best_layers` the
+    places in `xs` and `ys` of the highest layer score. `flagged` says that moments do not determine
+    this null, so that it was had by permutation although the analytic one was asked for.
     """
 
     score: float
@@ -41,6 +43,7 @@ class Calibration:
     method: str
     aggregate: str
     best_layers: tuple[int, int]
+    flagged: bool = False
 
 
 def calibrate(
@@ -49,7 +52,7 @@ def calibrate(
     measure: str | MeasureSpec = "cka",
     *,
     method: str = "permutation",
-    n_permutations: int = 199,
+    n_permutations: int | None = None,
     alpha: float = 0.05,
     seed: int = 0,
     **parameters: Value,
@@ -63,9 +66,11 @@ def calibrate(
     measure, **parameters
         As for `similarity`.
     method
-        How the null is had: ``"permutation"``.
+        How the null is had: ``"permutation"``, the published reference, or ``"analytic"``, from
+        exact moments, for measures of relations and of nearest neighbours.
     n_permutations
-        K. Fewer than 1/α − 1 could never tell anything from chance, and are refused.
+        K, permutations or draws; by default 199 permutations or 999 draws. Fewer than 1/α − 1
+        could never tell anything from chance, and are refused.
     alpha
         Probability that chance alone exceeds the threshold.
     seed
@@ -81,9 +86,15 @@ def calibrate(
     InputError
         As `similarity`, and if `method`, `n_permutations` or `alpha` is wrong.
 
+    Notes
+    -----
+    The p-value of the analytic method is a probability under a distribution with the exact first
+    three moments of the null, and can be far below 1/K. A pair whose exact fourth moment says that
+    three do not determine the tails is permuted instead, and the result is `flagged`.
+
     References
     ----------
-    Gröger et al. 2026.
+    Gröger et al. 2026; Mantel 1967, Cancer Research 27, for moments of permuted relations.
 
     Examples
     --------
@@ -106,7 +117,7 @@ def calibrate_layers(
     *,
     aggregate: str = "max",
     method: str = "permutation",
-    n_permutations: int = 199,
+    n_permutations: int | None = None,
     alpha: float = 0.05,
     seed: int = 0,
     **parameters: Value,
@@ -161,7 +172,7 @@ def _calibrate(
     spec: MeasureSpec,
     aggregate: str,
     method: str,
-    n_permutations: int,
+    n_permutations: int | None,
     alpha: float,
     seed: int,
 ) -> Calibration:
@@ -170,13 +181,15 @@ def _calibrate(
         raise InputError(
             f"There is no method of calibration {method!r}; there is {_listed(METHODS)}."
         )
-    if 0 < alpha < 1 and alpha * (n_permutations + 1) < 1 - 1e-9:
+    run, default = METHODS[method]
+    count = default if n_permutations is None else n_permutations
+    if 0 < alpha < 1 and alpha * (count + 1) < 1 - 1e-9:
         raise InputError(
-            f"With n_permutations={n_permutations} the smallest possible p is "
-            f"1/{n_permutations + 1}, above alpha={alpha}: nothing could be told from chance. "
+            f"With n_permutations={count} the smallest possible p is "
+            f"1/{count + 1}, above alpha={alpha}: nothing could be told from chance. "
             f"Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
         )
-    return METHODS[method](xs, ys, spec, aggregate, n_permutations, alpha, seed)
+    return run(xs, ys, spec, aggregate, count, alpha, seed)
 
 
 def _by_permutation(
@@ -189,12 +202,60 @@ def _by_permutation(
     seed: int,
 ) -> Calibration:
     """Calibrate two encoders by permuting the stimuli of one."""
-    specs = {"": spec}
     of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
-    layers = score_pairs(xs, ys, specs)[""].values
-    observed = aggregate_layers(layers, of_x, of_y)[aggregate][0, 0]
     orders = permutations(xs[0].n_stimuli, n_permutations, seed)
-    null = permutation_null(xs, ys, of_x, of_y, specs, orders)[""][aggregate][0, 0]
+    null = permutation_null(xs, ys, of_x, of_y, {"": spec}, orders)[""][aggregate][0, 0]
+    return _against(xs, ys, spec, aggregate, null, alpha, "permutation")
+
+
+def _by_moments(
+    xs: Sequence[Prepared],
+    ys: Sequence[Prepared],
+    spec: MeasureSpec,
+    aggregate: str,
+    n_draws: int,
+    alpha: float,
+    seed: int,
+) -> Calibration:
+    """Calibrate two encoders by the moments of their null."""
+    if spec.measure.engine == "kernel":
+        raise InputError(
+            f"The null of {spec} is not known in closed form: it compares no relations. Use "
+            "method='permutation'."
+        )
+    of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
+    null = null_of(xs, ys, of_x, of_y, spec)
+    if null.flagged.any():
+        permuted = _by_permutation(xs, ys, spec, aggregate, n_draws, alpha, seed)
+        return replace(permuted, flagged=True)
+    drawn = draw(null, of_x, of_y, np.ones((1, 1), bool), n_draws, seed)
+    found = _against(xs, ys, spec, aggregate, drawn[aggregate][0, 0], alpha, "analytic")
+    if len(xs) > 1 or len(ys) > 1:
+        return found
+    exact = pair_null(null, n_draws, seed)
+    tau = exact.threshold(alpha)
+    share = (found.score - tau) / (spec.measure.range[1] - tau)
+    return replace(
+        found,
+        calibrated=float(np.clip(share, 0.0, 1.0)),
+        threshold=tau,
+        p=exact.sf(found.score),
+    )
+
+
+def _against(
+    xs: Sequence[Prepared],
+    ys: Sequence[Prepared],
+    spec: MeasureSpec,
+    aggregate: str,
+    null: Float64,
+    alpha: float,
+    method: str,
+) -> Calibration:
+    """Compare the observed similarity of two encoders with values of its null."""
+    of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
+    layers = score_pairs(xs, ys, {"": spec})[""].values
+    observed = aggregate_layers(layers, of_x, of_y)[aggregate][0, 0]
     maximum = spec.measure.range[1]
     calibrated, tau, p = calibrate_score(observed, null, alpha=alpha, maximum=maximum)
     best = np.unravel_index(int(layers.argmax()), layers.shape)
@@ -204,7 +265,7 @@ def _by_permutation(
         threshold=float(tau),
         p=float(p),
         null=null,
-        method="permutation",
+        method=method,
         aggregate=aggregate,
         best_layers=(int(best[0]), int(best[1])),
     )
@@ -214,5 +275,8 @@ def _listed(names: Iterable[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-METHODS: Mapping[str, Callable[..., Calibration]] = {"permutation": _by_permutation}
-"""How a null is had, by name."""
+METHODS: Mapping[str, tuple[Callable[..., Calibration], int]] = {
+    "permutation": (_by_permutation, 199),
+    "analytic": (_by_moments, 999),
+}
+"""How a null is had, by name, with the default number of permutations or draws."""

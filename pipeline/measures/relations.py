@@ -313,7 +313,8 @@ def _of_dissimilarities(
 
 def _unit_rows(values: Float64, *, centre: bool) -> Float64:
     """Rows of unit length, each less its own mean if asked; rows of zeros stay so."""
-    rows: Float64 = values / np.maximum(np.abs(values).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    rows: Float64 = values / np.maximum(largest, np.finfo(float).tiny)
     if centre:
         rows -= rows.mean(axis=1, keepdims=True)
         # A constant row, whose mean was not quite that constant.

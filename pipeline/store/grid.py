@@ -205,34 +205,34 @@ class Grid:
 
     def write_chunk(
         self,
-        name: str,
         i: int,
         j: int,
-        values: NDArray[Any],
+        values: Mapping[str, NDArray[Any]],
         wanted: NDArray[np.bool_],
         undefined: NDArray[np.bool_],
     ) -> None:
-        """Merge results into chunk (i, j) of variable `name` and mark them. Workers.
+        """Merge results into chunk (i, j) of the variables named, and then mark them. Workers.
 
         Parameters
         ----------
         values
-            `(..., chunk, chunk, ...)` with the pairwise dimensions where the variable has them.
+            Variable → `(..., chunk, chunk, ...)`, the pairwise dimensions where it has them.
         wanted
             Pairs `(chunk, chunk)` that `values` holds; the others stay as they are.
         undefined
             Pairs among them for which the measure is not defined.
         """
-        array = self.array(name)
-        dims = array.metadata.dimension_names  # type: ignore[union-attr]
-        at = list(dims).index(f"{self.axis}_x")  # type: ignore[arg-type]
-        index = tuple(
-            self.region(i) if k == at else self.region(j) if k == at + 1 else slice(None)
-            for k in range(len(array.shape))
-        )
-        held = np.asarray(array[index])
-        mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
-        array[index] = np.where(mask, values, held)
+        for name, found in values.items():
+            array = self.array(name)
+            dims = array.metadata.dimension_names  # type: ignore[union-attr]
+            at = list(dims).index(f"{self.axis}_x")  # type: ignore[arg-type]
+            index = tuple(
+                self.region(i) if k == at else self.region(j) if k == at + 1 else slice(None)
+                for k in range(len(array.shape))
+            )
+            held = np.asarray(array[index])
+            mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
+            array[index] = np.where(mask, found, held).astype(held.dtype)
         state = self.array("state")
         pairs = (self.region(i), self.region(j))
         marks = np.where(undefined, State.UNDEFINED, State.DONE)

@@ -193,15 +193,19 @@ def read_compared(
         if done[layers[i], layers[j]].all():
             found[encoders[i].id, encoders[j].id] = scores[layers[i], layers[j]]
     nulls: dict[tuple[str, str], NDArray[np.float64]] = {}
+    permuted: set[tuple[str, str]] = set()
     if calibrate is not None and comparison.calibrated.any():
-        null = find_null(root, comparison.subset, label, calibrate)
+        null = find_null(root, comparison.subset, label, spec, calibrate)
         assert null is not None
         values, finished = np.asarray(null.array("null")[...]), null.state() == State.DONE
+        by_permutation = np.asarray(null.array("permuted")[...]).astype(bool)
         for i, j in np.argwhere(comparison.calibrated):
             pair = null.members[encoders[i].id], null.members[encoders[j].id]
             if finished[pair]:
                 nulls[encoders[i].id, encoders[j].id] = values[(slice(None), *pair)]
-    return Compared(len(comparison.subset), found, nulls)
+                if by_permutation[pair]:
+                    permuted.add((encoders[i].id, encoders[j].id))
+    return Compared(len(comparison.subset), found, nulls, permuted)
 
 
 def stale_inputs(
@@ -289,10 +293,11 @@ def _settings(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) ->
         "aggregates": list(AGGREGATES),
     }
     if calibrate:
+        method, count = calibrate.null_of(spec)
         settings |= {
             "alpha": calibrate.alpha,
-            "method": calibrate.method,
-            "n_permutations": calibrate.n_permutations,
+            "method": method,
+            "n_permutations": count,
             "permutation_seed": calibrate.seed,
         }
     return settings
@@ -308,7 +313,7 @@ def _progress(
     """Return what tells a finished grid from one with pairs still missing."""
     grids = [find_grid(root, comparison.subset, label, spec)]
     if calibrate is not None:
-        grids.append(find_null(root, comparison.subset, label, calibrate))
+        grids.append(find_null(root, comparison.subset, label, spec, calibrate))
     return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]
 
 

@@ -9,7 +9,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.calibration import permutation_null, permutations
+from pipeline.calibration import (
+    draw,
+    flagged_encoders,
+    null_of,
+    permutation_null,
+    permutations,
+)
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
 from pipeline.schema import AGGREGATES, CALIBRATION
@@ -21,19 +27,22 @@ from pipeline.workflow.members import Member, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
 from pipeline.workflow.spec import CalibrateSpec
 
+Float64 = NDArray[np.float64]
+
 CHUNK = 16  # encoders on a side of a chunk
 
 
-def null_path(subset_key: str, label: str, spec: CalibrateSpec) -> str:
-    """Return the group of a null: another number or seed of permutations is another null."""
-    return f"calibration/{subset_key}/{label}/permutation-{spec.n_permutations}-seed{spec.seed}"
+def null_path(subset_key: str, label: str, measure: MeasureSpec, spec: CalibrateSpec) -> str:
+    """Return the group of a null: another method, number or seed makes another null."""
+    method, count = spec.null_of(measure)
+    return f"calibration/{subset_key}/{label}/{method}-{count}-seed{spec.seed}"
 
 
 def find_null(
-    root: zarr.Group | None, subset: Subset, label: str, spec: CalibrateSpec
+    root: zarr.Group | None, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid | None:
     """Return the grid of one measure's null, or None where there is none."""
-    path = null_path(subset.key, label, spec)
+    path = null_path(subset.key, label, measure, spec)
     if root is None or path not in root:
         return None
     group = root[path]
@@ -41,18 +50,21 @@ def find_null(
     return Grid(group, "encoder")
 
 
-def ensure_null(root: zarr.Group, subset: Subset, label: str, spec: CalibrateSpec) -> Grid:
+def ensure_null(
+    root: zarr.Group, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
+) -> Grid:
     """Return the grid of one measure's null, made if it is not there. Driver only."""
-    return find_null(root, subset, label, spec) or Grid.create(
+    method, count = spec.null_of(measure)
+    return find_null(root, subset, label, measure, spec) or Grid.create(
         root,
-        null_path(subset.key, label, spec),
+        null_path(subset.key, label, measure, spec),
         "encoder",
         CALIBRATION,
         chunk=CHUNK,
-        sizes={"aggregate": len(AGGREGATES), "permutation": spec.n_permutations},
+        sizes={"aggregate": len(AGGREGATES), "permutation": count},
         attributes={
-            "method": spec.method,
-            "n_permutations": spec.n_permutations,
+            "method": method,
+            "n_permutations": count,
             "seed": spec.seed,
             "aggregates": list(AGGREGATES),
             "n_stimuli": len(subset),
@@ -143,35 +155,76 @@ def null_job(job: NullJob) -> int:
     xs, x_groups = _prepared(job, job.left)
     ys, y_groups = _prepared(job, job.right)
     rows, columns = list(job.left), list(job.right)
-    calibrate = job.calibrate
-    orders = permutations(xs[0].n_stimuli, calibrate.n_permutations, calibrate.seed)
-    nulls = permutation_null(
-        xs,
-        ys,
-        x_groups,
-        y_groups,
-        job.specs,
-        orders,
-        wanted=job.missing[np.ix_(rows, columns)],
-    )
+    wanted = job.missing[np.ix_(rows, columns)]
     root = open_root(job.store, "r+")
-    for label, by_aggregate in nulls.items():
-        group = root[null_path(job.subset, label, calibrate)]
-        assert isinstance(group, zarr.Group)
-        grid = Grid(group, "encoder")
-        shape = (len(AGGREGATES), *job.missing.shape, calibrate.n_permutations)
-        values = np.full(shape, np.nan, np.float32)
-        for a, aggregate in enumerate(AGGREGATES):
-            values[a][np.ix_(rows, columns)] = by_aggregate[aggregate]
-        mask = job.missing
-        if job.i == job.j:
-            mask = mask | mask.T
-            values = np.where(job.missing[None, ..., None], values, values.swapaxes(1, 2))
-        undefined = np.isnan(values[0]).any(-1)
-        grid.write_chunk("null", job.i, job.j, values, mask, undefined)
-        if job.i != job.j:
-            grid.write_chunk("null", job.j, job.i, values.swapaxes(1, 2), mask.T, undefined.T)
+    for (method, count), specs in _by_method(job).items():
+        permuted = dict.fromkeys(specs, wanted)
+        nulls: dict[str, dict[str, Float64]] = {}
+        if method == "analytic":
+            for label, spec in specs.items():
+                null = null_of(xs, ys, x_groups, y_groups, spec)
+                nulls[label] = draw(null, x_groups, y_groups, wanted, count, job.calibrate.seed)
+                permuted[label] = flagged_encoders(null, x_groups, y_groups, wanted)
+        orders = permutations(xs[0].n_stimuli, count, job.calibrate.seed)
+        for labels in _together(permuted):
+            mask = permuted[labels[0]]
+            some = {label: specs[label] for label in labels}
+            found = permutation_null(xs, ys, x_groups, y_groups, some, orders, wanted=mask)
+            for label in labels:
+                drawn = nulls.get(label, found[label])
+                nulls[label] = {
+                    how: np.where(mask[..., None], found[label][how], drawn[how])
+                    for how in AGGREGATES
+                }
+        for label, by_aggregate in nulls.items():
+            group = root[null_path(job.subset, label, specs[label], job.calibrate)]
+            assert isinstance(group, zarr.Group)
+            _write(Grid(group, "encoder"), job, by_aggregate, permuted[label], (rows, columns))
     return int(job.missing.sum())
+
+
+def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:
+    """Return (method, number of values) → the measures whose null is had so."""
+    found: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
+    for label, spec in job.specs.items():
+        found.setdefault(job.calibrate.null_of(spec), {})[label] = spec
+    return found
+
+
+def _together(masks: Mapping[str, Mask]) -> list[list[str]]:
+    """Return the labels with something to permute, those with the same pairs together."""
+    groups: dict[bytes, list[str]] = {}
+    for label, mask in masks.items():
+        if mask.any():
+            groups.setdefault(mask.tobytes(), []).append(label)
+    return list(groups.values())
+
+
+def _write(
+    grid: Grid,
+    job: NullJob,
+    by_aggregate: Mapping[str, Float64],
+    permuted: Mask,
+    places: tuple[list[int], list[int]],
+) -> None:
+    """Write a block and, below the diagonal, its transpose."""
+    at = np.ix_(*places)
+    count = by_aggregate[AGGREGATES[0]].shape[-1]
+    null = np.full((len(AGGREGATES), *job.missing.shape, count), np.nan, np.float32)
+    for a, aggregate in enumerate(AGGREGATES):
+        null[a][at] = by_aggregate[aggregate]
+    by_permutation = np.zeros(job.missing.shape, np.uint8)
+    by_permutation[at] = permuted
+    mask = job.missing
+    if job.i == job.j:
+        null = np.where(mask[None, ..., None], null, null.swapaxes(1, 2))
+        by_permutation = np.maximum(by_permutation, by_permutation.T)
+        mask = mask | mask.T
+    undefined = np.isnan(null[0]).any(-1)
+    grid.write_chunk(job.i, job.j, {"null": null, "permuted": by_permutation}, mask, undefined)
+    if job.i != job.j:
+        turned = {"null": null.swapaxes(1, 2), "permuted": by_permutation.T}
+        grid.write_chunk(job.j, job.i, turned, mask.T, undefined.T)
 
 
 def _prepared(job: NullJob, side: Mapping[int, Sequence[Member]]) -> tuple[list, NDArray[np.int64]]:  # type: ignore[type-arg]

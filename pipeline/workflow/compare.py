@@ -187,9 +187,9 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
             grid = Grid(group, "representation")
             values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
             undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
-            grid.write_chunk("score", job.i, job.j, values, mask, undefined)
+            grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)
             if not diagonal:
-                grid.write_chunk("score", job.j, job.i, values.T, mask.T, undefined.T)
+                grid.write_chunk(job.j, job.i, {"score": values.T}, mask.T, undefined.T)
             if job.specs[label].measure.engine == "neighbours":
                 ties[label] = {
                     chunk * grid.chunk + k: p.ties(job.specs[label])

@@ -220,7 +220,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
             count("compare", c.subset, outstanding(grid, digests, wanted, compare.CHUNK), wanted)
             if settings is None:
                 continue
-            null = calibrate.find_null(root, c.subset, label, settings)
+            null = calibrate.find_null(root, c.subset, label, spec, settings)
             digests, wanted = calibrate.wanted_nulls(c)
             todo = outstanding(null, digests, wanted, calibrate.CHUNK)
             count("calibrate", c.subset, todo, wanted)

@@ -196,8 +196,8 @@ class _Run:
         for c in comparisons:
             digests, wanted = calibrate.wanted_nulls(c)
             todo: dict[str, Outstanding] = {}
-            for label in self.specs:
-                grid = calibrate.ensure_null(self.root, c.subset, label, settings)
+            for label, spec in self.specs.items():
+                grid = calibrate.ensure_null(self.root, c.subset, label, spec, settings)
                 grid.admit(digests)
                 todo[label] = outstanding(grid, digests, wanted, grid.chunk)
             tasks += calibrate.null_tasks(

@@ -83,16 +83,25 @@ def _measure(label: str, options: dict[str, Any]) -> MeasureSpec:
 class CalibrateSpec(Spec):
     """How scores are calibrated against their null."""
 
-    method: Literal["permutation"] = "permutation"
-    """Null by permuting the stimuli of one of the two encoders."""
-    n_permutations: int = Field(default=199, ge=19)
-    """Permutations; the smallest p is 1 / (n_permutations + 1)."""
+    method: Literal["permutation", "analytic"] = "permutation"
+    """Null by permuting the stimuli of one of the two encoders, or drawn from its exact moments.
+
+    Pairs that moments do not determine, and measures without them, are permuted all the same.
+    """
+    n_permutations: int | None = Field(default=None, ge=19)
+    """Permutations or draws; the smallest p is 1 / (n_permutations + 1). Default: 199, or 999."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which the threshold lies."""
     pairs: PairKinds = ("final", "init")
     """Which pairs of encoders are calibrated."""
     seed: int = 0
     """Seed of the permutations."""
+
+    def null_of(self, measure: MeasureSpec) -> tuple[str, int]:
+        """Return by which method a measure's null is had, and its number of values."""
+        analytic = self.method == "analytic" and measure.measure.engine != "kernel"
+        method = "analytic" if analytic else "permutation"
+        return method, self.n_permutations or (999 if analytic else 199)
 
 
 class ExtractSpec(Spec):

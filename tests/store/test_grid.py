@@ -32,7 +32,7 @@ def write(
     grid: Grid, i: int, j: int, value: float, wanted: NDArray[np.bool_], undefined: bool = False
 ) -> None:
     values = np.full((CHUNK, CHUNK), value, np.float32)
-    grid.write_chunk("score", i, j, values, wanted, np.full((CHUNK, CHUNK), undefined))
+    grid.write_chunk(i, j, {"score": values}, wanted, np.full((CHUNK, CHUNK), undefined))
 
 
 def test_create__empty(tmp_path: object) -> None:
@@ -129,7 +129,7 @@ def test_write_chunk__with_other_dimensions_on_both_sides() -> None:
     values = np.arange(2 * CHUNK * CHUNK * 3, dtype=np.float32).reshape(2, CHUNK, CHUNK, 3)
     wanted = np.zeros((CHUNK, CHUNK), bool)
     wanted[3, 0] = True
-    grid.write_chunk("null", 0, 1, values, wanted, np.zeros_like(wanted))
+    grid.write_chunk(0, 1, {"null": values}, wanted, np.zeros_like(wanted))
     null = grid.array("null")[...]
     np.testing.assert_array_equal(null[:, 3, 4], values[:, 3, 0])
     assert np.isfinite(null).sum() == 6

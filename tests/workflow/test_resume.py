@@ -270,6 +270,25 @@ def test_run__more_permutations_are_another_null(copied: Zoo) -> None:
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
 
 
+def test_run__null_from_moments(copied: Zoo) -> None:
+    """Another null beside the permuted one: the same scores, and thresholds to sampling error."""
+    setting = ("calibrate.method=analytic", "calibrate.n_permutations=null")
+    permuted = {label: copied.store().alignment(label) for label in ("cka", "cka_debiased", "knn")}
+    assert n_tasks(copied.run(*setting)) == [0, 0, 2, 0]
+    for label, before in permuted.items():
+        after = copied.store().alignment(label)
+        assert (after.attrs["method"], after.attrs["n_permutations"]) == ("analytic", 999)
+        np.testing.assert_array_equal(after["score"], before["score"])
+        tested = np.isfinite(before["p"].values)
+        np.testing.assert_array_equal(np.isfinite(after["p"].values), tested)
+        assert before["permuted"].values[tested].all()
+        assert not after["permuted"].values[tested].all()
+        close = np.abs(after["threshold"].values - before["threshold"].values)[tested]
+        assert np.median(close) < 0.05
+        np.testing.assert_array_equal(after["p"].values, after["p"].values.T)
+    assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
+
+
 def test_run__without_calibration(copied: Zoo) -> None:
     assert n_tasks(
         copied.run("calibrate=null", "compare.measures={knn: {measure: mutual_knn, k: 5}}")

@@ -5,7 +5,6 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import calibration
 from pipeline.calibration import (
     AGGREGATES,
     aggregate_layers,
@@ -339,10 +338,6 @@ def test_calibrate_layers__wrong_input():
         calibrate_layers(xs, xs, aggregate="median")
     with pytest.raises(InputError, match=r"a list of layers is empty"):
         calibrate_layers(xs, [])
-
-
-def test_methods__is_a_mapping_to_add_to():
-    assert list(calibration.METHODS) == ["permutation"]
 
 
 # The null under H0: what is not alike must not be called so.

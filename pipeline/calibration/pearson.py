@@ -1,0 +1,227 @@
+"""Pearson's third type: the distribution that three moments of a null determine.
+
+A gamma variable, shifted and scaled, and mirrored if the skewness is negative. With g the size of
+the skewness and a = 4/g², its standardised form is (G − a)/√a, where G is Gamma(a, 1):
+
+    skewness > 0:  P(Z > z) = Q(a, a + z√a)
+    skewness < 0:  P(Z > z) = P(a, a − z√a)
+
+with Q and P the regularised upper and lower incomplete gamma functions. For small g the argument
+a + z√a rounds z away, and libraries leave Temme's expansion where tails begin, so above a = 40,000
+the expansion is evaluated here, from z/√a itself. It ends in the normal distribution at g = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+Float64 = NDArray[np.float64]
+
+LARGE_SHAPE = 4e4
+"""Shape a above which two terms of Temme's expansion are good to 1e-8."""
+
+SMALL = 0.05
+"""Below this, differences of large numbers are replaced by their power series."""
+
+SERIES = [(-1) ** k * 2 / (k + 2) for k in range(14)]
+"""Of (η/μ)² = 2(μ − log(1 + μ))/μ² in powers of μ."""
+
+FIRST = [-1 / 3, 1 / 12, -2 / 135, 1 / 864, 1 / 2835, -139 / 777600]
+"""Of c₀ = 1/μ − 1/η in powers of η."""
+
+NEWTON_STEPS = 3
+"""From the cube's start, which is right to 1e-3, two or three reach the last digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class PearsonIII:
+    """Pearson type III distributions of given mean, variance and skewness.
+
+    Parameters
+    ----------
+    mean, variance, skewness
+        Of any shapes that broadcast together. The skewness is E[(X − mean)³]/variance^(3/2), of
+        either sign; 0 is the normal distribution.
+
+    Notes
+    -----
+    Where the variance is not positive, or a parameter is NaN, every result is NaN.
+
+    Survival functions are good to a relative error of 1e-8, down to 1e-12 and beyond, for skewness
+    from 0 to 5 in size; but close to the end of the support, mean − 2·√variance/skewness, no better
+    than `x` itself can be told from that end.
+
+    References
+    ----------
+    Pearson 1895, Phil. Trans. R. Soc. A 186, type III; Temme 1979, SIAM J. Math. Anal. 10, the
+    expansion (NIST Digital Library of Mathematical Functions, section 8.12); Josse, Pagès & Husson
+    2008, Comput. Stat. Data Anal. 53, type III as the null of the RV coefficient.
+
+    Examples
+    --------
+    An exponential distribution has skewness 2:
+
+    >>> waiting = PearsonIII(1.0, 1.0, 2.0)
+    >>> float(waiting.sf(3.0).round(6)), float(waiting.isf(0.05).round(6))
+    (0.049787, 2.995732)
+    """
+
+    mean: ArrayLike
+    variance: ArrayLike
+    skewness: ArrayLike
+
+    @classmethod
+    def from_moments(cls, mean: ArrayLike, variance: ArrayLike, third: ArrayLike) -> PearsonIII:
+        """Take the third central moment E[(X − mean)³] in place of the skewness.
+
+        Parameters
+        ----------
+        mean, variance, third
+            Of any shapes that broadcast together.
+
+        Returns
+        -------
+        PearsonIII
+            With skewness NaN where the variance is not positive.
+        """
+        spread = _deviation(variance)
+        return cls(mean, variance, np.asarray(third, np.float64) / spread / spread / spread)
+
+    def sf(self, x: ArrayLike) -> Float64:
+        """Probability of a value above `x`.
+
+        Parameters
+        ----------
+        x
+            Of any shape that broadcasts with the parameters.
+
+        Returns
+        -------
+        numpy.ndarray
+            Between 0 and 1, of the broadcast shape.
+        """
+        spread = _deviation(self.variance)
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            z = (np.asarray(x, np.float64) - np.asarray(self.mean, np.float64)) / spread
+        z, skewness = np.broadcast_arrays(z, np.asarray(self.skewness, np.float64))
+        right = skewness >= 0
+        return _tail(np.where(right, z, -z), np.abs(skewness), right)
+
+    def isf(self, p: ArrayLike) -> Float64:
+        """Value that is exceeded with probability `p`.
+
+        Parameters
+        ----------
+        p
+            Probabilities, of any shape that broadcasts with the parameters.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of the broadcast shape; NaN where `p` is not between 0 and 1.
+        """
+        skewness = np.asarray(self.skewness, np.float64)
+        wanted, skewness = np.broadcast_arrays(np.asarray(p, np.float64), skewness)
+        right = skewness >= 0
+        z = _quantile(wanted, np.abs(skewness), right)
+        mean = np.asarray(self.mean, np.float64)
+        return np.asarray(mean + _deviation(self.variance) * np.where(right, z, -z))
+
+
+def _deviation(variance: ArrayLike) -> Float64:
+    """Square root of a positive variance, NaN for another."""
+    values = np.asarray(variance, np.float64)
+    return np.sqrt(np.where(values > 0, values, np.nan))
+
+
+def _tail(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+    """P(Z > z) where `upper`, else P(Z < z), for standardised right-skewed Z of skewness g."""
+    nearly_normal = g * g * LARGE_SHAPE < 4
+    tail = np.full(z.shape, np.nan)
+    some = nearly_normal
+    tail[some] = _expansion(z[some], g[some], upper[some])
+    some = ~nearly_normal & (g > 0)  # leaves NaN
+    root = 2 / g[some]
+    x = np.maximum(root * (root + z[some]), 0.0)
+    tail[some] = np.where(upper[some], special.gammaincc(root**2, x), special.gammainc(root**2, x))
+    return tail
+
+
+def _expansion(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+    """Find the same by Temme's uniform expansion for large shapes a = 4/g²."""
+    sign = np.where(upper, 1.0, -1.0)
+    z = np.clip(z, -1e100, 1e100)
+    mu = g * z / 2  # x/a − 1
+    outside = mu <= -1
+    mu = np.where(outside, 0.0, mu)
+    ratio = _ratio(mu)
+    eta, zeta = mu * ratio, z * ratio
+    remainder = g / 2 * _density(zeta) * _first(mu, eta)
+    tail = np.clip(special.ndtr(-sign * zeta) + sign * remainder, 0.0, 1.0)
+    return np.where(outside, np.where(upper, 1.0, 0.0), tail)
+
+
+def _ratio(mu: Float64) -> Float64:
+    """η/μ, where η²/2 = μ − log(1 + μ) and η has the sign of μ."""
+    small = np.abs(mu) < SMALL
+    large = np.where(small, 1.0, mu)
+    squared = 2 * (large - np.log1p(large)) / large / large
+    series = np.polynomial.polynomial.polyval(np.where(small, mu, 0.0), SERIES)
+    return np.sqrt(np.where(small, series, squared))
+
+
+def _first(mu: Float64, eta: Float64) -> Float64:
+    """Temme's coefficient c₀ = 1/μ − 1/η."""
+    small = np.abs(eta) < SMALL
+    mu, near = np.where(small, 1.0, mu), np.where(small, eta, 0.0)
+    return np.where(
+        small,
+        np.polynomial.polynomial.polyval(near, FIRST),
+        1 / mu - 1 / np.where(small, 1.0, eta),
+    )
+
+
+def _density(z: Float64) -> Float64:
+    """Evaluate the standard normal density."""
+    return np.asarray(np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
+
+
+def _quantile(p: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+    """Where `_tail` is `p`."""
+    # The smaller tail is the one that is known precisely; 1 − p is exact for p of a half or more.
+    swapped = p > 0.5
+    p, upper = np.where(swapped, 1 - p, p), upper ^ swapped
+    quantile = np.full(p.shape, np.nan)
+    valid = (p >= 0) & (p <= 0.5)
+    nearly_normal = g * g * LARGE_SHAPE < 4
+    some = valid & nearly_normal
+    quantile[some] = _inverted_expansion(p[some], g[some], upper[some])
+    some = valid & ~nearly_normal & (g > 0)
+    root = 2 / g[some]
+    x = np.where(
+        upper[some],
+        special.gammainccinv(root**2, p[some]),
+        special.gammaincinv(root**2, p[some]),
+    )
+    quantile[some] = x / root - root
+    return quantile
+
+
+def _inverted_expansion(p: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+    """Quantile for large shapes: Wilson and Hilferty's cube, then Newton on the log of the tail."""
+    sign = np.where(upper, 1.0, -1.0)
+    some = p > 0
+    zeta = -sign * special.ndtri(np.where(some, p, 0.5))
+    z = (zeta / 3 - g / 18) * (3 + 3 * (u := g * zeta / 6 - g * g / 36) + u * u)
+    for _ in range(NEWTON_STEPS):
+        mu = g * z / 2
+        density = _density(z * _ratio(mu)) / (1 + mu)
+        tail = _expansion(z, g, upper)
+        z = z + sign * np.log(tail / np.where(some, p, tail)) * tail / density
+    with np.errstate(divide="ignore"):
+        end = np.where(upper, np.inf, -2 / g)
+    return np.where(some, z, end)
