@@ -129,11 +129,14 @@ def alignment_dataset(
             found["matched"][at], found["n_stimuli"][at] = best.matched, result.n_stimuli
         _calibrate(found, index, result, alpha, maximum)
     found["related"] = related(encoders)
-    tested = np.triu(np.isfinite(found["p"]), 1)  # each unordered pair counts once
+    tested = np.isfinite(found["p"]) & ~np.eye(n, dtype=bool)
+    symmetric = np.array_equal(found["p"], found["p"].T, equal_nan=True)
+    if symmetric:
+        tested = np.triu(tested)  # each unordered pair counts once
     if tested.any():
-        q = benjamini_hochberg(found["p"][tested])
-        found["q"][tested] = q
-        found["q"].T[tested] = q
+        found["q"][tested] = benjamini_hochberg(found["p"][tested])
+        if symmetric:
+            found["q"].T[tested] = found["q"][tested]
     variables = {
         name: (ALIGNMENT[name].dims, values, {"description": ALIGNMENT[name].description})
         for name, values in found.items()

@@ -48,7 +48,7 @@ class Neighbours:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ranking:
+class Ranking:
     """Rows z and biases b that rank neighbours, with what bounds the rounding."""
 
     rows: Float64
@@ -93,7 +93,7 @@ def find_neighbours(
     n × n.
     """
     n = len(values)
-    ranking = _ranking(values, unit, neighbours)
+    ranking = ranking_of(values, unit, neighbours)
     if ranking is None:
         return {k: Neighbours(np.zeros((n, k), dtype=np.intp), n, False) for k in ks}
     single = ranking.rows.astype(np.float32)
@@ -122,11 +122,11 @@ def find_neighbours(
     return {k: Neighbours(indices[k], ties[k], True) for k in ks}
 
 
-def _ranking(values: Float64, unit: float, neighbours: str) -> _Ranking | None:
+def ranking_of(values: Float64, unit: float, neighbours: str) -> Ranking | None:
     """Rows and biases for one way of ranking; None if all rows are the same."""
     # For cosine, each row by its own largest value: squares of small rows would underflow.
     by_row = neighbours == "cosine"
-    rows = values * _power_of_two(np.abs(values).max(axis=1 if by_row else None, keepdims=True))
+    rows = values * power_of_two(np.abs(values).max(axis=1 if by_row else None, keepdims=True))
     if by_row:
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         np.divide(rows, norms, out=rows, where=norms > 0)
@@ -135,25 +135,25 @@ def _ranking(values: Float64, unit: float, neighbours: str) -> _Ranking | None:
         return None
     mean = rows.mean(axis=0)
     rows -= mean
-    scale = _power_of_two(np.abs(rows).max())
+    scale = power_of_two(np.abs(rows).max())
     rows *= scale
     mean *= scale
     lengths: Float64 = np.linalg.norm(rows, axis=1)
     if neighbours == "euclidean":
-        return _Ranking(rows, -(lengths**2) / 2, lengths, float(lengths.max()), 0.0)
+        return Ranking(rows, -(lengths**2) / 2, lengths, float(lengths.max()), 0.0)
     blur = (
         8 * float(np.finfo(np.float64).eps) * float(scale) ** 2 if neighbours == "cosine" else 0.0
     )
-    return _Ranking(rows, rows @ mean, lengths, float(np.linalg.norm(mean)), blur)
+    return Ranking(rows, rows @ mean, lengths, float(np.linalg.norm(mean)), blur)
 
 
-def _power_of_two(largest: ArrayLike) -> Float64:
+def power_of_two(largest: ArrayLike) -> Float64:
     """Scale that brings `largest` to between ½ and 1, exactly, so that no tie is broken."""
     return np.asarray(np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)))
 
 
 def _rank_exactly(
-    ranking: _Ranking, which: NDArray[np.intp], k: int
+    ranking: Ranking, which: NDArray[np.intp], k: int
 ) -> tuple[NDArray[np.intp], int]:
     """Neighbours of some rows in float64, and how many rows had a tie for the k-th place."""
     n = len(ranking.rows)

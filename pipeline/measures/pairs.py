@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
+from pipeline.measures.kernels import KERNELS
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, RelationKey, relation_scores
@@ -117,6 +118,8 @@ def score_pairs(
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, groups, symmetric, memory)
+        elif spec.measure.engine == "kernel":
+            results[name] = kernel_scores(xs, ys, spec, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
 
 
@@ -127,6 +130,33 @@ def sharing(specs: Mapping[str, MeasureSpec]) -> list[list[str]]:
         if spec.measure.engine == "dense":
             together.setdefault(spec.relation, []).append(label)
     return list(together.values())
+
+
+def kernel_scores(
+    xs: Sequence[Prepared],
+    ys: Sequence[Prepared],
+    spec: MeasureSpec,
+    mask: Mask,
+    *,
+    mirrored: bool = False,
+) -> Float64:
+    """Score the wanted pairs one by one; NaN elsewhere.
+
+    Parameters
+    ----------
+    mirrored
+        Whether `ys` are `xs`, so that a symmetric measure needs each unordered pair once.
+    """
+    kernel = KERNELS[spec.name]
+    settings = {name: value for name, value in spec.parameters if name not in kernel.prepares}
+    values = np.full(mask.shape, np.nan)
+    once = mirrored and spec.measure.symmetric
+    for i, j in np.argwhere(np.triu(mask | mask.T) if once else mask):
+        if xs[i].defined(spec) and ys[j].defined(spec):
+            values[i, j] = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
+            if once:
+                values[j, i] = values[i, j]
+    return values
 
 
 def relation_products(

@@ -9,6 +9,7 @@ once per chunk of pairs, and all permutations pass over the chunk while it is in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import checked_mask, indicators, sharing
+from pipeline.measures.pairs import checked_mask, indicators, kernel_scores, sharing
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, relation_scores
 
@@ -86,10 +87,21 @@ def score_permuted(
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, permutations, groups)
+        elif spec.measure.engine == "kernel":
+            results[name] = np.stack(
+                [kernel_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
+            )
     for name, spec in specs.items():
         defined = np.outer([x.defined(spec) for x in xs], [y.defined(spec) for y in ys])
         results[name][:, ~(mask & defined)] = np.nan
     return {name: results[name] for name in specs}
+
+
+def _only(ys: Sequence[Prepared], spec: MeasureSpec, order: NDArray[np.intp]) -> list[Prepared]:
+    """Reorder what one kernel needs, and no more."""
+    key = spec.relation
+    return [replace(y, relations={}, neighbours={}, states={key: y.states[key]}).permuted(order)
+            for y in ys]  # fmt: skip
 
 
 def working_bytes(n: int, n_orders: int, n_xs: int, n_ys: int, dtype: DTypeLike) -> int:

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.checks import checked_array, rounding_unit
+from pipeline.measures.kernel import Kernel
+from pipeline.measures.kernels import KERNELS
+from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours, find_neighbours
 from pipeline.measures.relations import Relation, RelationKey, relate
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a kernel made of one representation, and from what it would make it again."""
+
+    kernel: Kernel
+    parameters: Mapping[str, Value]
+    state: Any
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64], unit: float, spec: MeasureSpec) -> State:
+        """Prepare features for a measure that a kernel computes."""
+        kernel = KERNELS[spec.name]
+        parameters = {name: spec[name] for name in kernel.prepares}
+        return cls(kernel, parameters, kernel.prepare(values, unit=unit, **parameters))
+
+    def again(self, values: NDArray[np.float64], unit: float) -> State:
+        """Prepare other features in the same way."""
+        return replace(self, state=self.kernel.prepare(values, unit=unit, **self.parameters))
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +50,17 @@ class Prepared:
     relations: Mapping[RelationKey, Relation] = field(default_factory=dict)
     neighbours: Mapping[tuple[str, int], Neighbours] = field(default_factory=dict)
     """By ranking and k."""
+    states: Mapping[RelationKey, State] = field(default_factory=dict)
+    """What kernels have prepared."""
+    values: NDArray[np.float64] | None = None
+    """Features, where a kernel may have to prepare them anew."""
+    unit: float = 0.0
+    """Relative spacing of the numbers that these were stored in."""
 
     def permuted(self, order: ArrayLike) -> Prepared:
-        """Reorder the stimuli: what `prepare(x[order], …)` gives, without preparing again.
+        """Reorder the stimuli: what `prepare(x[order], …)` gives.
+
+        Relations and neighbours are not prepared again; what kernels compare is.
 
         Parameters
         ----------
@@ -57,7 +89,17 @@ class Prepared:
             self.n_stimuli,
             {key: relation.permuted(index) for key, relation in self.relations.items()},
             {key: found.permuted(index) for key, found in self.neighbours.items()},
+            *self._states_permuted(index),
         )
+
+    def _states_permuted(
+        self, index: NDArray[np.intp]
+    ) -> tuple[dict[RelationKey, State], NDArray[np.float64] | None, float]:
+        if self.values is None:
+            return {}, None, self.unit
+        values = self.values[index]
+        states = {key: state.again(values, self.unit) for key, state in self.states.items()}
+        return states, values, self.unit
 
     def ties(self, spec: MeasureSpec) -> int:
         """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
@@ -69,7 +111,15 @@ class Prepared:
         """Tell whether the measure is defined for this representation."""
         if spec.measure.engine == "neighbours":
             return self.neighbours_for(spec).defined
+        if spec.measure.engine == "kernel":
+            return bool(self.state_for(spec).defined)
         return self.relation_for(spec).squared_norm(residual=spec.residual) > 0.0
+
+    def state_for(self, spec: MeasureSpec) -> Any:
+        """Give the state of the spec's kernel, or say that it was not prepared."""
+        if spec.relation not in self.states:
+            raise _unprepared(spec)
+        return self.states[spec.relation].state
 
     def relation_for(self, spec: MeasureSpec) -> Relation:
         """Give the relation of the spec, or say that it was not prepared."""
@@ -114,8 +164,8 @@ def prepare(
     Returns
     -------
     Prepared
-        With the features that give each relation by blocks, and one `(n_stimuli, k)` list for
-        each kind of neighbours.
+        With the features that give each relation by blocks, one `(n_stimuli, k)` list for each
+        kind of neighbours, and what the kernels of other measures prepare.
 
     Raises
     ------
@@ -148,7 +198,11 @@ def prepare(
         for kind, ks in rankings.items()
         for k, found in find_neighbours(values, unit, kind, ks).items()
     }
-    return Prepared(len(array), relations, neighbours)
+    states: dict[RelationKey, State] = {}
+    for spec in wanted:
+        if spec.measure.engine == "kernel" and spec.relation not in states:
+            states[spec.relation] = State.of(values, unit, spec)
+    return Prepared(len(array), relations, neighbours, states, values if states else None, unit)
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:

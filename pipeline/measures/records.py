@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Measure, Parameter
 
 _EUCLIDEAN = ("translation", "isotropic scaling", "orthogonal transformation")
@@ -173,4 +176,208 @@ NEIGHBOUR = (
     ),
 )
 
-MEASURES = (*RELATIONAL, *NEIGHBOUR)
+
+def _pairwise(name: str, **facts: Any) -> Measure:
+    """Describe a measure that a kernel computes, pair by pair."""
+    kernel = KERNELS[name]
+    return Measure(
+        name=name,
+        engine="kernel",
+        relation=(kernel.prepare.__name__.removeprefix("prepare_"), *kernel.prepares),
+        parameters=kernel.parameters,
+        **facts,
+    )
+
+
+_OF_LISTS = {
+    "kind": "neighbour",
+    "range": (0.0, 1.0),
+    "invariances": ("isotropic scaling", "orthogonal transformation"),
+    "conventions": _LISTS,
+    "minimum_stimuli": 2,
+    "grows_with": "k",
+}
+_COVARIANT: tuple[tuple[str, str], ...] = (("centring", "features"),)
+
+PAIRWISE = (
+    _pairwise(
+        "cycle_knn",
+        symmetric=False,
+        reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+        prose=(
+            "The share of stimuli that are found again: among the k nearest in x of some stimulus "
+            "that is among their own k nearest in y. Below 1 even for x with itself."
+        ),
+        **_OF_LISTS,
+    ),
+    _pairwise(
+        "jaccard_knn",
+        symmetric=True,
+        reference="Klabunde et al. 2023, survey of similarity measures, Jaccard similarity",
+        prose="Shared nearest neighbours over all that either representation has, averaged.",
+        **_OF_LISTS,
+    ),
+    _pairwise(
+        "lcs_knn",
+        symmetric=True,
+        reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+        prose=(
+            "Length of the longest common subsequence of the two ordered lists of nearest "
+            "neighbours, over k, averaged; the paper's code does not divide by k."
+        ),
+        **_OF_LISTS,
+    ),
+    _pairwise(
+        "edit_knn",
+        symmetric=True,
+        reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+        prose=(
+            "1 less the edit distance (Levenshtein, all edits cost 1) of the two ordered lists of "
+            "nearest neighbours over k, averaged."
+        ),
+        **_OF_LISTS,
+    ),
+    _pairwise(
+        "cknna",
+        kind="neighbour",
+        symmetric=False,
+        range=(-1.0, 1.0),
+        invariances=("isotropic scaling", "orthogonal transformation"),
+        conventions=(*_LISTS, ("kernel", "linear")),
+        minimum_stimuli=3,
+        grows_with="k",
+        reference="Huh et al. 2024, ICML, appendix A, eq. 16 to 18, and the paper's code",
+        prose=(
+            "CKA over the pairs of stimuli that are near in both representations. The forms of the "
+            "paper's code differ from its equations: they can leave the range, and `unbiased` is "
+            "slightly asymmetric."
+        ),
+    ),
+    _pairwise(
+        "second_order_cosine",
+        kind="neighbour",
+        symmetric=True,
+        range=(-1.0, 1.0),
+        invariances=("isotropic scaling", "orthogonal transformation", "row scaling"),
+        conventions=(("neighbours", "cosine"), *_LISTS),
+        minimum_stimuli=1,
+        grows_with="k",
+        reference="Hamilton et al. 2016, EMNLP; Klabunde et al. 2023, survey",
+        prose=(
+            "Each stimulus's cosines to the union of its neighbours in both representations, "
+            "compared by their cosine, averaged."
+        ),
+    ),
+    _pairwise(
+        "procrustes",
+        kind="subspace",
+        symmetric=True,
+        range=(0.0, 1.0),
+        invariances=_EUCLIDEAN,
+        conventions=(*_COVARIANT, ("normalisation", "Frobenius")),
+        minimum_stimuli=3,
+        reference="Williams et al. 2021, NeurIPS; Harvey et al. 2024 (normalised Bures similarity)",
+        prose=(
+            "The cosine of two representations after the best rotation, the nuclear norm "
+            "‖XᵀY‖ over ‖X‖‖Y‖ (`nuclear`), or 1 − (2/π) of its angle (`angular`)."
+        ),
+    ),
+    _pairwise(
+        "cca",
+        kind="subspace",
+        symmetric=True,
+        range=(0.0, 1.0),
+        invariances=(*_EUCLIDEAN, "invertible linear transformation"),
+        conventions=(*_COVARIANT, ("number", "smaller rank")),
+        minimum_stimuli=3,
+        reference="Raghu et al. 2017, NeurIPS; Kornblith et al. 2019, table 1",
+        prose=(
+            "Mean of the canonical correlations, or of their squares. Inflated when the ranks "
+            "together exceed the stimuli, refused where one alone makes it 1."
+        ),
+    ),
+    _pairwise(
+        "svcca",
+        kind="subspace",
+        symmetric=True,
+        range=(0.0, 1.0),
+        invariances=_EUCLIDEAN,
+        conventions=_COVARIANT,
+        minimum_stimuli=3,
+        reference="Raghu et al. 2017, NeurIPS",
+        prose="Mean canonical correlation of the leading principal components.",
+    ),
+    _pairwise(
+        "pwcca",
+        kind="subspace",
+        symmetric=False,
+        range=(0.0, 1.0),
+        invariances=("translation", "isotropic scaling", "permutation of features"),
+        conventions=(*_COVARIANT, ("weights", "of x")),
+        minimum_stimuli=3,
+        reference="Morcos et al. 2018, NeurIPS",
+        prose=(
+            "Canonical correlations weighted by how much of x each direction accounts for. Also "
+            "invariant to invertible linear transformations of y."
+        ),
+    ),
+    _pairwise(
+        "linear_regression",
+        kind="subspace",
+        symmetric=False,
+        range=(float("-inf"), 1.0),
+        invariances=_EUCLIDEAN,
+        conventions=(*_COVARIANT, ("direction", "y from x"), ("pooling", "over features and rows")),
+        minimum_stimuli=2,
+        grows_with="folds",
+        reference="Kornblith et al. 2019, section 3 (linear regression), cross-validated",
+        prose=(
+            "R² on held-out stimuli of y predicted from x by ridge regression. Below 1 even for x "
+            "with itself, negative where the prediction is worse than the mean."
+        ),
+    ),
+    _pairwise(
+        "soft_matching",
+        kind="subspace",
+        symmetric=True,
+        range=(-1.0, 1.0),
+        invariances=("translation", "isotropic scaling", "permutation of features"),
+        conventions=(("correlation", "pearson"), ("constant_features", "left out")),
+        minimum_stimuli=3,
+        reference="Khosla & Williams 2024, UniReps (soft matching distance)",
+        prose=(
+            "The highest mean correlation of features under a transport plan between the two sets "
+            "of features, each with equal weight."
+        ),
+    ),
+    _pairwise(
+        "gulp",
+        kind="subspace",
+        symmetric=True,
+        range=(0.0, 1.0),
+        invariances=_EUCLIDEAN,
+        conventions=(*_COVARIANT, ("scale", "total variance 1"), ("form", "inner product")),
+        minimum_stimuli=3,
+        reference="Boix-Adserà et al. 2022, NeurIPS (GULP)",
+        prose=(
+            "How alike ridge predictions from two representations are over all tasks: GULP's inner "
+            "product over its norms. Tends to CKA for a large penalty, to CCA for a small one."
+        ),
+    ),
+    _pairwise(
+        "cka_minibatch",
+        kind="sampled",
+        symmetric=True,
+        range=(-1.0, 1.0),
+        invariances=_EUCLIDEAN,
+        conventions=(("kernel", "linear"), ("estimator", "minibatch"), ("centring", "features")),
+        minimum_stimuli=4,
+        reference="Nguyen et al. 2021, ICLR, eq. 3",
+        prose=(
+            "CKA from the unbiased estimate of HSIC averaged over minibatches, the same for both "
+            "representations, before the ratio is taken."
+        ),
+    ),
+)
+
+MEASURES = (*RELATIONAL, *NEIGHBOUR, *PAIRWISE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zarr
@@ -179,7 +180,13 @@ def null_job(job: NullJob) -> int:
         for label, by_aggregate in nulls.items():
             group = root[null_path(job.subset, label, specs[label], job.calibrate)]
             assert isinstance(group, zarr.Group)
-            _write(Grid(group, "encoder"), job, by_aggregate, permuted[label], (rows, columns))
+            turned = {how: found.swapaxes(0, 1) for how, found in by_aggregate.items()}
+            if not specs[label].measure.symmetric:
+                turned = permutation_null(
+                    ys, xs, y_groups, x_groups, {label: specs[label]}, orders, wanted=wanted.T
+                )[label]
+            places = rows, columns
+            _write(Grid(group, "encoder"), job, by_aggregate, turned, permuted[label], places)
     return int(job.missing.sum())
 
 
@@ -203,28 +210,41 @@ def _together(masks: Mapping[str, Mask]) -> list[list[str]]:
 def _write(
     grid: Grid,
     job: NullJob,
-    by_aggregate: Mapping[str, Float64],
+    nulls: Mapping[str, Float64],
+    turned: Mapping[str, Float64],
     permuted: Mask,
     places: tuple[list[int], list[int]],
 ) -> None:
-    """Write a block and, below the diagonal, its transpose."""
-    at = np.ix_(*places)
-    count = by_aggregate[AGGREGATES[0]].shape[-1]
-    null = np.full((len(AGGREGATES), *job.missing.shape, count), np.nan, np.float32)
-    for a, aggregate in enumerate(AGGREGATES):
-        null[a][at] = by_aggregate[aggregate]
-    by_permutation = np.zeros(job.missing.shape, np.uint8)
-    by_permutation[at] = permuted
+    """Write a block and, below the diagonal, that of the other direction."""
+    rows, columns = places
+    above = _chunk(job, nulls, permuted, rows, columns)
+    below = _chunk(job, turned, permuted.T, columns, rows)
     mask = job.missing
     if job.i == job.j:
-        null = np.where(mask[None, ..., None], null, null.swapaxes(1, 2))
-        by_permutation = np.maximum(by_permutation, by_permutation.T)
-        mask = mask | mask.T
-    undefined = np.isnan(null[0]).any(-1)
-    grid.write_chunk(job.i, job.j, {"null": null, "permuted": by_permutation}, mask, undefined)
-    if job.i != job.j:
-        turned = {"null": null.swapaxes(1, 2), "permuted": by_permutation.T}
-        grid.write_chunk(job.j, job.i, turned, mask.T, undefined.T)
+        null = np.where(mask[None, ..., None], above["null"], below["null"])
+        both = {"null": null, "permuted": np.maximum(above["permuted"], below["permuted"])}
+        grid.write_chunk(job.i, job.j, both, mask | mask.T, np.isnan(null[0]).any(-1))
+        return
+    for i, j, found, wanted in ((job.i, job.j, above, mask), (job.j, job.i, below, mask.T)):
+        grid.write_chunk(i, j, found, wanted, np.isnan(found["null"][0]).any(-1))
+
+
+def _chunk(
+    job: NullJob,
+    nulls: Mapping[str, Float64],
+    permuted: Mask,
+    rows: list[int],
+    columns: list[int],
+) -> dict[str, NDArray[Any]]:
+    """Return the variables of a chunk, filled at some rows and columns."""
+    at = np.ix_(rows, columns)
+    count = nulls[AGGREGATES[0]].shape[-1]
+    null = np.full((len(AGGREGATES), *job.missing.shape, count), np.nan, np.float32)
+    for a, aggregate in enumerate(AGGREGATES):
+        null[a][at] = nulls[aggregate]
+    by_permutation = np.zeros(job.missing.shape, np.uint8)
+    by_permutation[at] = permuted
+    return {"null": null, "permuted": by_permutation}
 
 
 def _prepared(job: NullJob, side: Mapping[int, Sequence[Member]]) -> tuple[list, NDArray[np.int64]]:  # type: ignore[type-arg]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Task
 from pipeline.errors import InputError
-from pipeline.measures import MeasureSpec, score_pairs
+from pipeline.measures import MeasureSpec, Scores, score_pairs
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
@@ -176,11 +176,23 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
     ys = xs if diagonal else prepare_members(job.store, job.subset, right, job.specs)
     root = open_root(job.store, "r+")
     ties: dict[str, dict[int, int]] = {}
-    for labels in _same_masks(job.missing):
+    refused: list[str] = []
+    for labels in _same_masks(job.missing, job.specs):
         mask = job.missing[labels[0]]
         mask = mask | mask.T if diagonal else mask
         inner = mask[np.ix_(at_left, at_right)]
-        scores = score_pairs(xs, ys, {n: job.specs[n] for n in labels}, wanted=inner)
+        specs = {n: job.specs[n] for n in labels}
+        try:
+            scores = score_pairs(xs, ys, specs, wanted=inner)
+            turned = {
+                label: Scores(found.values.T, found.undefined.T) for label, found in scores.items()
+            }
+            if not diagonal:
+                other = {n: s for n, s in specs.items() if not s.measure.symmetric}
+                turned |= score_pairs(ys, xs, other, wanted=inner.T) if other else {}
+        except InputError as error:  # of one measure: the others are not to suffer
+            refused.append(f"{', '.join(labels)}: {error}")
+            continue
         for label in labels:
             group = root[f"measures/{job.subset}/{label}"]
             assert isinstance(group, zarr.Group)
@@ -189,21 +201,28 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
             undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)
             if not diagonal:
-                grid.write_chunk(job.j, job.i, {"score": values.T}, mask.T, undefined.T)
-            if job.specs[label].measure.engine == "neighbours":
+                shape = mask.T.shape
+                values = _placed(turned[label].values, shape, at_right, at_left, np.nan)
+                undefined = _placed(turned[label].undefined, shape, at_right, at_left, False)
+                grid.write_chunk(job.j, job.i, {"score": values}, mask.T, undefined)
+            if specs[label].measure.engine == "neighbours":
                 ties[label] = {
-                    chunk * grid.chunk + k: p.ties(job.specs[label])
+                    chunk * grid.chunk + k: p.ties(specs[label])
                     for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))
                     for k, p in zip(at, ps, strict=True)
                 }
+    if refused:
+        raise InputError("; ".join(refused))
     return ties
 
 
-def _same_masks(missing: Mapping[str, Mask]) -> list[list[str]]:
+def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -> list[list[str]]:
     groups: list[list[str]] = []
     for label, mask in missing.items():
         for group in groups:
-            if np.array_equal(missing[group[0]], mask):
+            # what kernels refuse they refuse alone
+            together = all(specs[n].measure.engine != "kernel" for n in (group[0], label))
+            if together and np.array_equal(missing[group[0]], mask):
                 group.append(label)
                 break
         else:

@@ -9,7 +9,7 @@ from pipeline.measures import MeasureSpec, get_measure, list_measures, measure_s
 def test_list_measures__every_record_is_complete():
     for measure in list_measures():
         assert measure.direction == "similarity"
-        assert measure.kind in {"relational", "neighbour"}
+        assert measure.kind in {"relational", "neighbour", "subspace", "sampled"}
         assert measure.range[0] < measure.range[1]
         assert measure.reference
         assert measure.prose

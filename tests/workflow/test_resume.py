@@ -22,6 +22,7 @@ from zoo import (
     write_yaml,
 )
 
+from pipeline import similarity
 from pipeline.cluster import Executor, Outcome, Task
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
@@ -268,6 +269,44 @@ def test_run__more_permutations_are_another_null(copied: Zoo) -> None:
     assert n_tasks(report) == [0, 0, 2, 0]
     assert copied.store().alignment("cka").attrs["n_permutations"] == 59
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+
+
+def test_run__measures_with_a_direction(copied: Zoo) -> None:
+    """Both directions are compared and calibrated, each as such."""
+    setting = (
+        SMALL[0],
+        "compare.measures={cycle: {measure: cycle_knn, k: 5}, procrustes: {}}",
+        "calibrate.n_permutations=19",
+    )
+    assert copied.run(*setting).failures == {}
+    store = copied.store()
+    rows = store.rows(store.subset())
+    for label, parameters in (("cycle", {"k": 5}), ("procrustes", {})):
+        found = store.similarity(label)
+        spec = store.measure(label)
+        names = ["timm/vit-a@step10#image/blocks.1", "timm/vit-b@step10#image/blocks.0"]
+        x, y = (store.activations(name).values[rows] for name in names)
+        for (a, first), (b, second) in (((0, x), (1, y)), ((1, y), (0, x))):
+            expected = similarity(first, second, spec.name, **parameters)
+            assert float(found.sel(representation_x=names[a], representation_y=names[b])) == (
+                pytest.approx(expected, abs=1e-6)
+            )
+        aligned = store.alignment(label)
+        assert np.isfinite(aligned["p"]).any()
+        same = np.array_equal(aligned["threshold"], aligned["threshold"].T, equal_nan=True)
+        assert same == spec.measure.symmetric
+    assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
+
+
+def test_run__a_measure_that_refuses_leaves_the_others(copied: Zoo) -> None:
+    """CCA of as many features as stimuli is 1 whatever they are."""
+    setting = (SMALL[0], "compare.measures={cca: {}, knn: {measure: mutual_knn, k: 5}}",
+               "subset.n=12", "calibrate=null")  # fmt: skip
+    report = copied.run(*setting)
+    assert report.exit_code == 1
+    (why,) = set(report.failures.values())
+    assert why.startswith("cca: ")
+    assert np.isfinite(copied.store().alignment("knn", copied.store().subsets[-1])["score"]).any()
 
 
 def test_run__null_from_moments(copied: Zoo) -> None:

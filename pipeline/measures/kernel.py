@@ -1,0 +1,97 @@
+"""What the measures that are compared pair by pair have in common.
+
+A kernel prepares each representation once, into a state of its own kind, and compares two states
+many times. It knows arrays only: no specs, no labels, no store. Every state has a field `defined`,
+false for a representation that the measure has nothing to say of, such as a constant one; a
+comparison with such a state is NaN, and there is no other way to NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.measures.checks import is_constant
+from pipeline.measures.measure import Parameter
+
+Float64 = NDArray[np.float64]
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How one measure is computed.
+
+    Parameters
+    ----------
+    prepare
+        ``prepare(values, *, unit=…, **parameters)``: from features `(n_stimuli, n_features)`,
+        real, finite and float64, to a state. `unit` is the relative spacing of the numbers that
+        the features were stored in. Kernels with the same `prepare` and equal parameters for it
+        share states.
+    compare
+        ``compare(x, y, **parameters)``: from two states of the same stimuli to the score.
+    parameters
+        What a caller may set.
+    prepares
+        The names of those parameters that `prepare` takes; `compare` takes the others.
+    """
+
+    prepare: Callable[..., Any]
+    compare: Callable[..., float]
+    parameters: tuple[Parameter, ...] = ()
+    prepares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """Features about their means, scaled by a power of two so that the largest is below 1."""
+
+    features: Float64
+    noise: float
+    """Bound on the Frobenius norm of what storing the features had rounded away."""
+
+
+def centred(values: Float64, unit: float) -> Centred | None:
+    """Centre features; None if all are constant.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`.
+    unit
+        Relative spacing of the numbers they were stored in.
+
+    Returns
+    -------
+    Centred or None
+        Features that vary by no more than their own rounding are exactly zero.
+    """
+    if is_constant(values, unit):
+        return None
+    scaled = _below_one(values)  # squares of 1e200 would overflow
+    constant = constant_features(values, unit)
+    scaled[:, constant] = 0.0
+    noise = unit * float(np.linalg.norm(scaled))
+    scaled -= scaled.mean(axis=0)
+    scaled -= scaled.mean(axis=0)  # what rounding left of an offset
+    scaled[:, constant] = 0.0
+    features = _below_one(scaled)
+    largest = float(np.abs(features).max())
+    return Centred(features, noise * (largest / float(np.abs(scaled).max())))
+
+
+def constant_features(values: Float64, unit: float) -> NDArray[np.bool_]:
+    """Tell which features vary by no more than their own rounding, `(n_features,)`."""
+    high, low = values.max(axis=0), values.min(axis=0)
+    return np.asarray(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low)))
+
+
+def _below_one(values: Float64) -> Float64:
+    """Scale by a power of two, which rounds nothing, to a largest value from ½ to 1."""
+    return np.asarray(np.ldexp(values, -np.frexp(np.abs(values).max())[1]), dtype=np.float64)

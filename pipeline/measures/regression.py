@@ -1,0 +1,164 @@
+"""How well one representation predicts another: cross-validated ridge regression."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from pipeline.errors import InputError
+from pipeline.measures.kernel import EPS, Centred, Kernel, centred
+from pipeline.measures.measure import Parameter
+from pipeline.measures.subspace import decomposed
+
+Float64 = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Ridge regression on one fold's training stimuli, for any target.
+
+    Predictions for the held-out stimuli are `readout` @ (`basis`ᵀ @ target), about the training
+    mean of the target.
+    """
+
+    train: Indices
+    held_out: Indices
+    basis: Float64
+    """`(n_train, rank)`."""
+    readout: Float64
+    """`(n_held_out, rank)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """One representation as predictor and as target.
+
+    `target` has as many columns as needed for all its inner products, `(n_stimuli, ≤ n_features)`.
+    `defined` is false for constant features.
+    """
+
+    folds: tuple[Fold, ...]
+    target: Float64
+    defined: bool
+
+
+def prepare_linear_regression(
+    values: Float64, *, folds: int = 5, alpha: float = 0.1, seed: int = 0, unit: float = EPS
+) -> Regression:
+    """Decompose the training features of every fold.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`, real and finite.
+    folds
+        Number of folds: contiguous pieces of the stimuli in an order drawn with `seed`, the first
+        ones longer by one where they cannot be equal.
+    alpha
+        Ridge penalty, as a multiple of the mean eigenvalue of XᵀX of the fold's centred training
+        features.
+    seed
+        Of the order; representations to be compared need the same.
+    unit
+        Relative spacing of the numbers that the features were stored in.
+
+    Returns
+    -------
+    Regression
+        Not defined for constant features.
+
+    Raises
+    ------
+    InputError
+        If there are fewer stimuli than folds.
+    """
+    n, d = values.shape
+    if n < folds:
+        raise InputError(
+            f"{n} stimuli cannot be held out in {folds} folds. Use more stimuli or fewer folds."
+        )
+    features = centred(values, unit)
+    if features is None:
+        return Regression((), np.zeros((n, 0)), False)
+    order = np.random.default_rng(seed).permutation(n)
+    parts = []
+    for held_out in np.array_split(order, folds):
+        train = np.setdiff1d(order, held_out)
+        parts.append(_fold(features, train, held_out, alpha))
+    target = features.features
+    if d > n:  # a rotation of the target moves no squared error
+        u, s, _ = linalg.svd(target, full_matrices=False)
+        target = u * s
+    return Regression(tuple(parts), target, True)
+
+
+def _fold(features: Centred, train: Indices, held_out: Indices, alpha: float) -> Fold:
+    """Fit the training stimuli of one fold."""
+    mean = features.features[train].mean(axis=0)
+    u, s, vt = decomposed(Centred(features.features[train] - mean, features.noise))
+    penalty = alpha * float(s @ s) / features.features.shape[1]
+    projected = (features.features[held_out] - mean) @ vt.T
+    return Fold(train, held_out, u, projected * (s / (s**2 + penalty)))
+
+
+def compare_linear_regression(x: Regression, y: Regression) -> float:
+    """Compute how well y is predicted from x by ridge regression, on held-out stimuli.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_linear_regression`, of equal parameters: predictor and target.
+
+    Returns
+    -------
+    float
+        R² = 1 − SSE/SST, squared errors summed over features and held-out stimuli of all folds,
+        SST about the training mean of the fold. At most 1, 0 for predictions no better than the
+        mean, below for worse. NaN if a state is not defined.
+
+    Notes
+    -----
+    Not symmetric; swap the arguments for the other direction. Features of y count by their
+    variance. Not 1 for equal arguments: the penalty shrinks, and directions may be missing from
+    the training stimuli.
+
+    References
+    ----------
+    Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, table 1
+    (linear regression, there without penalty and without held-out stimuli). Yamins et al.
+    2014, PNAS 111 (regression on held-out stimuli as a comparison of representations).
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    errors = total = 0.0
+    for fold in x.folds:
+        seen = y.target[fold.train]
+        about = y.target[fold.held_out] - seen.mean(axis=0)
+        errors += float(np.sum((about - fold.readout @ (fold.basis.T @ seen)) ** 2))
+        total += float(np.sum(about**2))
+    return 1.0 - errors / total
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "linear_regression": Kernel(
+        prepare_linear_regression,
+        compare_linear_regression,
+        (
+            Parameter("folds", 5, "number of folds", minimum=2),
+            Parameter(
+                "alpha",
+                0.1,
+                "ridge penalty, as a multiple of the mean eigenvalue of XᵀX",
+                minimum=0.0,
+            ),
+            Parameter("seed", 0, "of the order in which stimuli are held out", minimum=0),
+        ),
+        ("folds", "alpha", "seed"),
+    ),
+}
+"""By the measure's name."""

@@ -1,0 +1,183 @@
+"""Minibatch CKA: an estimate from batches of stimuli.
+
+Unbiased HSIC of one batch is the inner product of two U-centred Gram matrices (Székely & Rizzo
+2014, eq. 2.4) over b(b−3). So minibatch CKA is the cosine between two vectors, each the entries of
+all batches' U-centred Gram matrices above the diagonal, weighted; which is what is prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.measures.kernel import EPS, Kernel, centred
+from pipeline.measures.measure import Parameter
+
+Float64 = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+SMALLEST_BATCH = 4
+"""Unbiased HSIC divides by n − 3."""
+
+
+@dataclass(frozen=True, eq=False)
+class BatchGrams:
+    """U-centred Gram matrices of all batches, above the diagonal, one after the other.
+
+    Scaled so that the inner product of two representations' `entries` is the sum of the batches'
+    unbiased HSIC, up to a factor of each representation's own; `norm` is their length. `defined`
+    is false for a representation without any variation within batches that HSIC could see.
+    """
+
+    entries: Float64
+    norm: float
+    defined: bool
+
+
+def batches(n: int, batch_size: int, n_passes: int, seed: int) -> list[Indices]:
+    """Divide stimuli into batches, anew in every pass.
+
+    Parameters
+    ----------
+    n
+        Number of stimuli.
+    batch_size
+        Stimuli in a batch; a pass's last batch holds what is left over, and is dropped if these
+        are fewer than 4.
+    n_passes
+        How many times to go through all stimuli, each time in another order.
+    seed
+        Of the orders.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Row numbers of each batch.
+
+    Raises
+    ------
+    InputError
+        If a batch, or all stimuli together, are fewer than 4.
+    """
+    if min(n, batch_size) < SMALLEST_BATCH:
+        raise InputError(
+            f"Batches of {batch_size} of {n} stimuli: unbiased HSIC needs at least "
+            f"{SMALLEST_BATCH} in a batch. Use larger batches, or more stimuli."
+        )
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n_passes):
+        order = rng.permutation(n)
+        pieces = [order[start : start + batch_size] for start in range(0, n, batch_size)]
+        found += [piece for piece in pieces if len(piece) >= SMALLEST_BATCH]
+    return found
+
+
+def prepare_cka_minibatch(
+    values: Float64,
+    *,
+    batch_size: int = 256,
+    n_passes: int = 10,
+    seed: int = 0,
+    unit: float = EPS,
+) -> BatchGrams:
+    """Compute the U-centred Gram matrices of all batches.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`, real and finite.
+    batch_size, n_passes, seed
+        As for `batches`; representations to be compared need the same.
+    unit
+        Relative spacing of the numbers that the features were stored in.
+
+    Returns
+    -------
+    BatchGrams
+        About n_passes · n_stimuli · batch_size / 2 numbers.
+
+    Raises
+    ------
+    InputError
+        If batches hold fewer than 4 stimuli.
+    """
+    drawn = batches(len(values), batch_size, n_passes, seed)
+    features = centred(values, unit)
+    if features is None:
+        return BatchGrams(np.zeros(0), 0.0, False)
+    parts, scale = [], 0.0
+    for batch in drawn:
+        rows = features.features[batch]
+        gram, spread = _u_centred(rows - rows.mean(axis=0))
+        # Twice for what lies below the diagonal.
+        weight = np.sqrt(2.0 / (len(batch) * (len(batch) - 3)))
+        parts.append(weight * gram[np.triu_indices(len(batch), 1)])
+        scale += spread**2
+    entries = np.concatenate(parts)
+    norm = float(np.linalg.norm(entries))
+    # What is left of a Gram matrix in which nothing varies is the rounding of its entries.
+    defined = norm > 16 * max(unit, EPS) * np.sqrt(scale)
+    return BatchGrams(entries, norm if defined else 0.0, bool(defined))
+
+
+def _u_centred(rows: Float64) -> tuple[Float64, float]:
+    """U-centre the Gram matrix of centred rows, but for its diagonal; give that one's mean too."""
+    n = len(rows)
+    gram = rows @ rows.T
+    diagonal = np.diag(gram).copy()
+    total = float(diagonal.sum())
+    # Rows of the Gram matrix of centred features sum to zero, so without the diagonal to −d.
+    shift = diagonal / (n - 2) - total / (2 * (n - 1) * (n - 2))
+    gram += shift[:, None]
+    gram += shift
+    return np.asarray(gram), total / n
+
+
+def compare_cka_minibatch(x: BatchGrams, y: BatchGrams) -> float:
+    """Compute linear CKA from batches.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_cka_minibatch`, of equal parameters and stimuli.
+
+    Returns
+    -------
+    float
+        Mean over batches of HSIC₁(x, y), over the geometric mean of those of HSIC₁(x, x) and of
+        HSIC₁(y, y): from −1 to 1. NaN if a state is not defined.
+
+    Notes
+    -----
+    Batches count equally, whatever their size; only a pass's last can differ. With one batch of
+    all stimuli this is debiased CKA. Means are taken before the ratio, and are unbiased whatever
+    the size of a batch; so the score depends on it little, unlike an average of batches' CKA.
+
+    References
+    ----------
+    Nguyen, Raghu & Kornblith 2021, Do Wide and Deep Networks Learn the Same Things?, ICLR, eq. 2
+    to 4. Song et al. 2012, JMLR 13, eq. 5.
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    return float(x.entries @ y.entries) / (x.norm * y.norm)
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "cka_minibatch": Kernel(
+        prepare_cka_minibatch,
+        compare_cka_minibatch,
+        (
+            Parameter("batch_size", 256, "stimuli in a batch", minimum=SMALLEST_BATCH),
+            Parameter("n_passes", 10, "passes through all stimuli"),
+            Parameter("seed", 0, "of the orders in which stimuli are drawn", minimum=0),
+        ),
+        ("batch_size", "n_passes", "seed"),
+    ),
+}
+"""By the measure's name."""

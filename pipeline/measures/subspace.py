@@ -1,0 +1,392 @@
+"""Measures of how the directions of two feature spaces correspond.
+
+With centred features X = U S Vᵀ, all that Procrustes, canonical correlations and GULP need of a
+pair is the product U_xᵀ U_y and the singular values: `prepare_subspace` is shared by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from pipeline.errors import InputError
+from pipeline.measures.kernel import EPS, Centred, Kernel, centred
+from pipeline.measures.measure import Parameter
+
+Float64 = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """Thin singular value decomposition of centred features.
+
+    `left` is `(n_stimuli, rank)` with orthonormal columns, `singular` `(rank,)`, descending, all
+    above rounding. `loadings` are the features in this basis, S Vᵀ, `(rank, n_features)`, where
+    they were asked for. `defined` is false for constant features, whose rank is 0.
+    """
+
+    left: Float64
+    singular: Float64
+    loadings: Float64 | None
+    defined: bool
+
+
+def decomposed(features: Centred) -> tuple[Float64, Float64, Float64]:
+    """Give U, s and Vᵀ without the directions that rounding made."""
+    u, s, vt = linalg.svd(features.features, full_matrices=False)
+    own = EPS * max(features.features.shape) * s[0]
+    # Centred rows sum to zero, so that there are n − 1 directions at most.
+    rank = min(int(np.count_nonzero(s > max(features.noise, own))), len(u) - 1)
+    return u[:, :rank], s[:rank], vt[:rank]
+
+
+def prepare_subspace(values: Float64, *, loadings: bool = False, unit: float = EPS) -> Subspace:
+    """Decompose centred features.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`, real and finite.
+    loadings
+        Keep S Vᵀ too, which only `compare_pwcca` needs.
+    unit
+        Relative spacing of the numbers that the features were stored in. It decides the rank:
+        singular values below what storing the features may have rounded away, or below the
+        rounding of the decomposition itself, are left out.
+
+    Returns
+    -------
+    Subspace
+        Not defined for constant features.
+
+    Notes
+    -----
+    The decomposition is of the features, not of their covariance, which would square their
+    condition number. O(n d min(n, d)).
+    """
+    features = centred(values, unit)
+    if features is not None:
+        u, s, vt = decomposed(features)
+        if len(s) > 0:
+            kept = s[:, None] * vt if loadings else None
+            return Subspace(np.ascontiguousarray(u), s, kept, True)
+    nothing = np.zeros((0, values.shape[1])) if loadings else None
+    return Subspace(np.zeros((len(values), 0)), np.zeros(0), nothing, False)
+
+
+def prepare_pwcca(values: Float64, *, unit: float = EPS) -> Subspace:
+    """Decompose centred features and keep the features in the basis; see `prepare_subspace`."""
+    return prepare_subspace(values, loadings=True, unit=unit)
+
+
+def compare_procrustes(x: Subspace, y: Subspace, *, form: str = "angular") -> float:
+    """Compute how well one representation can be rotated onto the other.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_subspace`.
+    form
+        ``"nuclear"``: c = ‖XᵀY‖_* / (‖X‖_F ‖Y‖_F) of centred X and Y, the cosine after the best
+        rotation (normalised Bures similarity). ``"angular"``: 1 − (2/π) arccos c, whose complement
+        is the angular shape metric as a share of its largest value.
+
+    Returns
+    -------
+    float
+        From 0 to 1, 1 for representations that are equal up to translation, rotation, reflection
+        and scale. NaN if a state is not defined.
+
+    Notes
+    -----
+    The squared Procrustes distance of representations of unit norm is 2 − 2c. Features of
+    different numbers are compared as if the fewer were filled up with zeros. Where c is close to
+    1, the angle is computed from the distance and not from c, whose last digits it would amplify.
+
+    References
+    ----------
+    Williams et al. 2021, Generalized Shape Metrics on Neural Representations, NeurIPS, section 2
+    (angular distance, orthogonal group). Harvey, Larsen & Williams 2024, Duality of Bures and
+    Shape Distances (nuclear norm form).
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    scaled_x = x.singular / np.linalg.norm(x.singular)
+    scaled_y = y.singular / np.linalg.norm(y.singular)
+    product = scaled_x[:, None] * (x.left.T @ y.left) * scaled_y
+    cosine = min(1.0, float(linalg.svdvals(product).sum()))
+    if form == "nuclear":
+        return cosine
+    angle = math.acos(cosine)
+    if cosine > 0.999:
+        angle = 2.0 * math.asin(min(1.0, _distance(x.left * scaled_x, y.left * scaled_y) / 2.0))
+    return 1.0 - 2.0 / math.pi * angle
+
+
+def _distance(x: Float64, y: Float64) -> float:
+    """Frobenius distance of x and y after the best rotation."""
+    p, _, qt = linalg.svd(x.T @ y, full_matrices=True)
+    difference = np.zeros((len(x), max(x.shape[1], y.shape[1])))
+    difference[:, : x.shape[1]] += x @ p
+    difference[:, : y.shape[1]] -= y @ qt.T
+    return float(np.linalg.norm(difference))
+
+
+def _refuse_trivial(x: int, y: int, n: int, remedy: str) -> None:
+    """Refuse ranks with which all canonical correlations are 1 whatever the representations."""
+    if max(x, y) >= n - 1:
+        raise InputError(
+            f"Canonical correlations of representations of rank {x} and {y} over {n} stimuli are "
+            f"all 1, whatever the representations: a representation of rank {n - 1} can predict "
+            f"anything about {n} stimuli. {remedy}"
+        )
+
+
+def _above(x: Subspace, tolerance: float) -> int:
+    """Count singular values above a share of the largest."""
+    return int(np.count_nonzero(x.singular > tolerance * x.singular[0]))
+
+
+def _correlations(x: Float64, y: Float64) -> Float64:
+    """Canonical correlations of two orthonormal bases, descending."""
+    return np.minimum(np.asarray(linalg.svdvals(x.T @ y), dtype=np.float64), 1.0)
+
+
+def compare_cca(
+    x: Subspace, y: Subspace, *, statistic: str = "mean", tolerance: float = 1e-6
+) -> float:
+    """Compute the mean canonical correlation, or the mean squared one.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_subspace`.
+    statistic
+        ``"mean"`` for the mean ρ̄ of the canonical correlations, ``"mean_squared"`` for R²_CCA.
+    tolerance
+        Directions whose singular value is at most this share of the largest are left out.
+
+    Returns
+    -------
+    float
+        From 0 to 1. NaN if a state is not defined.
+
+    Raises
+    ------
+    InputError
+        If a rank is n_stimuli − 1, so that every correlation is 1.
+
+    Notes
+    -----
+    There are min(rank x, rank y) correlations, and the mean is over these. If the ranks add up to
+    more than n − 1, the excess of them is 1 whatever the representations: the score is inflated,
+    though not meaningless.
+
+    References
+    ----------
+    Raghu et al. 2017, SVCCA, NeurIPS (mean correlation). Kornblith et al. 2019, Similarity of
+    Neural Network Representations Revisited, table 1 (R²_CCA and mean CCA).
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    of_x, of_y = _above(x, tolerance), _above(y, tolerance)
+    _refuse_trivial(of_x, of_y, len(x.left), "Use more stimuli, or svcca.")
+    correlations = _correlations(x.left[:, :of_x], y.left[:, :of_y])
+    return float((correlations if statistic == "mean" else correlations**2).mean())
+
+
+def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension: int = 0) -> float:
+    """Compute the mean canonical correlation of the largest principal components.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_subspace`.
+    variance
+        The share of variance that is kept: by as few components as reach it.
+    dimension
+        If not 0, the number of components that is kept, in place of `variance`. Of a representation
+        of lower rank, all are.
+
+    Returns
+    -------
+    float
+        From 0 to 1. NaN if a state is not defined.
+
+    Raises
+    ------
+    InputError
+        If n_stimuli − 1 components of a representation are kept, so that every correlation is 1.
+
+    References
+    ----------
+    Raghu et al. 2017, SVCCA: Singular Vector Canonical Correlation Analysis for Deep Learning
+    Dynamics and Interpretability, NeurIPS, section 2.
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    of_x, of_y = _kept(x, variance, dimension), _kept(y, variance, dimension)
+    _refuse_trivial(
+        of_x, of_y, len(x.left), "Use more stimuli, a smaller variance, or a dimension."
+    )
+    return float(_correlations(x.left[:, :of_x], y.left[:, :of_y]).mean())
+
+
+def _kept(x: Subspace, variance: float, dimension: int) -> int:
+    """Count the components that are kept."""
+    if dimension > 0:
+        return min(dimension, len(x.singular))
+    shares = np.cumsum(x.singular**2)
+    # The bit less is for 0.5 to be reached by one of two equal components.
+    enough = np.searchsorted(shares, variance * shares[-1] * (1 - 64 * EPS))
+    return min(int(enough) + 1, len(x.singular))
+
+
+def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float:
+    """Compute the mean canonical correlation, weighted by how much of x each explains.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_pwcca`.
+    tolerance
+        Directions whose singular value is at most this share of the largest are left out.
+
+    Returns
+    -------
+    float
+        Σ α_i ρ_i / Σ α_i, from 0 to 1. NaN if a state is not defined.
+
+    Raises
+    ------
+    InputError
+        If a rank is n_stimuli − 1, so that every correlation is 1.
+
+    Notes
+    -----
+    α_i = Σ_j |⟨h_i, x_j⟩| with h_i the canonical variates of x, of unit norm, and x_j the centred
+    features of x. Not symmetric: the weights are of the first argument. (The authors' code takes
+    those of the representation with fewer features, and adds means to the variates.) A sum of
+    absolute values depends on the axes: unlike other canonical correlations, this changes with a
+    rotation of x, though not with one of y. Where several correlations coincide, their variates,
+    and so their weights, are not determined; what comes out is one of the possible scores.
+
+    References
+    ----------
+    Morcos, Raghu & Bengio 2018, Insights on Representational Similarity in Neural Networks with
+    Canonical Correlation, NeurIPS, section 3.
+    """
+    if not (x.defined and y.defined) or x.loadings is None:
+        return float("nan")
+    of_x, of_y = _above(x, tolerance), _above(y, tolerance)
+    _refuse_trivial(of_x, of_y, len(x.left), "Use more stimuli, or svcca.")
+    p, correlations, _ = linalg.svd(x.left[:, :of_x].T @ y.left[:, :of_y], full_matrices=False)
+    weights = np.abs(p.T @ x.loadings[:of_x]).sum(axis=1)
+    return float(np.minimum(correlations, 1.0) @ weights / weights.sum())
+
+
+def compare_gulp(x: Subspace, y: Subspace, *, ridge: float = 0.01) -> float:
+    """Compute how alike ridge regressions on x and on y predict, whatever is to be predicted.
+
+    Parameters
+    ----------
+    x, y
+        States from `prepare_subspace`.
+    ridge
+        λ, for features scaled to a total variance of 1.
+
+    Returns
+    -------
+    float
+        From 0 to 1, 1 for equal arguments. NaN if a state is not defined.
+
+    Notes
+    -----
+    With Σ the covariances (over n) of centred features scaled to tr Σ = 1, as in the authors' code,
+    and Σ^{-λ} = (Σ + λI)⁻¹, the squared GULP distance is t_xx + t_yy − 2 t_xy, where
+    t_xy = tr(Σ_x^{-λ} Σ_xy Σ_y^{-λ} Σ_yx). This is its inner product, normalised:
+    t_xy / sqrt(t_xx t_yy). With shrinkage D = s²/(s² + nλ), t_xy = Σ_ij D_i D'_j (U_xᵀ U_y)²_ij,
+    so that this is the cosine between the hat matrices of the two ridge regressions: for λ → 0
+    between projections, and for λ → ∞ linear CKA.
+
+    References
+    ----------
+    Boix-Adserà et al. 2022, GULP: a prediction-based metric between representations, NeurIPS,
+    the definition and its closed form, and ``predictor_dist`` of the authors' code.
+    """
+    if not (x.defined and y.defined):
+        return float("nan")
+    shrunk_x, shrunk_y = _shrinkage(x, ridge), _shrinkage(y, ridge)
+    cross = float(shrunk_x @ (x.left.T @ y.left) ** 2 @ shrunk_y)
+    return min(1.0, cross / float(np.linalg.norm(shrunk_x) * np.linalg.norm(shrunk_y)))
+
+
+def _shrinkage(x: Subspace, ridge: float) -> Float64:
+    """Give what ridge regression leaves of each direction, the total variance being 1."""
+    variances = x.singular**2 / float(x.singular @ x.singular)
+    return np.asarray(variances / (variances + ridge))
+
+
+_TOLERANCE = Parameter(
+    "tolerance",
+    1e-6,
+    "singular values at most this share of the largest are left out",
+    minimum=0.0,
+    maximum=0.5,
+)
+
+KERNELS: Mapping[str, Kernel] = {
+    "procrustes": Kernel(
+        prepare_subspace,
+        compare_procrustes,
+        (
+            Parameter(
+                "form",
+                "angular",
+                "the cosine after the best rotation, or its angle",
+                choices=("angular", "nuclear"),
+            ),
+        ),
+    ),
+    "cca": Kernel(
+        prepare_subspace,
+        compare_cca,
+        (
+            Parameter(
+                "statistic",
+                "mean",
+                "mean of the canonical correlations, or of their squares",
+                choices=("mean", "mean_squared"),
+            ),
+            _TOLERANCE,
+        ),
+    ),
+    "svcca": Kernel(
+        prepare_subspace,
+        compare_svcca,
+        (
+            Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
+            Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
+        ),
+    ),
+    "pwcca": Kernel(prepare_pwcca, compare_pwcca, (_TOLERANCE,)),
+    "gulp": Kernel(
+        prepare_subspace,
+        compare_gulp,
+        (
+            Parameter(
+                "ridge",
+                0.01,
+                "ridge penalty λ, for features scaled to a total variance of 1",
+                minimum=1e-8,
+            ),
+        ),
+    ),
+}
+"""By the measure's name."""

@@ -1,0 +1,361 @@
+import functools
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cosine
+from sklearn.neighbors import NearestNeighbors
+
+from pipeline.measures import locality, neighbourhood, similarity
+
+KERNELS = {**neighbourhood.KERNELS, **locality.KERNELS}
+
+RANKINGS = ["cosine", "inner", "euclidean"]
+LISTS = ["cycle_knn", "jaccard_knn", "lcs_knn", "edit_knn"]
+FORMS = ["unbiased", "biased", "paper"]
+
+
+def score(name, x, y, **parameters):
+    kernel = KERNELS[name]
+    first = {key: value for key, value in parameters.items() if key in kernel.prepares}
+    rest = {key: value for key, value in parameters.items() if key not in kernel.prepares}
+    return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
+
+
+def ordered(x, k, ranking="cosine", decimals=9, include_self=False):
+    """Lists of nearest, nearest first; what is equal to `decimals` digits goes by lowest index."""
+    lists = []
+    for i, row in enumerate(x):
+        ranked = []
+        for j, other in enumerate(x):
+            if j == i and not include_self:
+                continue
+            if ranking == "cosine":
+                lengths = np.linalg.norm(row) * np.linalg.norm(other)
+                near = float(row @ other) / lengths if lengths > 0 else 0.0
+            elif ranking == "inner":
+                near = float(row @ other)
+            else:
+                near = -float(((row - other) ** 2).sum())
+            ranked.append((-round(near, decimals), j))
+        lists.append([j for _, j in sorted(ranked)[:k]])
+    return lists
+
+
+def cycle_knn(a, b):
+    found = [any(i in a[j] for j in b[i]) for i in range(len(a))]
+    return sum(found) / len(found)
+
+
+def jaccard_knn(a, b):
+    return np.mean([len(set(p) & set(q)) / len(set(p) | set(q)) for p, q in zip(a, b, strict=True)])
+
+
+def lcs(p, q):
+    @functools.cache
+    def longest(i, j):
+        if i == 0 or j == 0:
+            return 0
+        if p[i - 1] == q[j - 1]:
+            return longest(i - 1, j - 1) + 1
+        return max(longest(i - 1, j), longest(i, j - 1))
+
+    return longest(len(p), len(q))
+
+
+def levenshtein(p, q):
+    @functools.cache
+    def least(i, j):
+        if i == 0 or j == 0:
+            return i + j
+        swapped = least(i - 1, j - 1) + (p[i - 1] != q[j - 1])
+        return min(least(i - 1, j) + 1, least(i, j - 1) + 1, swapped)
+
+    return least(len(p), len(q))
+
+
+def lcs_knn(a, b):
+    return np.mean([lcs(p, q) / len(p) for p, q in zip(a, b, strict=True)])
+
+
+def edit_knn(a, b):
+    return np.mean([1 - levenshtein(p, q) / len(p) for p, q in zip(a, b, strict=True)])
+
+
+ORACLES = {
+    "cycle_knn": cycle_knn,
+    "jaccard_knn": jaccard_knn,
+    "lcs_knn": lcs_knn,
+    "edit_knn": edit_knn,
+}
+
+
+def cknna(x, y, k, form="unbiased", ranking="cosine"):
+    """With dense masks and matrices, after the paper's code, or eq. 16 to 18."""
+    grams, masks = [], []
+    for z in (x, y):
+        if ranking == "cosine":
+            z = z / np.linalg.norm(z, axis=1, keepdims=True)
+        grams.append(z @ z.T)
+        mask = np.zeros((len(z), len(z)))
+        for i, row in enumerate(ordered(z, k, "inner", include_self=form == "biased")):
+            mask[i, row] = 1
+        masks.append(mask)
+
+    def alignment(a, b):
+        mask = masks[a] * masks[b]
+        if form == "paper":
+            centred = [grams[c] - grams[c].mean(axis=1, keepdims=True) for c in (a, b)]
+            return (mask * centred[0] * centred[1]).sum()
+        if form == "unbiased":
+            return reference.hsic_unbiased(mask * grams[a], mask * grams[b])
+        h = np.eye(len(x)) - 1 / len(x)
+        return np.trace((mask * grams[a]) @ h @ (mask * grams[b]) @ h)
+
+    return alignment(0, 1) / math.sqrt(alignment(0, 0) * alignment(1, 1))
+
+
+def second_order_cosine(x, y, k):
+    total = 0.0
+    for i, (p, q) in enumerate(zip(ordered(x, k), ordered(y, k), strict=True)):
+        union = sorted(set(p) | set(q))
+        total += 1 - cosine(*[[1 - cosine(z[i], z[j]) for j in union] for z in (x, y)])
+    return total / len(x)
+
+
+def pair(seed, n=24, d=5, e=40, shift=0.0):
+    """Two representations that share some structure."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    y = np.tanh(x @ rng.normal(size=(d, e))) + 0.3 * rng.normal(size=(n, e))
+    return x + shift, y + shift
+
+
+def rotation(rng, d):
+    return np.linalg.qr(rng.normal(size=(d, d)))[0]
+
+
+CASES = {
+    "ordinary": pair(0),
+    "n much above d": pair(1, n=70, d=2, e=3),
+    "d much above n": pair(2, n=14, d=60, e=300),
+    "offset": pair(3, n=32, d=6, e=8, shift=30.0),
+    "duplicated rows": tuple(np.repeat(z, 3, axis=0) for z in pair(4, n=9)),
+    "one constant feature": tuple(np.column_stack([z, np.full(len(z), 3.0)]) for z in pair(5)),
+}
+cases = pytest.mark.parametrize("case", list(CASES))
+
+
+@cases
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_lists__naive(case, ranking):
+    x, y = CASES[case]
+    for k in (1, 4, 7):
+        a, b = ordered(x, k, ranking), ordered(y, k, ranking)
+        for name, oracle in ORACLES.items():
+            found = score(name, x, y, k=k, neighbours=ranking)
+            assert found == pytest.approx(oracle(a, b), rel=1e-12, abs=1e-12), (name, k)
+
+
+@cases
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ranking", ["cosine", "inner"])
+def test_cknna__dense(case, form, ranking):
+    x, y = CASES[case]
+    for k in (2, 5, len(x) // 2):
+        found = score("cknna", x, y, k=k, form=form, neighbours=ranking)
+        assert found == pytest.approx(cknna(x, y, k, form, ranking), rel=1e-9, abs=1e-11), k
+
+
+@cases
+def test_second_order_cosine__naive(case):
+    x, y = CASES[case]
+    for k in (1, 4, len(x) - 1):
+        found = score("second_order_cosine", x, y, k=k)
+        assert found == pytest.approx(second_order_cosine(x, y, k), rel=1e-9), k
+
+
+def exact(x, k, ranking):
+    """Lists of integers, in integers: ties are true ties."""
+    lists = []
+    for i, row in enumerate(x):
+        near = {}
+        for j, other in enumerate(x):
+            if j == i:
+                continue
+            product = sum(int(a) * int(b) for a, b in zip(row, other, strict=True))
+            apart = sum((int(a) - int(b)) ** 2 for a, b in zip(row, other, strict=True))
+            near[j] = product if ranking == "inner" else -apart
+        lists.append(sorted(near, key=lambda j: (-near[j], j))[:k])
+    return lists
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(8, 20),
+    d=st.integers(1, 5),
+    k=st.integers(1, 7),
+    offset=st.sampled_from([0, 1000]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_prepare_neighbours__ties_go_to_the_lowest_index(ranking, n, d, k, offset, seed):
+    x = np.random.default_rng(seed).integers(-2, 3, size=(n, d))
+    x[0], x[-1] = 1, 0
+    if ranking == "cosine":
+        x[-1] = -1
+        expected = ordered(x.astype(float), k, decimals=12)
+    else:
+        x += offset
+        expected = exact(x, k, ranking)
+    found = neighbourhood.prepare_neighbours(x.astype(float), k=k, neighbours=ranking)
+    assert found.indices.tolist() == expected
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_prepare_neighbours__order_of_scikit_learn(metric):
+    x, _ = reference.digits_layers(150)
+    near = NearestNeighbors(n_neighbors=10, metric=metric).fit(x)
+    expected = near.kneighbors(return_distance=False)
+    found = neighbourhood.prepare_neighbours(x, neighbours=metric)
+    np.testing.assert_array_equal(found.indices, expected)
+    assert (found.ties, found.order_ties) == (0, 0)
+
+
+def test_prepare_neighbours__counts_ties():
+    x = np.array([[0.0], [1.0], [-1.0], [5.0], [7.0]])
+    found = neighbourhood.prepare_neighbours(x, k=2, neighbours="euclidean")
+    assert found.indices.tolist() == [[1, 2], [0, 2], [0, 1], [4, 1], [3, 1]]
+    assert (found.ties, found.order_ties) == (0, 1)
+    found = neighbourhood.prepare_neighbours(x, k=1, neighbours="euclidean")
+    assert found.indices.tolist() == [[1], [0], [0], [4], [3]]
+    assert (found.ties, found.order_ties) == (1, 0)
+
+
+def test_prepare_neighbours__a_stimulus_as_its_own_neighbour():
+    x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    found = neighbourhood.prepare_neighbours(x, k=2, neighbours="inner", include_self=True)
+    assert found.indices.tolist() == ordered(x, 2, "inner", include_self=True)
+    assert found.indices.tolist()[0] == [1, 3]  # too small to be its own
+
+
+def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
+    x, y = CASES["ordinary"]
+    whole = [score(name, x, y, k=4) for name in KERNELS]
+    monkeypatch.setattr(neighbourhood, "BLOCK_BYTES", 1000)
+    assert [score(name, x, y, k=4) for name in KERNELS] == whole
+
+
+def test_cycle_knn__steps_in_y_and_then_in_x():
+    x, y = (
+        neighbourhood.NeighbourLists(np.array(lists), 0, 0, True)
+        for lists in ([[1, 2], [0, 2], [0, 1], [0, 1]], [[1, 3], [0, 2], [3, 1], [0, 1]])
+    )
+    # No one has 3 for a neighbour in x, so that no step in x ends there.
+    assert neighbourhood.compare_cycle_knn(x, y) == 3 / 4
+    assert neighbourhood.compare_cycle_knn(y, x) == 1.0
+
+
+def test_cknna__of_all_pairs_is_cka():
+    x, y = CASES["ordinary"]
+    everything = {"k": len(x) - 1, "neighbours": "inner", "form": "unbiased"}
+    found = score("cknna", x, y, **everything)
+    assert found == pytest.approx(similarity(x, y, "cka_debiased"), rel=1e-9)
+
+
+def test_lists__order_matters_to_lcs_and_edits_alone():
+    x = np.array([[0.0], [1.0], [2.0], [4.0], [8.0]])
+    a = neighbourhood.prepare_neighbours(x, k=4, neighbours="euclidean")
+    b = neighbourhood.NeighbourLists(a.indices[:, ::-1], 0, 0, True)
+    assert neighbourhood.compare_jaccard_knn(a, b) == 1.0
+    assert neighbourhood.compare_lcs_knn(a, b) == 0.25
+    assert neighbourhood.compare_edit_knn(a, b) == 0.0
+
+
+def variants():
+    for name in KERNELS:
+        if name == "cknna":
+            yield from ((name, {"form": form}) for form in FORMS)
+        else:
+            yield name, {}
+
+
+measures = pytest.mark.parametrize(("name", "parameters"), list(variants()), ids=str)
+
+
+@measures
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(9, 25), d=st.integers(2, 12), k=st.integers(2, 6), seed=st.integers(0, 2**32 - 1)
+)
+def test_properties(name, parameters, n, d, k, seed):
+    rng = np.random.default_rng(seed)
+    x, y = pair(seed, n=n, d=d, e=7)
+    found = score(name, x, y, k=k, **parameters)
+    turned = 3.7 * x @ rotation(rng, d), 0.01 * y @ rotation(rng, 7)
+    assert score(name, *turned, k=k, **parameters) == pytest.approx(found, rel=1e-9, abs=1e-9)
+    stretched = x * rng.uniform(0.1, 10, size=(n, 1))
+    assert score(name, stretched, y, k=k, **parameters) == pytest.approx(found, rel=1e-9, abs=1e-9)
+    order = rng.permutation(n)
+    permuted = score(name, x[order], y[order], k=k, **parameters)
+    assert permuted == pytest.approx(found, rel=1e-9, abs=1e-9)
+    if name != "cycle_knn":
+        assert score(name, x, x, k=k, **parameters) == pytest.approx(1.0, abs=1e-12)
+    if name == "second_order_cosine" or parameters.get("form") == "paper":
+        assert -1 - 1e-12 <= found <= 1 + 1e-12
+    elif name != "cknna":
+        assert 0 <= found <= 1
+    if name != "cycle_knn" and parameters.get("form") != "unbiased":
+        assert score(name, y, x, k=k, **parameters) == pytest.approx(found, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists__euclidean_neighbours_do_not_see_a_translation(name):
+    x, y = CASES["ordinary"]
+    moved = score(name, x + 1e6, y - 3.0, neighbours="euclidean", k=5)
+    assert moved == score(name, x, y, neighbours="euclidean", k=5)
+
+
+@measures
+def test_constant_layer(name, parameters):
+    x, _ = pair(0)
+    for constant in (np.zeros_like(x), np.full_like(x, 0.1), np.tile(x[0], (len(x), 1))):
+        state = KERNELS[name].prepare(constant, k=4, **parameters)
+        assert not state.defined
+        assert math.isnan(KERNELS[name].compare(state, state))
+        assert math.isnan(score(name, x, constant, k=4, **parameters))
+        assert math.isnan(score(name, constant, x, k=4, **parameters))
+
+
+@measures
+def test_rows_of_zeros(name, parameters):
+    x, y = pair(0)
+    x[[3, 7]] = y[[3, 7]] = 0
+    assert math.isfinite(score(name, x, y, k=4, **parameters))
+    if name != "cycle_knn":
+        assert score(name, x, x, k=4, **parameters) == pytest.approx(1.0, abs=1e-12)
+
+
+@measures
+def test_scale_of_numbers_is_nothing(name, parameters):
+    x, y = pair(0)
+    found = score(name, x, y, k=4, **parameters)
+    for scale in (1e-200, 1e200):
+        assert score(name, scale * x, y, k=4, **parameters) == pytest.approx(found, rel=1e-12)
+
+
+def test_cknna__no_shared_neighbours():
+    angles = np.arange(12) * math.pi / 6
+    x = np.column_stack([np.cos(angles), np.sin(angles)])
+    assert score("cknna", x, x[np.arange(12) * 5 % 12], k=2) == 0.0
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_unit__what_float32_rounded_is_constant(name):
+    x = np.full((20, 3), 0.1) + np.random.default_rng(0).uniform(-3e-9, 3e-9, size=(20, 3))
+    kernel, unit = KERNELS[name], float(np.finfo(np.float32).eps)
+    assert kernel.prepare(x, k=3, neighbours="euclidean").defined
+    assert not kernel.prepare(x, k=3, neighbours="euclidean", unit=unit).defined
