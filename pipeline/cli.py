@@ -115,6 +115,35 @@ def plan(
     _print_plan(plan_workflow(spec, replace=replace))
 
 
+@main.command()
+@click.argument("name", required=False)
+def measures(name: str | None) -> None:
+    """List the measures, or tell all there is to know of one."""
+    from pipeline.measures import get_measure, list_measures
+
+    if name is None:
+        table = _table("measure", "kind", "symmetric", "range", "parameters")
+        for measure in list_measures():
+            parameters = ", ".join(f"{p.name}={p.default}" for p in measure.parameters)
+            low, high = measure.range
+            symmetric = "yes" if measure.symmetric else "no"
+            table.add_row(measure.name, measure.kind, symmetric, f"{low:g} to {high:g}", parameters)
+        _print_table(table)
+        OUT.print("`consilience measures NAME` tells more of one")
+        return
+    measure = get_measure(name)
+    OUT.print(f"{measure.name}: {measure.prose}", highlight=False)
+    OUT.print(f"reference: {measure.reference}", highlight=False)
+    OUT.print(f"invariant to: {', '.join(measure.invariances)}")
+    conventions = ", ".join(f"{key} {value}" for key, value in measure.conventions)
+    OUT.print(f"conventions: {conventions or 'none but its parameters'}", highlight=False)
+    for parameter in measure.parameters:
+        OUT.print(
+            f"{parameter.name} = {parameter.default!r}: {parameter.prose} ({parameter.allowed})",
+            highlight=False,
+        )
+
+
 @main.group()
 def models() -> None:
     """Look at the model registry."""

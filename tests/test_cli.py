@@ -12,6 +12,7 @@ from zoo import TIMM, Zoo, inside, tree
 
 import pipeline
 from pipeline.cli import main
+from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.store import Store
 
@@ -123,6 +124,19 @@ def test_run__one_more_model_on_a_cluster_that_runs(copied: Zoo, cluster: str) -
     assert result.exit_code == 0, result.output
     assert "tasks run: 1 extract, 1 compare, 1 competence" in result.output
     assert "extract: 1 models in" in result.output
+
+
+def test_measures__all_and_one(zoo: Zoo) -> None:
+    listed = consilience(zoo, "measures")
+    assert listed.exit_code == 0
+    for measure in list_measures():
+        assert measure.name in listed.output
+    one = consilience(zoo, "measures", "mutual_knn")
+    assert "k = 10: number of nearest neighbours (an integer of at least 1)" in one.output
+    assert "ties lowest index" in one.output
+    wrong = consilience(zoo, "measures", "mutual_kn")
+    assert wrong.exit_code == 2
+    assert "Did you mean 'mutual_knn'" in wrong.output
 
 
 def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> None:
