@@ -11,6 +11,9 @@ from pipeline.errors import InputError
 
 Float64 = NDArray[np.float64]
 
+EQUAL = 4 * float(np.finfo(np.float32).eps)
+"""Values that differ by no more than this are equal."""
+
 
 def calibrate_score(
     observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, maximum: float = 1.0
@@ -35,7 +38,8 @@ def calibrate_score(
     Returns
     -------
     calibrated, tau, p : numpy.ndarray
-        Each `(...)` in float64; NaN where the score or a value of its null is.
+        Each `(...)` in float64; NaN where the score or a value of its null is. Values of the null
+        within the rounding of float32 of the score count as equal to it.
 
     Raises
     ------
@@ -63,10 +67,13 @@ def calibrate_score(
     count = nulls.shape[-1] + 1
     # (1 − 0.44) · 25 is 14.000000000000002 in floating point, and 14 in truth.
     rank = math.ceil((1 - alpha) * count - 1e-9)
-    together = np.concatenate([nulls, scores[..., None]], axis=-1)
+    # Equal scores, as counts of neighbours give, may come out of different sums, or of float32.
+    own = scores[..., None]
+    nulls = np.where(np.abs(nulls - own) <= EQUAL * np.maximum(1.0, np.abs(own)), own, nulls)
+    together = np.concatenate([nulls, own], axis=-1)
     missing = np.isnan(together).any(axis=-1)
     tau = np.partition(together, rank - 1, axis=-1)[..., rank - 1]
-    p = np.where(missing, np.nan, (1 + (nulls >= scores[..., None]).sum(axis=-1)) / count)
+    p = np.where(missing, np.nan, (1 + (nulls >= own).sum(axis=-1)) / count)
     room = maximum - tau
     share = np.divide(scores - tau, room, out=np.zeros_like(tau), where=room > 0)
     calibrated = np.where(missing, np.nan, np.clip(share, 0.0, 1.0))
