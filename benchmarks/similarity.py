@@ -1,21 +1,26 @@
-"""All pairs and their nulls, against the same written plainly: ratios measured in one run.
+"""All pairs, their nulls, and what they cost: ratios measured side by side in one run.
 
-The plain way forms both Gram matrices for each pair, centres them by multiplication with
-H = I − 11ᵀ/n, and ranks neighbours by a full argsort. It is timed on a few pairs.
+The field's way forms both Gram matrices for each pair, centres them by multiplication with
+H = I − 11ᵀ/n, and ranks neighbours by a full argsort; the careful way centres by means and picks
+the k nearest without sorting the others. Both are timed on a few pairs. Times are the best of
+`--repeats`, preparation included; BLAS takes the threads it likes.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.calibration import permutation_null, permutations
+from pipeline.calibration import draw, flagged_encoders, null_of, permutation_null, permutations
 from pipeline.measures import measure_spec, prepare, score_pairs
+from pipeline.measures.kernels import KERNELS
+from pipeline.measures.prepared import Prepared
 
-PLAIN_PAIRS = 6
+PLAIN_PAIRS = 4
 SPECS = {
     "cka": measure_spec("cka"),
     "cka_debiased": measure_spec("cka_debiased"),
@@ -23,43 +28,60 @@ SPECS = {
 }
 
 
-def plain_cka(x: np.ndarray, y: np.ndarray) -> float:
-    n = len(x)
-    h = np.eye(n, dtype=x.dtype) - np.float32(1 / n)
-    k, m = h @ (x @ x.T) @ h, h @ (y @ y.T) @ h
+def centred_by_products(x: np.ndarray) -> np.ndarray:
+    h = np.eye(len(x), dtype=x.dtype) - np.float32(1 / len(x))
+    return h @ (x @ x.T) @ h
+
+
+def centred_by_means(x: np.ndarray) -> np.ndarray:
+    x = x - x.mean(0)
+    return x @ x.T
+
+
+def cka_of(k: np.ndarray, m: np.ndarray) -> float:
+    return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+
+
+def hsic(k: np.ndarray, m: np.ndarray) -> float:
+    n = len(k)
+    r, s = k.sum(1, dtype=float), m.sum(1, dtype=float)
+    inner = float((k * m).sum()) - 2 / (n - 2) * float(r @ s)
+    return inner + float(r.sum() * s.sum()) / ((n - 1) * (n - 2))
+
+
+def debiased_of(k: np.ndarray, m: np.ndarray) -> float:
+    for each in (k, m):
+        np.fill_diagonal(each, 0)
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def neighbours(x: np.ndarray, *, sort: bool, k: int = 10) -> np.ndarray:
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    similarity = x @ x.T
+    np.fill_diagonal(similarity, -np.inf)
+    if sort:
+        return np.argsort(-similarity, axis=1)[:, :k]
+    return np.argpartition(-similarity, k, axis=1)[:, :k]
+
+
+def shared(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a[:, :, None] == b[:, None]).any(2).mean())
+
+
+def trace_cka(x: np.ndarray, y: np.ndarray) -> float:
+    k, m = centred_by_products(x), centred_by_products(y)
     return float(np.trace(k @ m) / np.sqrt(np.trace(k @ k) * np.trace(m @ m)))
 
 
-def plain_cka_debiased(x: np.ndarray, y: np.ndarray) -> float:
-    def hsic(k: np.ndarray, m: np.ndarray) -> float:
-        n = len(k)
-        k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
-        one = np.ones(n)
-        return float(
-            np.trace(k @ m)
-            + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
-            - 2 / (n - 2) * (one @ k @ m @ one)
-        )
-
-    x, y = x - x.mean(0), y - y.mean(0)
-    k, m = x @ x.T, y @ y.T
-    return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
-
-
-def plain_mutual_knn(x: np.ndarray, y: np.ndarray, k: int = 10) -> float:
-    lists = []
-    for z in (x, y):
-        z = z / np.linalg.norm(z, axis=1, keepdims=True)
-        s = z @ z.T
-        np.fill_diagonal(s, -np.inf)
-        lists.append(np.argsort(-s, axis=1)[:, :k])
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*lists, strict=True)]))
-
-
-PLAIN: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "cka": plain_cka,
-    "cka_debiased": plain_cka_debiased,
-    "mutual_knn": plain_mutual_knn,
+FIELD: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "cka": trace_cka,
+    "cka_debiased": lambda x, y: debiased_of(centred_by_products(x), centred_by_products(y)),
+    "mutual_knn": lambda x, y: shared(neighbours(x, sort=True), neighbours(y, sort=True)),
+}
+CAREFUL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "cka": lambda x, y: cka_of(centred_by_means(x), centred_by_means(y)),
+    "cka_debiased": lambda x, y: debiased_of(centred_by_means(x), centred_by_means(y)),
+    "mutual_knn": lambda x, y: shared(neighbours(x, sort=False), neighbours(y, sort=False)),
 }
 
 
@@ -72,60 +94,182 @@ def best(function: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=1024, help="stimuli")
-    parser.add_argument("-d", type=int, default=768, help="features")
-    parser.add_argument("-m", type=int, default=204, help="representations")
-    parser.add_argument("-k", type=int, default=20, help="permutations")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    rng = np.random.default_rng(0)
-    shared = rng.normal(size=(options.n, 32)).astype(np.float32)
-    xs = [
-        shared @ rng.normal(size=(32, options.d)).astype(np.float32)
-        + rng.normal(size=(options.n, options.d)).astype(np.float32)
-        for _ in range(options.m)
+def representations(m: int, n: int, widths: list[int], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((n, 32), dtype=np.float32)
+    return [
+        common @ rng.standard_normal((32, d), dtype=np.float32)
+        + rng.standard_normal((n, d), dtype=np.float32)
+        for d in (widths[i % len(widths)] for i in range(m))
     ]
-    pairs = options.m * (options.m + 1) // 2
-    print(f"n = {options.n}, d = {options.d}, M = {options.m}, {pairs} pairs, float32")
-    print(f"{'measure':<14}{'all pairs s':>12}{'ms a pair':>11}{'plain ms':>10}{'ratio':>8}")
+
+
+def peak() -> float:
+    """Largest memory of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def all_pairs(m: int, n: int, d: int, repeats: int) -> None:
+    xs = representations(m, n, [d])
+    pairs = m * (m + 1) // 2
+    print(f"\nall pairs, preparation included: n = {n}, d = {d}, M = {m}, {pairs} pairs, float32")
+    print(f"{'measure':<14}{'prepare s':>10}{'compare s':>10}{'ms a pair':>10}"
+          f"{'field ms':>10}{'ratio':>8}{'careful ms':>12}{'ratio':>8}")  # fmt: skip
     for label, spec in SPECS.items():
         one = {label: spec}
+        preparing = best(lambda one=one: [prepare(x, one) for x in xs], repeats)
+        prepared = [prepare(x, one) for x in xs]
+        comparing = best(lambda one=one, p=prepared: score_pairs(p, p, one), repeats)
+        values = score_pairs(prepared, prepared, one)[label].values[0, :PLAIN_PAIRS]
+        each = (preparing + comparing) / pairs
+        line = f"{label:<14}{preparing:>10.2f}{comparing:>10.2f}{1e3 * each:>10.3f}"
+        for way, width in ((FIELD, 10), (CAREFUL, 12)):
+            function = way[label]
+            found = [function(xs[0], xs[i]) for i in range(PLAIN_PAIRS)]
+            if not np.allclose(found, values, atol=2e-3):
+                raise SystemExit(f"{label}: {found} is not {values}")
+            plain = best(lambda f=function: [f(xs[0], x) for x in xs[:PLAIN_PAIRS]], repeats)
+            plain /= PLAIN_PAIRS
+            line += f"{1e3 * plain:>{width}.1f}{plain / each:>7.0f}×"
+        print(line, flush=True)
 
-        def all_pairs(one: dict = one) -> dict:
-            prepared = [prepare(x, one) for x in xs]
-            return score_pairs(prepared, prepared, one)
 
-        seconds = best(all_pairs, options.repeats)
-        values = all_pairs()[label].values
-        found = [PLAIN[label](xs[0], xs[i]) for i in range(PLAIN_PAIRS)]
-        if not np.allclose(found, values[0, :PLAIN_PAIRS], atol=1e-3):
-            raise SystemExit(f"{label}: {found} is not {values[0, :PLAIN_PAIRS]}")
-        plain = (
-            best(
-                lambda f=PLAIN[label]: [f(xs[0], xs[i]) for i in range(PLAIN_PAIRS)],
-                options.repeats,
-            )
-            / PLAIN_PAIRS
-        )
-        each = seconds / pairs
+def product_rate(ms: list[int], n: int, repeats: int) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((4096, 4096), dtype=np.float32)
+    rate = 2 * 4096**3 / best(lambda: a @ a.T.copy(), repeats)
+    print(f"\nfloat32 matrix products here: {rate / 1e9:.0f} GFLOP/s; M² n² operations over that")
+    for m in ms:
+        panel = rng.standard_normal((m, 128 * 128), dtype=np.float32)
+        tiles = (n // 128) * (n // 128 + 1) // 2
+        total = np.zeros((m, m))
+
+        def product(panel: np.ndarray = panel, total: np.ndarray = total, tiles: int = tiles):
+            for _ in range(tiles):
+                total += panel @ panel.T
+
+        seconds = best(product, repeats)
+        print(f"M = {m}: {seconds:.2f} s, {m**2 * n**2 / seconds / rate:.0%}", flush=True)
+
+
+def published_scale(draws: int) -> None:
+    """Vision: 17 encoders with 352 layers; language: 12 with 460; widths 192 to 4096."""
+    layers = 12 * [21] + 5 * [20] + 8 * [38] + 4 * [39]
+    vision = [192, 384, 768, 1024, 1280, 768, 1024, 1536, 768, 1024, 1280, 768, 1024, 1280]
+    language = [1024, 1536, 2048, 1024, 1536, 2048, 2560, 768, 1024, 2048, 3072, 4096]
+    widths = [*vision, 768, 1024, 1280, *language]
+    n, m = 1024, sum(layers)
+    groups = np.repeat(np.arange(len(layers)), layers)
+    wanted = np.triu(np.ones((len(layers), len(layers)), bool), 1)
+    print(f"\nthe published scale: M = {m}, {len(layers)} encoders, n = {n}, three measures")
+    prepared: list[Prepared] = []
+    preparing = 0.0
+    for i, (count, width) in enumerate(zip(layers, widths, strict=True)):
+        xs = representations(count, n, [width], seed=i)  # one encoder's features at a time
+        start = time.perf_counter()
+        prepared += [prepare(x, SPECS) for x in xs]
+        preparing += time.perf_counter() - start
+    start = time.perf_counter()
+    score_pairs(prepared, prepared, SPECS)
+    comparing = time.perf_counter() - start
+    raw = preparing + comparing
+    print(f"prepare {preparing:.1f} s, compare {m * (m + 1) // 2} pairs {comparing:.1f} s")
+    scalars = searching = 0.0
+    for label, spec in SPECS.items():
+        start = time.perf_counter()
+        null = null_of(prepared, prepared, groups, groups, spec)
+        middle = time.perf_counter()
+        draw(null, groups, groups, wanted, draws, seed=0)
+        end = time.perf_counter()
+        scalars, searching = scalars + middle - start, searching + end - middle
+        flagged = flagged_encoders(null, groups, groups, wanted).sum() / wanted.sum()
         print(
-            f"{label:<14}{seconds:>12.2f}{1e3 * each:>11.3f}{1e3 * plain:>10.1f}"
-            f"{plain / each:>7.0f}×"
+            f"null of {label}: scalars {middle - start:.1f} s, {draws} draws for {wanted.sum()} "
+            f"encoder pairs {end - middle:.1f} s, flagged {flagged:.0%}",
+            flush=True,
         )
-    some = [prepare(x, SPECS) for x in xs[:40]]
-    groups = np.repeat(np.arange(4), 10)
-    orders = permutations(options.n, options.k, seed=0)
-    raw = best(lambda: score_pairs(some[:20], some[20:], SPECS), options.repeats)
-    null = best(
-        lambda: permutation_null(some[:20], some[20:], groups[:20], groups[20:] - 2, SPECS, orders),
-        1,
-    )
-    print(
-        f"null by permutation, 20 × 20 layers, three measures: {null / options.k / raw:.2f} raw "
-        f"comparisons a permutation ({options.k} permutations, {null:.1f} s)"
-    )
+    print(f"scalars of every pair {scalars / raw:.0%} of the raw comparison, the maximum over "
+          f"layers {(scalars + searching) / raw:.2f} × it; all {raw + scalars + searching:.0f} s; "
+          f"peak {peak():.1f} GiB")  # fmt: skip
+    x, y = representations(2, n, [1024], seed=99)
+    field = sum(best(lambda f=f: f(x, y), 2) for f in FIELD.values())
+    pairs = m * (m + 1) // 2
+    print(f"pair by pair with 200 permutations, from measured times: "
+          f"{field * pairs * 201 / 86400:.0f} days")  # fmt: skip
+
+
+def growth(repeats: int) -> None:
+    print("\ngrowth of cka, comparison only: seconds = a M n² d + b M² n²")
+    print(f"{'M':>6}{'n':>7}{'d':>6}{'s':>9}{'peak GiB':>10}")
+    rows, seconds = [], []
+    for m, n, d in ((100, 1024, 64), (400, 1024, 64), (1600, 1024, 64), (100, 1024, 768),
+                    (400, 2048, 64), (100, 4096, 256), (64, 8192, 128)):  # fmt: skip
+        spec = {"": SPECS["cka"]}
+        prepared = [prepare(x, spec) for x in representations(m, n, [d])]
+        taken = best(lambda p=prepared, s=spec: score_pairs(p, p, s), min(2, repeats))
+        print(f"{m:>6}{n:>7}{d:>6}{taken:>9.2f}{peak():>10.2f}", flush=True)
+        rows.append((m * n**2 * d, m**2 * n**2))
+        seconds.append(taken)
+    weights = 1 / np.array(seconds)  # relative errors
+    found, *_ = np.linalg.lstsq(np.array(rows) * weights[:, None], np.ones(len(rows)), rcond=None)
+    fitted = np.array(rows) @ found
+    error = np.abs(fitted / seconds - 1).max()
+    print(f"a = {found[0]:.2g}, b = {found[1]:.2g} s an operation; worst fit {error:.0%} off")
+
+
+def preparing_once(repeats: int) -> None:
+    m, n, d = 10, 1024, 256
+    xs = representations(m, n, [d])
+    print(f"\npair by pair: n = {n}, d = {d}, {m * m} ordered pairs; preparing once, or every time")
+    for name in ("procrustes", "cca", "svcca", "pwcca", "linear_regression", "gulp", "jaccard_knn",
+                 "cknna"):  # fmt: skip
+        one = {name: measure_spec(name)}
+        kernel = KERNELS[name]
+        settings = dict(one[name].parameters)
+        for_prepare = {k: settings[k] for k in kernel.prepares}
+        for_compare = {k: v for k, v in settings.items() if k not in kernel.prepares}
+        values = [x.astype(float) for x in xs[:3]]
+
+        def every_time(
+            kernel=kernel, values=values, for_prepare=for_prepare, for_compare=for_compare
+        ) -> None:
+            for y in values[1:]:
+                states = [kernel.prepare(z, **for_prepare) for z in (values[0], y)]
+                kernel.compare(*states, **for_compare)
+
+        def once(one: dict = one) -> None:
+            prepared = [prepare(x, one) for x in xs]
+            score_pairs(prepared, list(reversed(prepared)), one)
+
+        each, ours = best(every_time, repeats) / 2, best(once, 1) / m**2
+        print(f"{name:<18}{1e3 * ours:>9.1f} ms a pair{1e3 * each:>9.1f} ms{each / ours:>7.1f}×",
+              flush=True)  # fmt: skip
+
+
+def permuting() -> None:
+    some = [prepare(x, SPECS) for x in representations(40, 1024, [768])]
+    groups = np.repeat(np.arange(2), 10)
+    orders = permutations(1024, 20, seed=0)
+    raw = best(lambda: score_pairs(some[:20], some[20:], SPECS), 2)
+    null = best(lambda: permutation_null(some[:20], some[20:], groups, groups, SPECS, orders), 1)
+    print(f"\nnull by permutation, 20 × 20 layers, three measures: {null / 20 / raw:.2f} raw "
+          f"comparisons a permutation")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=999)
+    parser.add_argument("--quick", action="store_true", help="only the first two tables")
+    options = parser.parse_args()
+    all_pairs(204, 1024, 768, options.repeats)
+    product_rate([204, 812], 1024, options.repeats)
+    if options.quick:
+        return
+    permuting()
+    preparing_once(options.repeats)
+    published_scale(options.draws)
+    growth(options.repeats)
 
 
 if __name__ == "__main__":

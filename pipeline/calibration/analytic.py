@@ -188,9 +188,10 @@ def draw(
         Aggregate → `(Gx, Gy, K)`; NaN for pairs not wanted or undefined.
     """
     mask = wanted
-    linear_x, linear_y = null.linear_x, null.linear_y
-    orders = None
-    if linear_x is not None:
+    linear_x = linear_y = orders = None
+    if null.linear_x is not None and null.linear_y is not None:
+        # sums of a thousand products each: float32 has digits enough, and is twice as fast
+        linear_x, linear_y = null.linear_x.astype(np.float32), null.linear_y.astype(np.float32)
         orders = permutations(linear_x.shape[1], n_draws, seed)
     of_x = [np.flatnonzero(x_groups == g) for g in range(mask.shape[0])]
     of_y = [np.flatnonzero(y_groups == h) for h in range(mask.shape[1])]

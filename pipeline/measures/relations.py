@@ -214,10 +214,12 @@ def relate(
     InputError
         For Spearman's comparison of more stimuli than a table of ranks can have.
     """
-    kind = np.dtype(dtype)
+    wanted, kind = set(keys), np.dtype(dtype)
+    if not wanted:
+        return {}
     centred = _centred(values, unit)
     found: dict[RelationKey, Relation] = {}
-    for key in keys:
+    for key in wanted:
         if centred is None:
             found[key] = _nothing(len(values), kind)
         elif key[0] == "linear":
