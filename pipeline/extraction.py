@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConsilienceError, InputError, ModelError
-from pipeline.registry import EveryN, ModelSpec
+from pipeline.modelspec import EveryN, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import Source, Tokens, differences, misfit_message
 from pipeline.stimuli import StimulusSet

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from zoo import Zoo
 
 import pipeline
-from pipeline.registry import ModelSpec, load_registry
+from pipeline.modelspec import ModelSpec
+from pipeline.registry import load_registry
 from pipeline.workflow import load_workflow
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,8 @@ from pipeline.extraction import (
     describe,
     extract,
 )
-from pipeline.registry import Checkpoint, Init, ModelSpec, load_registry
+from pipeline.modelspec import Checkpoint, Init, ModelSpec
+from pipeline.registry import load_registry
 from pipeline.sources import get_source
 from pipeline.sources.base import load_checkpoint
 from pipeline.stimuli import StimulusSet
@@ -389,7 +390,7 @@ def test_cache__never_above_the_budget(puts: list[tuple[int, int]]) -> None:
 
 
 def test_cache__put_again() -> None:
-    # BUG pipeline/extraction.py _Cache.put: the bytes of a key that is there already count twice
+    # once wrong: the bytes of a key that is there already count twice
     # (two threads of a worker that miss together), and at last popping an empty cache fails
     held = _Cache(budget=40)
     for _ in range(3):

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline.errors import InputError
-from pipeline.registry import (
-    Checkpoint,
-    EveryN,
-    Init,
-    ModelSpec,
-    Registry,
-    load_registry,
-    models_schema,
-    read_json,
-)
+from pipeline.modelspec import Checkpoint, EveryN, Init, ModelSpec, read_json
+from pipeline.registry import Registry, load_registry, models_schema
 
 SHIPPED = ("models.yaml", "workflows/reference.yaml")
 R18 = "  - source: timm\n    name: resnet18\n"
@@ -79,7 +71,7 @@ def test_model_spec__id_rules(tmp_path: Path, name: str) -> None:
 
 
 def test_model_spec__id_ends_where_the_name_ends(tmp_path: Path) -> None:
-    # BUG pipeline/registry.py _ID and _LABEL: `$` also matches before a last line end; fullmatch
+    # once wrong: `$` also matches before a last line end; fullmatch
     with pytest.raises(InputError, match=r"needs the form SOURCE/NAME"):
         load(tmp_path, f'{R18}    id: "timm/a\\n"\n')
     with pytest.raises(InputError, match=r"the checkpoint label"):
@@ -245,13 +237,13 @@ def test_checkpoint_map__zero_padded_files_keep_their_names(runs: Path) -> None:
 
 
 def test_checkpoint_map__brackets_in_names_are_no_patterns(runs: Path) -> None:
-    # BUG pipeline/registry.py _matches: the parts beside {step} go to glob unescaped
+    # once wrong: the parts beside {step} go to glob unescaped
     (runs / "net[ema]-3.pth").touch()
     assert list(spec(checkpoints="net[ema]-{step}.pth").checkpoint_map()) == ["step3"]
 
 
 def test_checkpoint_map__two_files_of_one_step(runs: Path) -> None:
-    # BUG pipeline/registry.py checkpoint_map: of step-9.pth and step-09.pth one is dropped silently
+    # once wrong: of step-9.pth and step-09.pth one is dropped silently
     (runs / "runs" / "step-09.pth").touch()
     with pytest.raises(InputError, match=r"step-0?9.pth.*step-0?9.pth"):
         spec(checkpoints="runs/step-{step}.pth").checkpoint_map()
@@ -270,7 +262,7 @@ def test_checkpoint_map__template_matches_nothing(runs: Path) -> None:
         spec(checkpoints="empty/{step}.pth").checkpoint_map()
 
 
-# BUG pipeline/registry.py _what_is_there: for nowhere/{step}.pth it lists the folder above
+# once wrong: for nowhere/{step}.pth it lists the folder above
 @pytest.mark.parametrize("template", ["nowhere/step-{step}.pth", "nowhere/{step}.pth"])
 def test_checkpoint_map__template_without_folder(runs: Path, template: str) -> None:
     with pytest.raises(
@@ -579,7 +571,7 @@ def plain_yaml(text: str) -> Any:
     return json.loads(json.dumps(YAML(typ="safe").load(text)))
 
 
-# BUG as in `one_or_many` below: models.yaml writes same_weights_as and initialised_from as one name
+# once wrong: models.yaml writes same_weights_as and initialised_from as one name
 @pytest.mark.parametrize("path", SHIPPED)
 def test_models_schema__accepts_what_is_shipped(path: str) -> None:
     schema = models_schema()
@@ -606,7 +598,7 @@ def test_models_schema__refuses_what_is_wrong(entry: str) -> None:
 
 @pytest.mark.parametrize("key", ["sets", "same_weights_as", "initialised_from"])
 def test_models_schema__one_or_many(key: str) -> None:
-    # BUG pipeline/registry.py models_schema: `sets: a` loads, but an editor marks it as wrong
+    # once wrong: `sets: a` loads, but an editor marks it as wrong
     schema = models_schema()
     value = {"models": [{"source": "timm", "name": "a", key: "timm/b"}]}
     assert schema_faults(schema, value, schema, "") == []

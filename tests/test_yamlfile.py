@@ -234,7 +234,7 @@ def test_validate__fault(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_validate__union_fault_of_a_wrong_kind_inside(tmp_path: Path) -> None:
-    # BUG pipeline/yamlfile.py _essential: a wrong kind *inside* the mapping is reported as the
+    # once wrong: a wrong kind *inside* the mapping is reported as the
     # mapping being wrong ("'either': Input should be a valid string, or a valid integer …")
     message = fault(tmp_path, "name: a\neither:\n  b:\n    size: many\n")
     assert message.startswith("some.yaml, line 4: 'either.b.size': Input should be a valid integer")
@@ -244,7 +244,7 @@ def test_validate__union_fault_of_a_wrong_kind_inside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ["Final", "str", "int", "a[b]"])
 def test_validate__labels_that_look_like_kinds(tmp_path: Path, label: str) -> None:
-    # BUG pipeline/yamlfile.py _in_file: keys of a person's own that begin with a capital, hold a
+    # once wrong: keys of a person's own that begin with a capital, hold a
     # bracket, or are called str or int drop out of the key and of the line
     text = f"name: a\nleaves:\n  b: {{}}\n  {label}: {{siz: 1}}\n"
     assert fault(tmp_path, text).startswith(

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,7 +37,7 @@ from pipeline.calibration.moments import (
     split_scalars,
     u_centred_moments,
 )
-from pipeline.calibration.pearson import PearsonIII
+from pipeline.calibration.pearson import MOST_SKEWED, PearsonIII, from_normal
 from pipeline.calibration.permutation import permutations
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.neighbours import Neighbours
@@ -49,8 +48,6 @@ from pipeline.measures.relations import Relation
 Float64 = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-MOST_SKEWED = 5.0
-"""Skewness up to which the Pearson III distribution is tabulated; beyond, a pair is flagged."""
 KURTOSIS = 1.0
 """A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""
 SHARE = 0.1
@@ -202,7 +199,6 @@ def draw(
     sizes = {(len(of_x[g]), len(of_y[h])) for g, h in np.argwhere(mask)}
     sources = {size: np.random.default_rng([seed, *size]) for size in sorted(sizes)}
     values = {how: np.full((*mask.shape, n_draws), np.nan) for how in AGGREGATES}
-    table = _quantiles()
     for start in range(0, n_draws, BATCH):
         batch = slice(start, min(start + BATCH, n_draws))
         size = batch.stop - batch.start
@@ -226,7 +222,7 @@ def draw(
             )
             with np.errstate(invalid="ignore", divide="ignore"):
                 standard = np.where(deviation[at] > 0, normal / deviation[at], 0.0)
-            scores = _to_pearson(standard, null.skewness[at], table) * deviation[at]
+            scores = from_normal(standard, null.skewness[at]) * deviation[at]
             scores += null.mean[at]
             if linear is not None:
                 scores += linear[(slice(None), *at)]
@@ -297,37 +293,6 @@ def _root(covariance: Float64) -> Float64:
     """Square root of a covariance, which may be singular: layers can be copies of each other."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)))
-
-
-_Z = np.linspace(-6.0, 6.0, 241)
-_G = np.linspace(0.0, MOST_SKEWED, 201)
-
-
-@lru_cache(maxsize=1)
-def _quantiles() -> Float64:
-    """Pearson III quantiles at the normal probabilities of `_Z`, a row for each skewness."""
-    from scipy.special import ndtr
-
-    table = np.empty((len(_G), len(_Z)))
-    for row, skewness in zip(table, _G, strict=True):
-        row[:] = PearsonIII(0.0, 1.0, skewness).isf(ndtr(-_Z))
-    return table
-
-
-def _to_pearson(z: Float64, skewness: Float64, table: Float64) -> Float64:
-    """Carry standard normal values `(K, …)` over to Pearson III of the given skewness `(…)`."""
-    flat = z.reshape(len(z), -1)
-    sign = np.where(skewness.ravel() < 0, -1.0, 1.0)
-    at = np.clip(np.abs(skewness.ravel()), 0.0, MOST_SKEWED) / (_G[1] - _G[0])
-    low = np.minimum(at.astype(np.intp), len(_G) - 2)
-    rows = table[low] + (at - low)[:, None] * (table[low + 1] - table[low])
-    place = (np.clip(flat * sign, _Z[0], _Z[-1]) - _Z[0]) / (_Z[1] - _Z[0])
-    left = np.minimum(place.astype(np.intp), len(_Z) - 2)
-    index = left + np.arange(len(rows)) * len(_Z)
-    values = rows.ravel()
-    below = values[index]
-    found = sign * (below + (place - left) * (values[index + 1] - below))
-    return np.asarray(found.reshape(z.shape))
 
 
 def _dense_null(

@@ -1,45 +1,27 @@
 """Exact moments of a relational similarity under random permutations of the stimuli.
 
-Of S = Σ_ij a_ij b_π(i)π(j), π uniform, the k-th moment expands into sums over k edges. Sort these
-by which ends of edges coincide, a partition σ of the 2k ends into m vertices; then π takes the m
-vertices of a to any m of b alike:
-
-    E[S^k] = Σ_σ p_σ(a) p_σ(b) / (n)_m,    (n)_m = n(n−1)…(n−m+1),
-
-with p_σ the sum over *distinct* vertices. By Möbius inversion on the lattice of partitions,
-
-    p_σ = Σ_{τ ≥ σ} μ(σ, τ) P_τ,    μ = ∏ over vertices of τ of (−1)^(s−1) (s−1)!,
-
-where s vertices of σ become that one of τ, and P_τ is the sum over *free* vertices. For a relation
-whose rows sum to zero nearly all P vanish: wherever a vertex has but one end. The few that are left
-are *graphs*, written here as their edges (``"ab bc ca"`` is Σ_abc a_ab a_bc a_ca = tr A³), and the
-moment is a small bilinear form in their sums, the same for all pairs of relations. So what is known
-of one representation is a handful of scalars, and M² pairs take two small matrix products.
-
-The forms are derived as said above, in exact arithmetic, on first use (the fourth moment takes a
-quarter of a second), and hold for every n of at least 4.
+Of S = Σ_ij a_ij b_π(i)π(j), π uniform, the moments are small bilinear forms in a few sums over each
+relation, the same forms for all pairs (see `pipeline.calibration.graphs`). So what is known of one
+representation is a handful of scalars, and M² pairs take two small matrix products. They are exact
+for every n of at least 4.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
-from functools import cache, lru_cache
-from itertools import pairwise, permutations, product
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from scipy import sparse
 
+from pipeline.calibration.graphs import pair_up
 from pipeline.errors import InputError
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
-Edges = tuple[tuple[Any, ...], ...]
 
 ROWS = 256
 """Rows of A² that are held at a time."""
@@ -253,8 +235,8 @@ def u_centred_moments(
     """
     _check_stimuli(n)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
-    third = _pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    fourth = _pair_up(
+    third = pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
+    fourth = pair_up(
         U_CENTRED_FOURTH,
         n,
         *((s.cycles, s.squares**2, s.energies, s.chords, s.fourths) for s in (xs, ys)),
@@ -384,10 +366,10 @@ def biased_moments(
     mean = np.outer(xs.constants, ys.constants)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
     variance += np.outer(xs.linear_squares, ys.linear_squares) / (n - 1)
-    third = _pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    third += 3 * _pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
-    third += 3 * _pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
-    third += _pair_up(("a a a",), n, *((s.linear_cubes,) for s in (xs, ys)))
+    third = pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
+    third += 3 * pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
+    third += 3 * pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
+    third += pair_up(("a a a",), n, *((s.linear_cubes,) for s in (xs, ys)))
     return mean, variance, third
 
 
@@ -492,7 +474,7 @@ def neighbour_moments(
         neighbour_weights(n), _own_grams(n, xs), _own_grams(n, ys), strict=True
     ):
         variance += weight * np.outer(x, y)
-    third = _pair_up(NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True)
+    third = pair_up(NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True)
     return mean, variance, third
 
 
@@ -631,100 +613,6 @@ def _both_halves(x: Float64, y: Float64) -> float:
     height = len(x)
     own = float(np.vdot(x[:, :height], y[:, :height]))
     return own + 2 * float(np.vdot(x[:, height:], y[:, height:]))
-
-
-# Bilinear forms
-
-
-def _pair_up(
-    graphs: tuple[str, ...],
-    n: int,
-    xs: Sequence[Float64],
-    ys: Sequence[Float64],
-    *,
-    directed: bool = False,
-) -> Float64:
-    """E[∏ over edges] for all pairs, `(Mx, My)`, from the graphs' sums `(Mx,)` and `(My,)`."""
-    return np.asarray(np.stack(xs, axis=1) @ _form(graphs, int(n), directed) @ np.stack(ys))
-
-
-@lru_cache(maxsize=64)
-def _form(graphs: tuple[str, ...], n: int, directed: bool) -> Float64:
-    """Coefficients of the products of graphs' sums for n stimuli, exact until the last rounding."""
-    form = [[Fraction(0)] * len(graphs) for _ in graphs]
-    for n_vertices, table in _tables(graphs, directed).items():
-        if n_vertices > n:
-            continue  # there are no so many distinct stimuli
-        for row, counts in zip(form, table, strict=True):
-            for j, count in enumerate(counts):
-                row[j] += Fraction(count, math.perm(n, n_vertices))
-    return np.array([[float(value) for value in row] for row in form])
-
-
-@cache
-def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]]]:
-    """Σ over partitions σ into m vertices of the products of graphs' coefficients, by m.
-
-    An edge of one letter is a factor with one index, such as d_i. Graphs that are not among
-    `graphs` have sum zero.
-    """
-    sizes = [len(edge) for edge in graphs[0].split()]
-    cuts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    places = {_canonical(tuple(map(tuple, g.split())), directed): i for i, g in enumerate(graphs)}
-    largest = max(len(set(g) - {" "}) for g in graphs)
-    coefficients: dict[tuple[int, ...], list[int]] = defaultdict(lambda: [0] * len(graphs))
-    for merged in _partitions(cuts[-1]):
-        if max(merged) >= largest:
-            continue
-        edges = tuple(merged[i:j] for i, j in pairwise(cuts))
-        place = places.get(_canonical(tuple(sorted(edges)), directed))
-        if place is None:
-            continue
-        for split, mobius in _refinements(merged):
-            coefficients[split][place] += mobius
-    tables: dict[int, list[list[int]]] = {}
-    for split, values in coefficients.items():
-        table = tables.setdefault(max(split) + 1, [[0] * len(graphs) for _ in graphs])
-        for row, x in zip(table, values, strict=True):
-            for j, y in enumerate(values):
-                row[j] += x * y
-    return tables
-
-
-def _partitions(size: int) -> Iterator[tuple[int, ...]]:
-    """Set partitions of `range(size)`: the block of each element, blocks in order of appearance."""
-    if size == 0:
-        yield ()
-        return
-    for first in _partitions(size - 1):
-        for block in range(max(first, default=-1) + 2):
-            yield (*first, block)
-
-
-def _refinements(merged: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """All partitions that refine one, with the Möbius function of the two."""
-    blocks = [[i for i, b in enumerate(merged) if b == block] for block in range(max(merged) + 1)]
-    for parts in product(*(list(_partitions(len(block))) for block in blocks)):
-        labels: list[tuple[int, int]] = [(0, 0)] * len(merged)
-        mobius = 1
-        for number, (block, part) in enumerate(zip(blocks, parts, strict=True)):
-            mobius *= (-1) ** max(part) * math.factorial(max(part))
-            for element, label in zip(block, part, strict=True):
-                labels[element] = (number, label)
-        names: dict[tuple[int, int], int] = {}
-        yield tuple(names.setdefault(label, len(names)) for label in labels), mobius
-
-
-@cache
-def _canonical(edges: Edges, directed: bool) -> Edges:
-    """Name vertices so that graphs that differ in names only become the same."""
-    vertices = sorted({vertex for edge in edges for vertex in edge})
-    candidates = []
-    for order in permutations(range(len(vertices))):
-        names = dict(zip(vertices, order, strict=True))
-        renamed = [tuple(names[vertex] for vertex in edge) for edge in edges]
-        candidates.append(tuple(sorted(e if directed else tuple(sorted(e)) for e in renamed)))
-    return min(candidates)
 
 
 # Checks

@@ -14,12 +14,16 @@ the expansion is evaluated here, from z/√a itself. It ends in the normal distr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 Float64 = NDArray[np.float64]
+
+MOST_SKEWED = 5.0
+"""Skewness up to which quantiles are tabulated."""
 
 LARGE_SHAPE = 4e4
 """Shape a above which two terms of Temme's expansion are good to 1e-8."""
@@ -225,3 +229,46 @@ def _inverted_expansion(p: Float64, g: Float64, upper: NDArray[np.bool_]) -> Flo
     with np.errstate(divide="ignore"):
         end = np.where(upper, np.inf, -2 / g)
     return np.where(some, z, end)
+
+
+_Z = np.linspace(-6.0, 6.0, 241)
+_G = np.linspace(0.0, MOST_SKEWED, 201)
+
+
+@lru_cache(maxsize=1)
+def _quantiles() -> Float64:
+    """Pearson III quantiles at the normal probabilities of `_Z`, a row for each skewness."""
+    table = np.empty((len(_G), len(_Z)))
+    for row, skewness in zip(table, _G, strict=True):
+        row[:] = PearsonIII(0.0, 1.0, skewness).isf(special.ndtr(-_Z))
+    return table
+
+
+def from_normal(z: Float64, skewness: Float64) -> Float64:
+    """Carry standard normal values over to standardised Pearson III distributions.
+
+    Parameters
+    ----------
+    z
+        `(K, ...)`; beyond ±6 they are taken for ±6.
+    skewness
+        `(...)`; beyond ±`MOST_SKEWED` it is taken for that.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(K, ...)`: values at the same probabilities, interpolated in a table to about 1e-3.
+    """
+    table = _quantiles()
+    flat = z.reshape(len(z), -1)
+    sign = np.where(skewness.ravel() < 0, -1.0, 1.0)
+    at = np.clip(np.abs(skewness.ravel()), 0.0, MOST_SKEWED) / (_G[1] - _G[0])
+    low = np.minimum(at.astype(np.intp), len(_G) - 2)
+    rows = table[low] + (at - low)[:, None] * (table[low + 1] - table[low])
+    place = (np.clip(flat * sign, _Z[0], _Z[-1]) - _Z[0]) / (_Z[1] - _Z[0])
+    left = np.minimum(place.astype(np.intp), len(_Z) - 2)
+    index = left + np.arange(len(rows)) * len(_Z)
+    values = rows.ravel()
+    below = values[index]
+    found = sign * (below + (place - left) * (values[index + 1] - below))
+    return np.asarray(found.reshape(z.shape))

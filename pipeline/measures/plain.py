@@ -20,9 +20,11 @@ def similarity(
 ) -> float:
     """Compute how alike two representations of the same stimuli are.
 
-    The score is ``⟨R(x), R(y)⟩ / sqrt(⟨R(x), R(x)⟩ ⟨R(y), R(y)⟩)`` with R the n × n relation of the
-    measure: the doubly centred Gram matrix (``cka``), the U-centred one (``cka_debiased``), or the
-    0/1 indicator of nearest neighbours (``mutual_knn``).
+    For relational measures the score is ``⟨R(x), R(y)⟩ / sqrt(⟨R(x), R(x)⟩ ⟨R(y), R(y)⟩)`` with R
+    the n × n relation of the measure: the doubly centred Gram matrix (``cka``), the U-centred one
+    (``cka_debiased``), centred kernels, distances or dissimilarities, or the 0/1 indicator of
+    nearest neighbours (``mutual_knn``). What the others are, `list_measures` and ``consilience
+    measures NAME`` say.
 
     Parameters
     ----------
@@ -37,8 +39,8 @@ def similarity(
     Returns
     -------
     float
-        Higher is more alike; the range is in the measure's record. 1 if `x` and `y` are the same,
-        up to rounding.
+        Higher is more alike; the range is in the measure's record. Of relational measures 1 if `x`
+        and `y` are the same, up to rounding.
 
     Raises
     ------

@@ -25,11 +25,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from pipeline.errors import InputError
 from pipeline.measures.checks import is_constant
+from pipeline.measures.dissimilarity import check_rankable, ranked, unit_rows
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -39,8 +38,6 @@ ROWS = 512
 """Rows and columns of the blocks in which sums over one representation are made."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
-RANKED = 8192
-"""Most stimuli whose pairs are ranked: tables of 512 MiB."""
 
 RelationKey = tuple[str | float, ...]
 """What distinguishes relations: ``("linear",)``, ``("rbf", bandwidth)``, ``("distance",)``,
@@ -303,49 +300,16 @@ def _of_dissimilarities(
     if dissimilarity == "euclidean":
         entries = Distances(centred, np.einsum("ij,ij->i", centred, centred))
     else:
-        units = _unit_rows(values, centre=dissimilarity == "correlation")
+        units = unit_rows(values, centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
         units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
         bias = units @ mean
         entries = Products(units if comparison == "spearman" else units.astype(kind))
     if comparison == "spearman":
-        entries, bias = Table(_ranks(entries, bias, n)), np.zeros(n)
+        check_rankable(n)
+        table = np.asarray(entries.block(slice(0, n), slice(0, n)), dtype=np.float64)
+        entries, bias = Table(ranked(table + bias[:, None] + bias)), np.zeros(n)
     return _with_norms(_assembled(entries, kind, _row_sums(entries, n), None, bias))
-
-
-def _unit_rows(values: Float64, *, centre: bool) -> Float64:
-    """Rows of unit length, each less its own mean if asked; rows of zeros stay so."""
-    largest = np.abs(values).max(axis=1, keepdims=True)
-    rows: Float64 = values / np.maximum(largest, np.finfo(float).tiny)
-    if centre:
-        rows -= rows.mean(axis=1, keepdims=True)
-        # A constant row, whose mean was not quite that constant.
-        rows[np.abs(rows).max(axis=1) <= 4 * np.finfo(float).eps] = 0.0
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    np.divide(rows, norms, out=rows, where=norms > 0)
-    return rows
-
-
-def _ranks(entries: Entries, bias: Float64, n: int) -> Float64:
-    """Ranks of the entries above the diagonal, ties averaged, scaled to ±1; `(n, n)`."""
-    if n > RANKED:
-        raise InputError(
-            f"rsa with comparison='spearman' ranks all pairs of stimuli at once, and {n} stimuli "
-            f"have too many. Compare a subset of at most {RANKED}, or use comparison='pearson'."
-        )
-    everyone = slice(0, n)
-    table = np.asarray(entries.block(everyone, everyone), dtype=np.float64)
-    table += bias[:, None]
-    table += bias
-    above = np.triu_indices(n, k=1)
-    flat = table[above]
-    # Entries that differ by their rounding are ties.
-    unit = np.ldexp(np.finfo(float).eps, 7 + int(np.frexp(np.abs(flat).max())[1]))
-    ranks = scipy.stats.rankdata(np.round(flat / unit))
-    table[...] = 0.0
-    table[above] = (2.0 * ranks - len(ranks) - 1.0) / len(ranks)
-    table.T[above] = table[above]
-    return table
 
 
 def _row_sums(entries: Entries, n: int) -> Float64:

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, ModelError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.registry import Checkpoint, ModelSpec
+    from pipeline.modelspec import Checkpoint, ModelSpec
 
 
 @dataclass(frozen=True)

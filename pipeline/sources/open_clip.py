@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from pipeline.registry import Checkpoint, ModelSpec
+    from pipeline.modelspec import Checkpoint, ModelSpec
 
 _SHIPPED = frozenset(open_clip.list_models())
 

@@ -22,7 +22,7 @@ from pipeline.yamlfile import did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.registry import Checkpoint, ModelSpec
+    from pipeline.modelspec import Checkpoint, ModelSpec
 
 
 class TimmSource:

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import InputError
-from pipeline.registry import Entry, ModelSpec, load_registry
+from pipeline.modelspec import ModelSpec
+from pipeline.registry import Entry, load_registry
 from pipeline.stimuli import StimuliSpec
 from pipeline.yamlfile import Document, Location, Spec, validate
 

@@ -12,7 +12,7 @@ import zarr
 
 from pipeline.cluster import Task
 from pipeline.errors import InputError, ModelError
-from pipeline.registry import Checkpoint, ModelSpec
+from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk

@@ -12,7 +12,15 @@ from rsatoolbox.rdm import compare as rsa_compare
 from scipy.spatial.distance import pdist, squareform
 
 from pipeline.errors import InputError
-from pipeline.measures import compare, measure_spec, prepare, relations, score_pairs, similarity
+from pipeline.measures import (
+    compare,
+    dissimilarity,
+    measure_spec,
+    prepare,
+    relations,
+    score_pairs,
+    similarity,
+)
 
 CHOICES = [
     ("cka_rbf", {"estimator": "biased"}),
@@ -99,16 +107,16 @@ def test_permuted__equals_preparing_again(name, parameters):
 
 def test_rsa__equals_rsatoolbox():
     x, y = reference.digits_layers()
-    for method, dissimilarity in (("correlation", "correlation"), ("euclidean", "squared")):
+    # ranks of distances are ranks of their squares, which rsatoolbox takes
+    for method, ours, theirs in (
+        ("correlation", "pearson", "corr"),
+        ("correlation", "spearman", "spearman"),
+        ("euclidean", "spearman", "spearman"),
+    ):
         rdms = [calc_rdm(Dataset(z), method=method) for z in (x, y)]
-        for ours, theirs in (("pearson", "corr"), ("spearman", "spearman")):
-            expected = rsa_compare(*rdms, method=theirs)[0, 0]
-            if dissimilarity == "correlation":
-                found = similarity(x, y, "rsa", dissimilarity=dissimilarity, comparison=ours)
-                assert found == pytest.approx(expected, abs=1e-9)
-            elif ours == "spearman":  # ranks of distances are ranks of their squares
-                found = similarity(x, y, "rsa", dissimilarity="euclidean", comparison=ours)
-                assert found == pytest.approx(expected, abs=1e-9)
+        expected = rsa_compare(*rdms, method=theirs)[0, 0]
+        found = similarity(x, y, "rsa", dissimilarity=method, comparison=ours)
+        assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_rsa__euclidean_equals_the_correlation_of_scipys_distances():
@@ -175,7 +183,7 @@ def test_similarity__too_few_stimuli(name, parameters):
 
 
 def test_rsa__too_many_to_rank(monkeypatch):
-    monkeypatch.setattr(relations, "RANKED", 10)
+    monkeypatch.setattr(dissimilarity, "RANKED", 10)
     x = np.random.default_rng(0).normal(size=(11, 4))
     with pytest.raises(InputError, match=r"11 stimuli have too many\. Compare a subset of at most"):
         similarity(x, x, "rsa", comparison="spearman")

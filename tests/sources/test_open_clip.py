@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
-from pipeline.registry import Checkpoint, Init, ModelSpec
+from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.sources.open_clip import SOURCE
 from pipeline.training.vocabulary import write_merges
@@ -156,7 +156,7 @@ def test_image__stages_of_a_resnet(folder: Path) -> None:
 
 
 def test_image__trunk_of_timm(folder: Path) -> None:
-    # BUG pipeline/sources/open_clip.py intermediates: asking a CNN of timm's for extra tokens is a
+    # once wrong: asking a CNN of timm's for extra tokens is a
     # TypeError (convnext_base_w and every other ConvNeXt CLIP, MobileCLIP-S1, …)
     chosen = spec(folder, "timm")
     model = random_model(chosen)
@@ -217,7 +217,7 @@ TEXTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "eos": ({"pool_type": "eos", "eos_id": 5}, {"custom_text": True}),
     "eos_clip": ({"pool_type": "eos", "eos_id": 5}, {}),
     "last_clip": ({"pool_type": "last"}, {}),
-    # BUG pipeline/sources/open_clip.py intermediates: CoCa reads out an appended class token
+    # once wrong: CoCa reads out an appended class token
     # (`text_intermediates_suffix`), and the end-of-text token is taken
     "class_token": ({"embed_cls": True, "pad_id": 0}, {"custom_text": True}),
 }
@@ -252,7 +252,7 @@ def test_text__other_pools_leave_padding_out(folder: Path, pool: str) -> None:
 
 
 def test_text__mean_where_the_first_token_is_read(folder: Path) -> None:
-    # BUG pipeline/sources/open_clip.py intermediates: the mask ends where the read-out is, so that
+    # once wrong: the mask ends where the read-out is, so that
     # with pool_type: first the mean is over the first token alone
     chosen = spec(folder, text=TEXTS["first"][0], top=TEXTS["first"][1], pool="mean")
     model, tokens = random_model(chosen), tokens_of(chosen)
@@ -262,7 +262,7 @@ def test_text__mean_where_the_first_token_is_read(folder: Path) -> None:
 
 
 def test_text__finer_layers_pool_as_blocks_do(folder: Path) -> None:
-    # BUG pipeline/extraction.py __call__: hooked layers of a text tower are averaged over padding
+    # once wrong: hooked layers of a text tower are averaged over padding
     chosen = spec(folder, layers=["blocks.0", "resblocks.1.ln_1"])
     model, tokens = random_model(chosen), tokens_of(chosen)
     found = Tap(chosen, model, "text")(tokens)
@@ -315,7 +315,7 @@ def test_describe__published_figures() -> None:
 
 
 def test_describe__decoder_is_no_part_of_the_text_tower() -> None:
-    # BUG pipeline/sources/open_clip.py count_parameters: CoCa's decoder counts as text tower (139M)
+    # once wrong: CoCa's decoder counts as text tower (139M)
     chosen = ModelSpec(source="open_clip", name="coca_ViT-B-32", pretrained="laion2b_s13b_b90k")
     text = describe(chosen)["text"]
     assert text.n_parameters + text.n_embedding_parameters == pytest.approx(63.56e6, rel=1e-2)
@@ -356,7 +356,7 @@ def test_check__quick_gelu_architecture_with_plain_weights(monkeypatch: pytest.M
 
 
 def test_check__remedy_is_another_name() -> None:
-    # BUG pipeline/sources/open_clip.py _check_tag: roberta-ViT-B-32 is told to use
+    # once wrong: roberta-ViT-B-32 is told to use
     # roberta-ViT-B-32 (its configuration says quick_gelu, its tag does not; there is no other)
     for name in open_clip.list_models():
         for tag in open_clip.list_pretrained_tags_by_model(name):
@@ -404,7 +404,7 @@ def known_architectures() -> Iterator[None]:
 
 @pytest.mark.usefixtures("known_architectures")
 def test_check__config_under_a_name_of_open_clips_own(folder: Path) -> None:
-    # BUG pipeline/sources/open_clip.py _register: a config named RN50 replaces open_clip's RN50 for
+    # once wrong: a config named RN50 replaces open_clip's RN50 for
     # every other entry of the registry; refuse such a name
     own = open_clip.get_model_config("RN50")
     shadow = spec(folder, id="open_clip/a").model_copy(update={"name": "RN50"})

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
-from pipeline.registry import Checkpoint, Init, ModelSpec
+from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import differences, load_checkpoint, seeded_build
 from pipeline.sources.timm import SOURCE
@@ -257,7 +257,7 @@ def test_tap__layer_that_is_not_reached() -> None:
 
 
 def test_tap__hooked_channels_last() -> None:
-    # BUG pipeline/extraction.py _keep/_pool: a hooked (batch, height, width, channels) is pooled
+    # once wrong: a hooked (batch, height, width, channels) is pooled
     # over width and channels, and rows of pixels come out as features
     chosen = spec("swin", layers=["layers.0.blocks.0"])
     model = random_model(chosen)
@@ -267,7 +267,7 @@ def test_tap__hooked_channels_last() -> None:
 
 
 def test_tap__hooked_rows_that_are_not_stimuli() -> None:
-    # BUG pipeline/extraction.py _keep: windows pass for stimuli (48 rows of a batch of 3)
+    # once wrong: windows pass for stimuli (48 rows of a batch of 3)
     chosen = spec("swin", layers=["layers.0.blocks.0.attn"])
     with pytest.raises(
         ModelError, match=r"layers layers.0.blocks.0.attn gave no output of one row"
@@ -276,7 +276,7 @@ def test_tap__hooked_rows_that_are_not_stimuli() -> None:
 
 
 def test_tap__hooked_class_token() -> None:
-    # BUG pipeline/extraction.py __call__: `auto` is the class token for blocks, yet the mean over
+    # once wrong: `auto` is the class token for blocks, yet the mean over
     # all tokens, that one included, for hooked layers of the same model
     chosen = spec("vit", layers=["blocks.0", "blocks.1.norm1"])
     model = random_model(chosen)
@@ -390,7 +390,7 @@ def test_build__wrong_arguments() -> None:
 
 
 def test_build__arguments_that_do_not_go_together() -> None:
-    # BUG pipeline/sources/timm.py _create: an IndexError of timm's gets through as it is
+    # once wrong: an IndexError of timm's gets through as it is
     arguments = {"patch_size": 2, "depths": [1, 1], "dims": [6, 8]}
     with pytest.raises(ModelError, match=r"timm cannot build convnext_atto with arguments"):
         describe(spec("convnext", arguments=arguments))
@@ -442,7 +442,7 @@ def test_load__published(created: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def test_load__another_tag(created: list[tuple[str, dict[str, Any]]]) -> None:
-    # BUG pipeline/sources/timm.py load and check: a checkpoint's `pretrained` is passed over, and
+    # once wrong: a checkpoint's `pretrained` is passed over, and
     # the entry's own weights are loaded under the other's name
     chosen = ModelSpec(
         source="timm",

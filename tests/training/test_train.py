@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, ModelError
-from pipeline.registry import Checkpoint, ModelSpec
+from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.training import (

@@ -1,0 +1,329 @@
+"""One entry of the registry: a frozen model spec, and every check on it that needs no model.
+
+One id is one recipe: architecture, arguments, preprocessing, layers, pooling, precision. A
+recipe's digest is stored with the activations, so that a changed recipe is noticed.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.errors import InputError
+from pipeline.yamlfile import OneOrMany, Spec, did_you_mean
+
+Tower = Literal["image", "text"]
+
+_ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_STEP = "{step}"
+_LOCAL = "local-dir:"
+# keys that describe or select a model but do not change its activations
+_NOT_RECIPE = {
+    "id",
+    "family",
+    "sets",
+    "metadata",
+    "checkpoints",
+    "training",
+    "towers",
+    "same_weights_as",
+    "initialised_from",
+}
+
+
+class Init(Spec):
+    """Random initialisation."""
+
+    seed: int = 0
+    """Seed of torch's generator when the architecture is built."""
+
+
+class Checkpoint(Spec):
+    """Where one checkpoint's weights come from; `{}` means the published ones."""
+
+    init: Init | None = None
+    """Freshly initialised weights."""
+    file: str | None = None
+    """A checkpoint file: safetensors, or timm's or open_clip's own format."""
+    pretrained: str | None = None
+    """A pretrained tag other than the entry's own."""
+    revision: str | None = None
+    """A revision of the hub repository."""
+    step: int | None = Field(default=None, ge=0)
+    """The training step, 0 at initialisation."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [k for k in ("init", "file", "pretrained") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: keep one of them.")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """`init`, `file` or `pretrained`."""
+        return "init" if self.init else "file" if self.file else "pretrained"
+
+    def absolute(self) -> Self:
+        """Return the checkpoint with an absolute path."""
+        if self.file is None:
+            return self
+        return self.model_copy(update={"file": str(Path(self.file).absolute())})
+
+
+class EveryN(Spec):
+    """Every n-th block, counted from the last."""
+
+    every: int = Field(ge=1)
+    """1 takes every block; 2 the last, the last but two, and so on."""
+
+
+class Preprocessing(Spec):
+    """How an image becomes a model's input, where the model's own configuration is not meant."""
+
+    input_size: int | None = Field(default=None, ge=1)
+    """Side of the square input in pixels."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, on pixels in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, on pixels in [0, 1]."""
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
+    """Resampling filter."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Part of the resized image that the centre crop keeps."""
+
+
+class ModelSpec(Spec):
+    """One registry entry."""
+
+    source: Literal["timm", "open_clip"]
+    """The library that builds the model."""
+    name: str
+    """Architecture, for timm with its pretrained tag (`resnet50.a1_in1k`)."""
+    pretrained: str | None = None
+    """open_clip's pretrained tag."""
+    id: str = ""
+    """Defaults to `SOURCE/NAME` or `SOURCE/NAME.PRETRAINED`."""
+    config: str | None = None
+    """open_clip: a JSON file with the architecture, for one that the library does not know."""
+    family: str | None = None
+    """Groups models for analysis and for statistics; defaults to the id."""
+    sets: OneOrMany = ()
+    """Named selections that this model belongs to."""
+    towers: tuple[Tower, ...] = ()
+    """Defaults to image for timm, to image and text for open_clip."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed to `timm.create_model` or `open_clip.create_model`."""
+    checkpoints: str | dict[str, Checkpoint] = Field(default_factory=dict)
+    """A file template with {step}, or a map label → checkpoint; default: the published weights."""
+    layers: Literal["blocks", "all", "last"] | EveryN | str | tuple[str, ...] = "blocks"
+    """blocks | all | last | {every: n} | a list of names | a glob."""
+    pool: Literal["auto", "cls", "mean", "max", "flatten"] = "auto"
+    """How tokens or positions become one vector."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast of the forward pass."""
+    preprocessing: Preprocessing = Preprocessing()
+    """Overrides of the model's own preprocessing."""
+    metadata: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """What is known of the model: objective, training_data, samples_seen, …"""
+    training: dict[str, Any] | None = None
+    """How this project trains it (reference models only)."""
+    same_weights_as: OneOrMany = ()
+    """Entries that hold the same weights under another name."""
+    initialised_from: OneOrMany = ()
+    """Entries whose weights this training began from."""
+
+    @field_validator("checkpoints", mode="after")
+    @classmethod
+    def _checkpoint_labels(cls, value: str | dict[str, Checkpoint]) -> str | dict[str, Checkpoint]:
+        if isinstance(value, str):
+            if value.count(_STEP) != 1:
+                raise ValueError(
+                    f"the template {value!r} needs {_STEP} exactly once, where the number of the "
+                    "step stands in the file names."
+                )
+            return value
+        for label in value:
+            _check_label(label)
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not {"source", "name"} <= values.keys():
+            return values
+        values = dict(values)
+        if not values.get("id"):
+            name = ".".join(
+                str(v) for v in (values["name"], values.get("pretrained")) if v is not None
+            )
+            values["id"] = f"{values['source']}/{re.sub(r'[/:]', '--', name)}"
+        if not values.get("towers"):
+            values["towers"] = ["image"] if values["source"] == "timm" else ["image", "text"]
+        values.setdefault("family", values["id"])
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not _ID.fullmatch(self.id):
+            raise ValueError(
+                f"the id {self.id!r} needs the form SOURCE/NAME with one slash and a NAME of "
+                "letters, digits, dots, dashes and underscores. Set `id:` to one."
+            )
+        if self.source == "timm":
+            if self.pretrained is not None:
+                raise ValueError(
+                    f"timm names carry their tag: write name: {self.name}.{self.pretrained}, "
+                    "without `pretrained`."
+                )
+            if self.towers != ("image",):
+                raise ValueError("timm models have one tower: towers: [image].")
+            if self.config is not None:
+                raise ValueError("`config` is for open_clip; use `arguments` with timm.")
+        return self
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that changes the activations, JSON-able."""
+        recipe = self.model_dump(mode="json", exclude=_NOT_RECIPE)
+        if self.config is not None:
+            recipe["config"] = self.architecture
+        if self.vocabulary is not None and self.vocabulary.is_file():
+            recipe["vocabulary"] = hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
+        return recipe
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The content of `config:`; empty where there is none."""
+        if self.config is None:
+            return {}
+        content: dict[str, Any] = read_json(self.config, f"model {self.id}")
+        return content
+
+    @property
+    def vocabulary(self) -> Path | None:
+        """The tokenizer's merges, which a `config:` names relative to itself."""
+        text = self.architecture.get("text_cfg", {})
+        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
+        if self.config is None or path is None:
+            return None
+        return (Path(self.config).parent / path).resolve()
+
+    @property
+    def folder(self) -> Path | None:
+        """open_clip: the folder that a name `local-dir:FOLDER` means."""
+        if self.source == "open_clip" and self.name.startswith(_LOCAL):
+            return Path(self.name.removeprefix(_LOCAL))
+        return None
+
+    def absolute(self) -> Self:
+        """Return the spec with absolute paths, for a process that stands in another folder."""
+        changes: dict[str, Any] = {}
+        if self.config is not None:
+            changes["config"] = str(Path(self.config).absolute())
+        if self.folder is not None:
+            changes["name"] = f"{_LOCAL}{self.folder.absolute()}"
+        return self.model_copy(update=changes)
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def checkpoint_map(self, planned_steps: Sequence[int] = ()) -> dict[str, Checkpoint]:
+        """Return label → checkpoint: of a template by step, of a map in its own order.
+
+        Parameters
+        ----------
+        planned_steps
+            Steps that a training stage will still write; they stand in for files not there yet.
+
+        Raises
+        ------
+        InputError
+            Where a template matches no file and nothing is planned, or a file is missing.
+        """
+        if isinstance(self.checkpoints, dict):
+            if not self.checkpoints:
+                return {"pretrained": Checkpoint()}
+            for label, checkpoint in self.checkpoints.items():
+                if checkpoint.file and not Path(checkpoint.file).is_file():
+                    near = did_you_mean(Path(checkpoint.file).name, _names_beside(checkpoint.file))
+                    raise InputError(
+                        f"model {self.id}, checkpoint {label}: there is no file "
+                        f"{checkpoint.file} (paths are relative to {Path.cwd()})."
+                        f"{near}"
+                    )
+            return dict(self.checkpoints)
+        steps: dict[int, str] = {}
+        for file, step in _matches(self.checkpoints):
+            if step in steps:
+                raise InputError(
+                    f"model {self.id}: {steps[step]} and {file} are both step {step}. Remove one, "
+                    "or name the checkpoints one by one (a map of label → {file: …, step: …})."
+                )
+            steps[step] = file
+        for step in planned_steps:
+            steps.setdefault(step, self.checkpoints.replace(_STEP, str(step)))
+        if not steps:
+            raise InputError(
+                f"model {self.id}: the template {self.checkpoints} matches no file (paths are "
+                f"relative to {Path.cwd()}; {_STEP} stands for digits). "
+                + _what_is_there(self.checkpoints)
+            )
+        return {f"step{s}": Checkpoint(file=steps[s], step=s) for s in sorted(steps)}
+
+
+def read_json(path: str | Path, about: str) -> Any:
+    """Read a JSON file that a spec names."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{about}: there is no file {path}.") from None
+    except ValueError as error:
+        raise InputError(f"{about}: {path} is not JSON: {error}.") from None
+
+
+def _check_label(label: str) -> None:
+    if not _LABEL.fullmatch(label):
+        raise ValueError(
+            f"the checkpoint label {label!r} may only have letters, digits, dots, dashes and "
+            "underscores, because it becomes part of a name in the store."
+        )
+
+
+def _matches(template: str) -> list[tuple[str, int]]:
+    path = Path(template)
+    at = next(i for i, part in enumerate(path.parts) if _STEP in part)
+    pattern = re.compile(
+        re.escape(path.as_posix()).replace(re.escape(_STEP), r"(?P<step>\d+)") + "$"
+    )
+    root = Path(*path.parts[:at]) if at else Path()
+    pieces = (part.split(_STEP) for part in path.parts[at:])
+    wildcards = "/".join("*".join(glob.escape(piece) for piece in part) for part in pieces)
+    if not root.is_dir():
+        return []
+    found = ((f, pattern.match(f.as_posix())) for f in sorted(root.glob(wildcards)) if f.is_file())
+    return [(f.as_posix(), int(m["step"])) for f, m in found if m]
+
+
+def _names_beside(file: str) -> list[str]:
+    folder = Path(file).parent
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+
+
+def _what_is_there(template: str) -> str:
+    before = template.split(_STEP)[0]
+    folder = Path(before) if before.endswith("/") else Path(before).parent
+    if not folder.is_dir():
+        return f"There is no folder {folder}: correct the path, or train the model first."
+    names = sorted(p.name for p in folder.iterdir())[:5]
+    return f"The folder {folder} holds {', '.join(names) or 'nothing'}."
