@@ -321,7 +321,10 @@ def _dense_null(
         left = _ratio(shared - taken * variance**1.5, total**1.5)
         flagged |= np.abs(left) > MOST_LEFT
         skewness = skewness + taken
-    term = Term(2.0 / (n * (n - 3)), _within(xs, gx), _within(ys, gy))
+    within_x = _within(xs, gx)
+    alike = len(xs) == len(ys) and all(x is y for x, y in zip(xs, ys, strict=True))
+    within_y = within_x if alike and np.array_equal(gx, gy) else _within(ys, gy)
+    term = Term(2.0 / (n * (n - 3)), within_x, within_y)
     of_x, of_y = ([r.squared_norm(residual=residual) for r in side] for side in (xs, ys))
     scale = np.sqrt(np.outer(of_x, of_y))
     scale[scale == 0.0] = np.nan
