@@ -246,12 +246,13 @@ class TowerGroup:
             Where they are not complete, or a chunk is damaged.
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
+        remedy = f"Extract the model anew: --replace {self.attrs.get('model', 'ID')}."
         if not self.is_complete(checkpoint):
             raise StoreError(f"{where}: these activations are not (wholly) extracted yet.")
         try:
             values = np.asarray(self.array(layer)[self.checkpoints.index(checkpoint)])
         except (ValueError, OSError) as error:
-            raise StoreError(f"{where}: stored data are damaged: {error}") from error
+            raise StoreError(f"{where}: stored data are damaged: {error}. {remedy}") from error
         if np.isnan(values).any():
-            raise StoreError(f"{where}: a chunk is lost (it reads as NaN).")
+            raise StoreError(f"{where}: a chunk is lost (it reads as NaN). {remedy}")
         return values if rows is None else values[rows]
