@@ -56,6 +56,11 @@ def is_constant(values: NDArray[np.float64], unit: float) -> bool:
     unit
         Relative spacing of the numbers they were stored in.
     """
+    return bool(constant_features(values, unit).all())
+
+
+def constant_features(values: NDArray[np.float64], unit: float) -> NDArray[np.bool_]:
+    """Tell which features vary by no more than their own rounding, `(n_features,)`."""
     high, low = values.max(axis=0), values.min(axis=0)
     # Halves, since the range of numbers near the largest there are is not a number.
-    return bool(np.all(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low))))
+    return np.asarray(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low)))

@@ -7,6 +7,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.measures.neighbours import power_of_two
 
 Float64 = NDArray[np.float64]
 
@@ -14,7 +15,7 @@ RANKED = 8192
 """Most stimuli whose pairs are ranked: tables of 512 MiB."""
 
 
-def unit_rows(values: Float64, *, centre: bool) -> Float64:
+def unit_rows(values: Float64, *, centre: bool = False) -> Float64:
     """Scale rows to unit length.
 
     Parameters
@@ -29,8 +30,8 @@ def unit_rows(values: Float64, *, centre: bool) -> Float64:
     numpy.ndarray
         Of the shape of `values`; rows of zeros, and with `centre` constant rows, are zero.
     """
-    largest = np.abs(values).max(axis=1, keepdims=True)
-    rows: Float64 = values / np.maximum(largest, np.finfo(float).tiny)
+    # Each by its own largest value first: squares of small rows would underflow.
+    rows = values * power_of_two(np.abs(values).max(axis=1, keepdims=True))
     if centre:
         rows -= rows.mean(axis=1, keepdims=True)
         # A constant row, whose mean was not quite that constant.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.measures.checks import is_constant
+from pipeline.measures.checks import constant_features, is_constant
 from pipeline.measures.measure import Parameter
 
 Float64 = NDArray[np.float64]
@@ -84,12 +84,6 @@ def centred(values: Float64, unit: float) -> Centred | None:
     features = _below_one(scaled)
     largest = float(np.abs(features).max())
     return Centred(features, noise * (largest / float(np.abs(scaled).max())))
-
-
-def constant_features(values: Float64, unit: float) -> NDArray[np.bool_]:
-    """Tell which features vary by no more than their own rounding, `(n_features,)`."""
-    high, low = values.max(axis=0), values.min(axis=0)
-    return np.asarray(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low)))
 
 
 def _below_one(values: Float64) -> Float64:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.measures.dissimilarity import unit_rows
 from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbourhood import (
@@ -82,9 +83,7 @@ def prepare_cknna(
     if not lists.defined:
         return NeighbourGram(keys, np.zeros(keys.size), n, form, 0.0, False)
     rows = (
-        _unit_rows(values)
-        if neighbours == "cosine"
-        else values * power_of_two(np.abs(values).max())
+        unit_rows(values) if neighbours == "cosine" else values * power_of_two(np.abs(values).max())
     )
     if form == "paper":
         # K_ij − mean over l of K_il = φ_i · (φ_j − mean φ), without a difference of large numbers.
@@ -103,15 +102,6 @@ def _crossed(rows: Float64, others: Float64, indices: Indices) -> Float64:
     n = len(rows)
     stacked = np.concatenate([others, rows])
     return products_at(stacked, indices, np.arange(n, 2 * n))
-
-
-def _unit_rows(values: Float64) -> Float64:
-    """Rows of unit length; rows of zeros stay zero."""
-    # Each by its own largest value first: squares of small rows would underflow.
-    rows = values * power_of_two(np.abs(values).max(axis=1, keepdims=True))
-    norms: Float64 = np.linalg.norm(rows, axis=1, keepdims=True)
-    norms[norms == 0.0] = 1.0
-    return np.asarray(rows / norms)
 
 
 def _alignment(x: NeighbourGram, y: NeighbourGram) -> tuple[float, float]:
@@ -222,7 +212,7 @@ def prepare_second_order_cosine(
         Not defined if all rows point the same way.
     """
     lists = prepare_neighbours(values, k=k, neighbours="cosine", unit=unit)
-    rows = _unit_rows(values)
+    rows = unit_rows(values)
     return CosineNeighbours(rows, lists, products_at(rows, lists.indices))
 
 

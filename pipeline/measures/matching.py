@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import optimize, sparse
 
 from pipeline.errors import InputError
-from pipeline.measures.kernel import EPS, Kernel, constant_features
+from pipeline.measures.checks import constant_features
+from pipeline.measures.kernel import EPS, Kernel
 
 Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
