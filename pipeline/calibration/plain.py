@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
-from pipeline.measures.plain import prepare_all, resolved
+from pipeline.measures.plain import check_defined, prepare_all, resolved
 from pipeline.measures.prepared import Prepared
 
 Float64 = NDArray[np.float64]
@@ -106,7 +106,9 @@ def calibrate(
     (True, 0.0)
     """
     spec = resolved(measure, parameters)
-    prepared = prepare_all([x, y], spec, ["x", "y"])
+    names = ["x", "y"]
+    prepared = prepare_all([x, y], spec, names)
+    check_defined(prepared, spec, names)
     return _calibrate(prepared[:1], prepared[1:], spec, "max", method, n_permutations, alpha, seed)
 
 
@@ -154,6 +156,7 @@ def calibrate_layers(
     spec = resolved(measure, parameters)
     names = [f"xs[{i}]" for i in range(len(xs))] + [f"ys[{j}]" for j in range(len(ys))]
     prepared = prepare_all([*xs, *ys], spec, names)
+    check_defined(prepared, spec, names)
     return _calibrate(
         prepared[: len(xs)],
         prepared[len(xs) :],

@@ -42,7 +42,7 @@ def rounding_unit(array: NDArray[Any]) -> float:
     return float(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps)
 
 
-def is_constant(values: NDArray[np.float64], unit: float) -> bool:
+def is_constant(values: NDArray[Any], unit: float) -> bool:
     """Tell whether every feature varies by no more than its own rounding.
 
     Asked feature by feature, because one huge constant feature beside small ones that vary is
@@ -59,8 +59,8 @@ def is_constant(values: NDArray[np.float64], unit: float) -> bool:
     return bool(constant_features(values, unit).all())
 
 
-def constant_features(values: NDArray[np.float64], unit: float) -> NDArray[np.bool_]:
+def constant_features(values: NDArray[Any], unit: float) -> NDArray[np.bool_]:
     """Tell which features vary by no more than their own rounding, `(n_features,)`."""
-    high, low = values.max(axis=0), values.min(axis=0)
+    high, low = (extreme(axis=0).astype(np.float64) for extreme in (values.max, values.min))
     # Halves, since the range of numbers near the largest there are is not a number.
     return np.asarray(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low)))

@@ -92,7 +92,7 @@ def prepare_neighbours(
     candidates = found.indices
     if include_self:
         candidates = np.concatenate([candidates, np.arange(n)[:, None]], axis=1)
-    near = products_at(ranking.rows, candidates) + ranking.bias[candidates]
+    near = products_at(ranking.rows(slice(None)), candidates) + ranking.bias[candidates]
     order = np.argsort(-near, axis=1, kind="stable")
     near = np.take_along_axis(near, order, axis=1)
     candidates = np.take_along_axis(candidates, order, axis=1)

@@ -7,14 +7,16 @@ m their former mean, stimulus j is near i when z_i·z_j + b_j is large, where
     Euclidean:              b_j = −|z_j|²/2
 
 (what is left out, such as z_i·m + m·m, is the same for all j). So an offset shared by all stimuli
-does not swallow the digits of float32. A row whose k-th and next similarity are still too close to
-tell is ranked again in float64; a difference within rounding of float64 is a tie, and ties go to
-the lowest index.
+does not swallow the digits of float32. Where the k-th and the next similarity of a row are still
+too close to tell, those that come into question are computed again in float64; a difference within
+rounding of float64 is a tie, and ties go to the lowest index.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +26,13 @@ from pipeline.measures.checks import is_constant
 Float64 = NDArray[np.float64]
 
 BLOCK_BYTES = 2**25
-"""Size of the block of similarities that is ranked at a time."""
+"""Most memory for blocks of similarities in float64, or of rows to compute some."""
+HEIGHT = 256
+"""Rows of similarities that are ranked at a time: few enough to stay in cache."""
+ROWS = 64
+"""Rows that are converted to float64 at a time, so that they stay in cache."""
+FEW = 0.05
+"""Up to this share of a block's similarities are looked up one by one, more by a product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +57,17 @@ class Neighbours:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Rows z and biases b that rank neighbours, with what bounds the rounding."""
+    """Rows z and biases b that rank neighbours, with what bounds the rounding.
 
-    rows: Float64
+    Row i is ``values[i] * powers[i] * factors[i] - mean``, worked out in float64 when asked for.
+    """
+
+    values: NDArray[Any]
+    powers: Float64
+    """Of two, `(n, 1)` or `(1, 1)`: they scale without rounding."""
+    factors: Float64
+    """What else makes rows of unit length, `(n, 1)`; or ones, `(1, 1)`."""
+    mean: Float64
     bias: Float64
     lengths: Float64
     """Of the rows."""
@@ -60,21 +76,34 @@ class Ranking:
     blur: float
     """What rounding rows to unit length may have done to a similarity; 0 if they were not."""
 
+    def rows(self, which: slice | NDArray[np.intp]) -> Float64:
+        """Work out some rows."""
+        return _affine(self.values, self.powers, self.factors, which) - self.mean
+
+    def near(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Float64:
+        """Give the similarity of each pair, `(len(rows),)`, in float64."""
+        found = np.empty(len(rows))
+        step = max(1, BLOCK_BYTES // (16 * len(self.mean)))
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            found[some] = np.einsum("ij,ij->i", self.rows(rows[some]), self.rows(columns[some]))
+        return found + self.bias[columns]
+
     def tolerance(self, rows: slice | NDArray[np.intp], unit: float) -> Float64:
         """Bound the error of a similarity computed with relative precision `unit`, per row."""
         bound = (self.lengths[rows] + self.offset) * self.lengths.max()
-        return np.asarray(unit * (4 + np.sqrt(self.rows.shape[1])) * bound + self.blur)
+        return np.asarray(unit * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
 
 
 def find_neighbours(
-    values: Float64, unit: float, neighbours: str, ks: set[int]
+    values: NDArray[Any], unit: float, neighbours: str, ks: set[int]
 ) -> dict[int, Neighbours]:
     """Find the nearest neighbours of every row, for each k.
 
     Parameters
     ----------
     values
-        Features `(n_stimuli, n_features)`, float64.
+        Features `(n_stimuli, n_features)`, float32 or float64.
     unit
         Relative spacing of the numbers they were stored in.
     neighbours
@@ -89,62 +118,110 @@ def find_neighbours(
 
     Notes
     -----
-    Holds a float32 copy of the features and blocks of 32 MiB of similarities at a time, never
-    n × n.
+    Holds a float32 copy of the features, similarities of 256 rows at a time in float32, and 32 MiB
+    for those in float64; never n × n.
     """
     n = len(values)
-    ranking = ranking_of(values, unit, neighbours)
+    single = np.empty(values.shape, dtype=np.float32)
+    ranking = ranking_of(values, unit, neighbours, out=single)
     if ranking is None:
         return {k: Neighbours(np.zeros((n, k), dtype=np.intp), n, False) for k in ks}
-    single = ranking.rows.astype(np.float32)
     bias = ranking.bias.astype(np.float32)
     indices = {k: np.empty((n, k), dtype=np.intp) for k in ks}
     ties = dict.fromkeys(ks, 0)
-    step = max(1, BLOCK_BYTES // (4 * n))
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        block = single[rows] @ single.T
+    block = np.empty((min(HEIGHT, n), n), dtype=np.float32)
+    for start in range(0, n, HEIGHT):
+        own = np.arange(start, min(start + HEIGHT, n))
+        block = block[: len(own)]
+        np.matmul(single[start : start + len(own)], single.T, out=block)
         block += bias
-        own = np.arange(rows.start, rows.stop)
-        block[np.arange(len(own)), own] = -np.inf
-        tolerance = ranking.tolerance(rows, float(np.finfo(np.float32).eps))
+        block[own - start, own] = -np.inf
+        tolerance = 2 * ranking.tolerance(own, float(np.finfo(np.float32).eps))
+        # In ascending order: the (most + 1) nearest, or all there are.
+        most = min(max(ks) + 1, n - 1)
+        nearest = np.sort(np.partition(block, n - most, axis=1)[:, n - most :], axis=1)
         for k in ks:
-            parted = np.partition(block, n - k, axis=1)
-            last = parted[:, n - k]
-            unclear = last - parted[:, : n - k].max(axis=1) <= 2 * tolerance
-            clear = ~unclear
-            chosen = block[clear] >= last[clear, None]
-            indices[k][own[clear]] = np.nonzero(chosen)[1].reshape(-1, k)
+            last = nearest[:, -k]
+            following = nearest[:, -k - 1] if k < most else np.full(len(own), -np.inf)
+            clear = last - following > tolerance
+            chosen = block >= np.where(clear, last, np.inf)[:, None]
+            indices[k][own[clear]] = (np.flatnonzero(chosen) % n).reshape(-1, k)
+            unclear = ~clear
             if unclear.any():
-                found, tied = _rank_exactly(ranking, own[unclear], k)
+                possible = block[unclear] >= (last - tolerance)[unclear, None]
+                found, tied = _rank_exactly(ranking, own[unclear], possible, k)
                 indices[k][own[unclear]] = found
                 ties[k] += tied
     return {k: Neighbours(indices[k], ties[k], True) for k in ks}
 
 
-def ranking_of(values: Float64, unit: float, neighbours: str) -> Ranking | None:
-    """Rows and biases for one way of ranking; None if all rows are the same."""
-    # For cosine, each row by its own largest value: squares of small rows would underflow.
+def ranking_of(
+    values: NDArray[Any], unit: float, neighbours: str, *, out: NDArray[np.float32] | None = None
+) -> Ranking | None:
+    """Rows and biases for one way of ranking; None if all rows are the same.
+
+    Parameters
+    ----------
+    out
+        Where to write the rows, rounded.
+    """
+    n, d = values.shape
     by_row = neighbours == "cosine"
-    rows = values * power_of_two(np.abs(values).max(axis=1 if by_row else None, keepdims=True))
+    powers = np.ones((1, 1))
+    if not by_row or values.dtype != np.float32:  # in float64, squares of float32 are ordinary
+        axis = 1 if by_row else None
+        high, low = (extreme(axis=axis, keepdims=True) for extreme in (values.max, values.min))
+        powers = power_of_two(np.maximum(np.abs(high), np.abs(low)))
+    factors = np.ones((n, 1) if by_row else (1, 1))
+    mean = np.zeros(d)
+    for rows in row_blocks(n):
+        scaled = _affine(values, powers, None, rows)
+        weights = np.ones(len(scaled))
+        if by_row:
+            norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))
+            np.divide(1.0, norms, out=weights, where=norms > 0)
+            factors[rows, 0] = weights
+        mean += weights @ scaled / n
     if by_row:
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        np.divide(rows, norms, out=rows, where=norms > 0)
         unit *= 4  # lengths and quotients are rounded too
-    if is_constant(rows, unit):
-        return None
-    mean = rows.mean(axis=0)
-    rows -= mean
-    scale = power_of_two(np.abs(rows).max())
-    rows *= scale
-    mean *= scale
-    lengths: Float64 = np.linalg.norm(rows, axis=1)
+    bias, squares = np.empty(n), np.empty(n)
+    for rows in row_blocks(n):
+        z = _affine(values, powers, factors, rows)
+        z -= mean
+        squares[rows] = np.einsum("ij,ij->i", z, z)
+        bias[rows] = z @ mean
+        if out is not None:
+            out[rows] = z
+    # Were every feature constant, no row could be longer than this.
+    if squares.max() <= 4 * unit**2 * (squares.sum() + n * (mean @ mean)):
+        scaled = _affine(values, powers, factors, slice(None))
+        if is_constant(scaled, unit):
+            return None
+    lengths: Float64 = np.sqrt(squares)
+    offset = float(np.linalg.norm(mean))
     if neighbours == "euclidean":
-        return Ranking(rows, -(lengths**2) / 2, lengths, float(lengths.max()), 0.0)
-    blur = (
-        8 * float(np.finfo(np.float64).eps) * float(scale) ** 2 if neighbours == "cosine" else 0.0
-    )
-    return Ranking(rows, rows @ mean, lengths, float(np.linalg.norm(mean)), blur)
+        bias, offset = -squares / 2, float(lengths.max())
+    blur = 8 * float(np.finfo(np.float64).eps) if by_row else 0.0
+    return Ranking(values, powers, factors, mean, bias, lengths, offset, blur)
+
+
+def row_blocks(n: int) -> Iterator[slice]:
+    """Rows that are converted at a time."""
+    for start in range(0, n, ROWS):
+        yield slice(start, min(start + ROWS, n))
+
+
+def _affine(
+    values: NDArray[Any],
+    powers: Float64,
+    factors: Float64 | None,
+    which: slice | NDArray[np.intp],
+) -> Float64:
+    """Scale some rows, in float64."""
+    scaled: Float64 = values[which] * (powers[which] if len(powers) > 1 else powers)
+    if factors is not None and len(factors) > 1:
+        scaled *= factors[which]
+    return scaled
 
 
 def power_of_two(largest: ArrayLike) -> Float64:
@@ -153,17 +230,31 @@ def power_of_two(largest: ArrayLike) -> Float64:
 
 
 def _rank_exactly(
-    ranking: Ranking, which: NDArray[np.intp], k: int
+    ranking: Ranking, which: NDArray[np.intp], possible: NDArray[np.bool_], k: int
 ) -> tuple[NDArray[np.intp], int]:
-    """Neighbours of some rows in float64, and how many rows had a tie for the k-th place."""
-    n = len(ranking.rows)
+    """Neighbours of some rows in float64, and how many rows had a tie for the k-th place.
+
+    Parameters
+    ----------
+    possible
+        Which stimuli can be among the k nearest, `(len(which), n)`.
+    """
+    n = len(ranking.bias)
     found = np.empty((len(which), k), dtype=np.intp)
     tied = 0
     step = max(1, BLOCK_BYTES // (8 * n))
     for start in range(0, len(which), step):
-        some = which[start : start + step]
-        block = ranking.rows[some] @ ranking.rows.T + ranking.bias
-        block[np.arange(len(some)), some] = -np.inf
+        some, asked = which[start : start + step], possible[start : start + step]
+        block = np.full((len(some), n), -np.inf)
+        if asked.mean() < FEW:
+            rows, columns = np.nonzero(asked)
+            block[rows, columns] = ranking.near(some[rows], columns)
+        else:
+            own = ranking.rows(some)
+            for rows_of in row_blocks(n):
+                block[:, rows_of] = own @ ranking.rows(rows_of).T
+            block += ranking.bias
+            block[np.arange(len(some)), some] = -np.inf
         last = np.partition(block, n - k, axis=1)[:, n - k, None]
         tolerance = 2 * ranking.tolerance(some, float(np.finfo(np.float64).eps))[:, None]
         above = block > last + tolerance

@@ -31,8 +31,14 @@ Mask = NDArray[np.bool_]
 
 MEMORY = 2**28
 """Default budget for panels, in bytes."""
-LARGEST_TILE = 128
-"""Beyond this a tile saves no time, wastes more on the diagonal, and sums longer in float32."""
+LARGEST_PANEL = 2**26
+"""Panels beyond this many bytes save no time, as measured."""
+HEIGHT = 128
+"""Stimuli on the shorter side of a tile, if memory allows."""
+LONGEST_SUM = 2**14
+"""Pairs of stimuli that are summed in the dtype of the relations, before float64 takes over."""
+OWN_SUM = 2**8
+"""The same for a relation with itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ def score_pairs(
         Boolean mask `(len(xs), len(ys))`; other pairs are NaN. They are not computed, except where
         a mask is so ragged that one product with them is quicker than many without.
     tile
-        Stimuli on a side of a tile; by default as many as `memory` allows, at most 128.
+        Stimuli on a side of a tile; by default what is quickest, as far as `memory` allows.
     memory
         Bytes for panels. Beside them the call holds results, `(len(xs), len(ys))` in float64.
 
@@ -88,8 +94,8 @@ def score_pairs(
     Notes
     -----
     Cost: M n² d operations to form the relations of M representations, M² n² to multiply them (half
-    of each by symmetry). Products are in the dtype of preparation, over at most 128² pairs of
-    stimuli; sums in float64. BLAS uses the threads the caller has set.
+    of each by symmetry). Products are in the dtype of preparation, over at most 16,384 pairs of
+    stimuli; their sums in float64. BLAS uses the threads the caller has set.
 
     Examples
     --------
@@ -112,12 +118,16 @@ def score_pairs(
         linear = np.stack([r.linear for r in rx]) @ np.stack([r.linear for r in ry]).T
         for label in labels:
             results[label] = relation_scores(
-                products, linear, rx, ry, residual=specs[label].residual
+                products, linear, rx, ry, wanted=mask, residual=specs[label].residual
             )
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
-            results[name] = _neighbour_scores(nx, ny, groups, symmetric, memory)
+            wanted_once = np.triu(mask | mask.T) if symmetric else mask
+            shared = shared_neighbours(nx, ny, wanted_once, memory=memory)
+            results[name] = (shared + np.triu(shared, 1).T if symmetric else shared) / (
+                nx[0].indices.size
+            )
         elif spec.measure.engine == "kernel":
             results[name] = kernel_scores(xs, ys, spec, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
@@ -185,8 +195,19 @@ def relation_products(
 def _finished(
     values: Float64, xs: Sequence[Prepared], ys: Sequence[Prepared], spec: MeasureSpec, mask: Mask
 ) -> Scores:
-    defined = np.outer([x.defined(spec) for x in xs], [y.defined(spec) for y in ys])
-    return Scores(np.where(mask & defined, values, np.nan), mask & ~defined)
+    defined = defined_pairs(xs, ys, spec, mask)
+    return Scores(np.where(defined, values, np.nan), mask & ~defined)
+
+
+def defined_pairs(
+    xs: Sequence[Prepared], ys: Sequence[Prepared], spec: MeasureSpec, mask: Mask
+) -> Mask:
+    """Tell which of the wanted pairs have a score."""
+    of_x, of_y = np.zeros(len(xs), bool), np.zeros(len(ys), bool)
+    for side, of, used in ((xs, of_x, mask.any(axis=1)), (ys, of_y, mask.any(axis=0))):
+        for i in np.flatnonzero(used).tolist():
+            of[i] = side[i].defined(spec)
+    return np.asarray(mask & np.outer(of_x, of_y))
 
 
 def checked_mask(xs: Sequence[Prepared], ys: Sequence[Prepared], wanted: ArrayLike | None) -> Mask:
@@ -232,49 +253,69 @@ def _dense_products(
     n_panels = len(used_x) + (0 if symmetric else len(used_y))
     # Groups of part of a panel copy their rows out of it.
     copies = 1 if len(groups) == 1 else 2
-    side = _side(n, n_panels * copies * dtype.itemsize, tile, memory)
-    panel_x = np.empty((len(used_x), side * side), dtype=dtype)
-    panel_y = panel_x if symmetric else np.empty((len(used_y), side * side), dtype=dtype)
-    for rows, columns in _tiles(n, side):
-        _fill(panel_x, [xs[i] for i in used_x], rows, columns)
+    height, width = _sides(n, n_panels * copies * dtype.itemsize, tile, memory)
+    panel_x = _Panel([xs[i] for i in used_x], height * width, dtype)
+    panel_y = panel_x if symmetric else _Panel([ys[j] for j in used_y], height * width, dtype)
+    for rows, columns in _tiles(n, height, width):
+        panel_x.fill(rows, columns)
         if not symmetric:
-            _fill(panel_y, [ys[j] for j in used_y], rows, columns)
+            panel_y.fill(rows, columns)
         size = (rows.stop - rows.start) * (columns.stop - columns.start)
-        weight = 1.0 if rows == columns else 2.0
-        for group in groups:
-            left = take_rows(panel_x[:, :size], row_of[group.rows])
-            right = take_rows(panel_y[:, :size], column_of[group.columns])
-            # The same array twice: numpy then multiplies half of it (syrk).
-            product = left @ left.T if _same(left, right) else left @ right.T
-            products[np.ix_(group.rows, group.columns)] += weight * product
+        for start in range(0, size, LONGEST_SUM):
+            part = slice(start, min(start + LONGEST_SUM, size))
+            for group in groups:
+                left = take_rows(panel_x.values[:, part], row_of[group.rows])
+                right = take_rows(panel_y.values[:, part], column_of[group.columns])
+                # The same array twice: numpy then multiplies half of it (syrk).
+                product = left @ left.T if _same(left, right) else left @ right.T
+                products[np.ix_(group.rows, group.columns)] += 2.0 * product
+    panel_x.keep_norms()
+    panel_y.keep_norms()
     return _mirrored(products, groups) if symmetric else products
+
+
+class _Panel:
+    """One tile of some relations, a row for each, and what they give with themselves."""
+
+    def __init__(self, relations: list[Relation], size: int, dtype: np.dtype[Any]) -> None:
+        self.relations = relations
+        self.values = np.empty((len(relations), size), dtype=dtype)
+        self.norms = np.zeros(len(relations))
+
+    def fill(self, rows: slice, columns: slice) -> None:
+        """Lay out what of each relation's tile lies above the diagonal."""
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        size = shape[0] * shape[1]
+        for row, relation in zip(self.values, self.relations, strict=True):
+            relation.upper(rows, columns, row[:size].reshape(shape))
+        for start in range(0, size, OWN_SUM):
+            part = self.values[:, start : min(start + OWN_SUM, size)]
+            self.norms += np.vecdot(part, part)
+
+    def keep_norms(self) -> None:
+        """Tell the relations what they give with themselves, whatever they were told before."""
+        for relation, half in zip(self.relations, self.norms.tolist(), strict=True):
+            relation.found[:] = [2.0 * half]
 
 
 def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
     return np.unique(np.concatenate(indices))
 
 
-def _side(n: int, bytes_per_pair: int, tile: int | None, memory: int) -> int:
-    """Stimuli on a side of a tile."""
-    largest = math.isqrt(max(memory // bytes_per_pair, 1)) if tile is None else tile
-    return max(1, min(largest, n, LARGEST_TILE if tile is None else n))
+def _sides(n: int, bytes_per_pair: int, tile: int | None, memory: int) -> tuple[int, int]:
+    """Stimuli on the sides of a tile."""
+    if tile is not None:
+        return min(tile, n), min(tile, n)
+    area = max(1, min(memory, LARGEST_PANEL) // bytes_per_pair)
+    height = min(HEIGHT, n, math.isqrt(area))
+    return height, min(area // height, n)
 
 
-def _tiles(n: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles on and above the diagonal."""
-    for i in range(0, n, side):
-        for j in range(i, n, side):
-            yield slice(i, min(i + side, n)), slice(j, min(j + side, n))
-
-
-def _fill(panel: Floating, relations: list[Relation], rows: slice, columns: slice) -> None:
-    """Lay out each relation's tile, its diagonal zeroed, as one row of the panel."""
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    for row, relation in zip(panel, relations, strict=True):
-        block = row[: height * width].reshape(height, width)
-        relation.block(rows, columns, block)
-        if rows == columns:
-            np.fill_diagonal(block, 0.0)
+def _tiles(n: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Tiles that hold every pair above the diagonal once."""
+    for i in range(0, n, height):
+        for j in range(i, n, width):
+            yield slice(i, min(i + height, n)), slice(j, min(j + width, n))
 
 
 def _same(left: Floating, right: Floating) -> bool:
@@ -292,23 +333,46 @@ def _mirrored(products: Float64, groups: list[Group]) -> Float64:
     return products
 
 
-def _neighbour_scores(
-    xs: list[Neighbours], ys: list[Neighbours], groups: list[Group], symmetric: bool, memory: int
+def shared_neighbours(
+    xs: Sequence[Neighbours], ys: Sequence[Neighbours], wanted: Mask, *, memory: int = MEMORY
 ) -> Float64:
-    """Shared neighbours over n·k, for the pairs in `groups`; zero elsewhere."""
+    """Count the neighbours that two representations share, summed over stimuli.
+
+    Parameters
+    ----------
+    xs, ys
+        Lists of the same stimuli, of equal k.
+    wanted
+        Boolean mask `(len(xs), len(ys))`.
+    memory
+        Bytes to work in.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(len(xs), len(ys))`; 0 for pairs that are not wanted.
+
+    Notes
+    -----
+    One look-up for each neighbour of Y, in a table of X's: n·k for each pair, however much they
+    share. A sparse product takes the more the more alike representations are.
+    """
     n, k = xs[0].indices.shape
-    shared = np.zeros((len(xs), len(ys)))
-    # An index and a value per neighbour, on both sides and once more for the transpose.
-    step = max(1, min(n, memory // (36 * k * (len(xs) + len(ys)))))
-    for start in range(0, n if groups else 0, step):
+    shared = np.zeros(wanted.shape)
+    columns = np.flatnonzero(wanted.any(axis=0)).tolist()
+    step = max(1, min(n, memory // (n + 8 * k * max(1, len(columns)))))
+    for start in range(0, n if columns else 0, step):
         rows = slice(start, min(start + step, n))
-        left = indicators(xs, rows)
-        right = left if symmetric else indicators(ys, rows)
-        for group in groups:
-            product = left[group.rows] @ right[group.columns].T
-            shared[np.ix_(group.rows, group.columns)] += product.toarray()
-    whole = _mirrored(shared, groups) if symmetric else shared
-    return np.asarray(whole / (n * k))
+        starts = (np.arange(rows.stop - start) * n)[:, None]
+        places = {j: (ys[j].indices[rows] + starts).ravel() for j in columns}
+        is_near = np.zeros((rows.stop - start) * n, dtype=np.bool_)
+        for i in np.flatnonzero(wanted.any(axis=1)).tolist():
+            own = (xs[i].indices[rows] + starts).ravel()
+            is_near[own] = True
+            for j in np.flatnonzero(wanted[i]).tolist():
+                shared[i, j] += np.count_nonzero(is_near[places[j]])
+            is_near[own] = False
+    return shared
 
 
 def indicators(neighbours: list[Neighbours], rows: slice) -> scipy.sparse.csr_array:

@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import checked_mask, indicators, kernel_scores, sharing
+from pipeline.measures.pairs import checked_mask, defined_pairs, indicators, kernel_scores, sharing
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, relation_scores
 
@@ -81,7 +81,7 @@ def score_permuted(
         linear = np.stack([own @ other[:, order].T for order in permutations])
         for label in labels:
             results[label] = relation_scores(
-                products, linear, rx, ry, residual=specs[label].residual
+                products, linear, rx, ry, wanted=mask, residual=specs[label].residual
             )
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
@@ -92,8 +92,7 @@ def score_permuted(
                 [kernel_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
             )
     for name, spec in specs.items():
-        defined = np.outer([x.defined(spec) for x in xs], [y.defined(spec) for y in ys])
-        results[name][:, ~(mask & defined)] = np.nan
+        results[name][:, ~defined_pairs(xs, ys, spec, mask)] = np.nan
     return {name: results[name] for name in specs}
 
 

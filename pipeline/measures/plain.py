@@ -67,8 +67,11 @@ def similarity(
     1.0
     """
     spec = resolved(measure, parameters)
-    first, second = prepare_all([x, y], spec, ["x", "y"])
-    return float(score_pairs([first], [second], {"": spec})[""].values[0, 0])
+    names = ["x", "y"]
+    prepared = prepare_all([x, y], spec, names)
+    scores = score_pairs(prepared[:1], prepared[1:], {"": spec})[""]
+    check_defined(prepared, spec, names)
+    return float(scores.values[0, 0])
 
 
 def compare(
@@ -116,8 +119,11 @@ def compare(
     spec = resolved(measure, parameters)
     if len(xs) == 0:
         raise InputError("There is nothing to compare: the list of representations is empty.")
-    prepared = prepare_all(xs, spec, [f"xs[{i}]" for i in range(len(xs))])
-    return score_pairs(prepared, prepared, {"": spec})[""].values
+    names = [f"xs[{i}]" for i in range(len(xs))]
+    prepared = prepare_all(xs, spec, names)
+    scores = score_pairs(prepared, prepared, {"": spec})[""]
+    check_defined(prepared, spec, names)
+    return scores.values
 
 
 def resolved(measure: str | MeasureSpec, parameters: dict[str, Value]) -> MeasureSpec:
@@ -133,7 +139,7 @@ def resolved(measure: str | MeasureSpec, parameters: dict[str, Value]) -> Measur
 
 
 def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]) -> list[Prepared]:
-    """Prepare arrays that are to be compared, refusing whatever would leave a score undefined."""
+    """Prepare arrays that are to be compared."""
     arrays = [checked_array(x, name) for x, name in zip(xs, names, strict=True)]
     for array, name in zip(arrays, names, strict=True):
         if len(array) != len(arrays[0]):
@@ -143,9 +149,13 @@ def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]
             )
     single = all(array.dtype.kind == "f" and array.dtype.itemsize <= 4 for array in arrays)
     dtype: DTypeLike = np.float32 if single else np.float64
-    prepared = [
+    return [
         prepare(a, [spec], dtype=dtype, name=name) for a, name in zip(arrays, names, strict=True)
     ]
+
+
+def check_defined(prepared: Sequence[Prepared], spec: MeasureSpec, names: Sequence[str]) -> None:
+    """Refuse whatever leaves a score undefined. Costs nothing once scores are computed."""
     for each, name in zip(prepared, names, strict=True):
         if not each.defined(spec):
             raise InputError(
@@ -154,4 +164,3 @@ def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]
                 "does not depend on its input, such as a class token before the first block, must "
                 "be left out."
             )
-    return prepared

@@ -176,7 +176,8 @@ def prepare(
     -----
     A constant representation is not an error here: its pairs come out as undefined. It is
     constant if no feature varies by more than two units in the last place of the dtype of `x`.
-    Centring and norms are in float64. Needs four float64 copies of `x` for a moment.
+    Sums are in float64. Needs one or two more arrays like `x` in `dtype`, for a moment; measures
+    of distances and those of kernels, some in float64.
     """
     wanted = list(specs.values()) if isinstance(specs, Mapping) else list(specs)
     if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
@@ -185,7 +186,8 @@ def prepare(
     for spec in wanted:
         check_stimuli(len(array), spec, name)
     unit = rounding_unit(array)
-    values = array.astype(np.float64)
+    small = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    values = array.astype(np.float32 if small else np.float64, copy=False)
     relations = relate(
         values, unit, {s.relation for s in wanted if s.measure.engine == "dense"}, dtype
     )
@@ -199,10 +201,12 @@ def prepare(
         for k, found in find_neighbours(values, unit, kind, ks).items()
     }
     states: dict[RelationKey, State] = {}
-    for spec in wanted:
-        if spec.measure.engine == "kernel" and spec.relation not in states:
-            states[spec.relation] = State.of(values, unit, spec)
-    return Prepared(len(array), relations, neighbours, states, values if states else None, unit)
+    kernels = [spec for spec in wanted if spec.measure.engine == "kernel"]
+    exact = values.astype(np.float64) if kernels else None
+    for spec in kernels:
+        if exact is not None and spec.relation not in states:
+            states[spec.relation] = State.of(exact, unit, spec)
+    return Prepared(len(array), relations, neighbours, states, exact, unit)
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:

@@ -21,7 +21,7 @@ difference from a large R. With W = HRH (H the centring matrix), w = diag W and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.measures.checks import is_constant
 from pipeline.measures.dissimilarity import check_rankable, ranked, unit_rows
+from pipeline.measures.neighbours import power_of_two, row_blocks
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -148,10 +149,8 @@ class Relation:
     """ℓ, `(n,)`."""
     constant: float
     """c."""
-    residual_norm: float
-    """⟨U, U⟩, or 0 where it cannot be told from rounding."""
-    norm: float
-    """⟨R, R⟩ of the centred relation, or 0 for a constant representation."""
+    found: list[float] = field(default_factory=list, repr=False)
+    """⟨U, U⟩, once it is known; shared by what is permuted."""
 
     @property
     def n_stimuli(self) -> int:
@@ -171,6 +170,16 @@ class Relation:
         found += self.shift[columns]
         out[...] = found
 
+    def upper(self, rows: slice, columns: slice, out: Floating) -> None:
+        """Write what of U[rows, columns] lies above the diagonal, and zeros, to `out`.
+
+        Columns begin with the rows, or after them.
+        """
+        self.block(rows, columns, out)
+        if rows.start == columns.start:
+            corner = out[:, : rows.stop - rows.start]
+            corner[np.tri(*corner.shape, dtype=np.bool_)] = 0.0
+
     def permuted(self, order: Order) -> Relation:
         """Reorder the stimuli; norms stay."""
         return replace(
@@ -181,19 +190,27 @@ class Relation:
         )
 
     def squared_norm(self, *, residual: bool) -> float:
-        """Give ⟨U, U⟩ or ⟨R, R⟩."""
-        return self.residual_norm if residual else self.norm
+        """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
+        if not self.found:
+            self.found.append(_own_product(self))
+        n = self.n_stimuli
+        floor = n * (n - 1) * (16 * float(np.finfo(self.entries.dtype).eps)) ** 2
+        norm = self.found[0] if self.found[0] > floor else 0.0
+        if residual:
+            return norm
+        norm += float(self.linear @ self.linear) + self.constant**2
+        return norm if norm > floor else 0.0
 
 
 def relate(
-    values: Float64, unit: float, keys: Iterable[RelationKey], dtype: DTypeLike
+    values: NDArray[Any], unit: float, keys: Iterable[RelationKey], dtype: DTypeLike
 ) -> dict[RelationKey, Relation]:
     """Prepare relations of one representation.
 
     Parameters
     ----------
     values
-        Features `(n_stimuli, n_features)`, already checked.
+        Features `(n_stimuli, n_features)`, already checked, float32 or float64.
     unit
         Relative spacing of the numbers they were stored in.
     keys
@@ -212,68 +229,75 @@ def relate(
         For Spearman's comparison of more stimuli than a table of ranks can have.
     """
     wanted, kind = set(keys), np.dtype(dtype)
-    if not wanted:
-        return {}
-    centred = _centred(values, unit)
     found: dict[RelationKey, Relation] = {}
+    if not wanted:
+        return found
+    if is_constant(values, unit):
+        return {key: _nothing(len(values), kind) for key in wanted}
     for key in wanted:
-        if centred is None:
-            found[key] = _nothing(len(values), kind)
-        elif key[0] == "linear":
-            found[key] = _linear(centred, kind)
+        if key[0] == "linear":
+            found[key] = _linear(values, kind)
         elif key[0] in ("rbf", "distance"):
-            found[key] = _of_distances(centred, None if len(key) == 1 else float(key[1]), kind)
+            found[key] = _of_distances(values, None if len(key) == 1 else float(key[1]), kind)
         else:
-            found[key] = _of_dissimilarities(values, centred, str(key[1]), str(key[2]), kind)
+            found[key] = _of_dissimilarities(values, str(key[1]), str(key[2]), kind)
     return found
 
 
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
-    return Relation(Products(empty), kind, empty[:, 0], np.zeros(n), 0.0, 0.0, 0.0)
+    return Relation(Products(empty), kind, empty[:, 0], np.zeros(n), 0.0, [0.0])
 
 
-def _centred(values: Float64, unit: float) -> Float64 | None:
-    """Features centred and scaled to a mean squared length of 1; None if they are constant.
+def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64]:
+    """Features centred and scaled to a mean squared length of 1, and their squared lengths.
 
-    No relation here notices the scale, and it keeps float32 far from overflow.
+    No relation here notices the scale, and it keeps float32 far from overflow. Arithmetic is in
+    float64, a few rows at a time.
     """
-    if is_constant(values, unit):
-        return None
-    centred: Float64 = values / np.abs(values).max()  # squares of 1e200 would overflow
-    centred -= centred.mean(axis=0)
-    centred /= np.abs(centred).max()
-    centred -= centred.mean(axis=0)  # what rounding left of an offset
-    centred *= np.sqrt(len(centred) / np.einsum("ij,ij->", centred, centred))
-    return centred
+    # A power of two rounds nothing; squares of 1e200 would overflow.
+    power = power_of_two(max(abs(float(values.max())), abs(float(values.min()))))
+    n, d = values.shape
+    total = np.zeros(d)
+    for rows in row_blocks(n):
+        total += (values[rows] * power).sum(axis=0)
+    mean = total / n
+    features: Floating = np.empty((n, d), dtype=kind)
+    squares = np.empty(n)
+    rest = np.zeros(d)  # what rounding left of an offset
+    for rows in row_blocks(n):
+        block = values[rows] * power
+        block -= mean
+        rest += block.sum(axis=0) / n
+        squares[rows] = np.einsum("ij,ij->i", block, block)
+        features[rows] = block
+    squares += rest @ rest - 2.0 * (features @ rest.astype(kind))
+    scale = np.sqrt(n / squares.sum())
+    features -= rest.astype(kind)
+    features *= scale.astype(kind)
+    return features, squares * scale**2
 
 
-def _linear(centred: Float64, kind: np.dtype[Any]) -> Relation:
+def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
     """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
-    n = len(centred)
-    features: Floating = np.ascontiguousarray(centred, dtype=kind)
-    # From the rounded features, so that the norm is the norm of what will be multiplied.
-    squares: Float64 = np.einsum("ij,ij->i", features, features, dtype=np.float64)
-    relation = _assembled(Products(features), kind, -squares, squares)
-    rest = relation.norm
-    residual = 0.0
-    if 2 * features.shape[1] <= n:  # ⟨K, K⟩ = |XᵀX|² is then the quicker way
-        exact = features.astype(np.float64)
-        covariance = exact.T @ exact
-        residual = float(np.einsum("ij,ij->", covariance, covariance)) - rest
-    if residual <= 1e-8 * rest:  # a small difference of large numbers
-        return _with_norms(relation)
-    return replace(relation, residual_norm=residual, norm=residual + rest)
+    features, squares = _centred(values, kind)
+    return _assembled(Products(features), kind, -squares, squares)
 
 
-def _of_distances(centred: Float64, multiple: float | None, kind: np.dtype[Any]) -> Relation:
+def _distances(values: Floating) -> Distances:
+    features: Float64 = _centred(values, np.float64)[0].astype(np.float64, copy=False)
+    # From the very features: equal distances are to stay equal.
+    return Distances(features, np.einsum("ij,ij->i", features, features))
+
+
+def _of_distances(values: Floating, multiple: float | None, kind: np.dtype[Any]) -> Relation:
     """Doubly centred distances, or RBF kernel of a multiple of the median distance."""
-    entries = Distances(centred, np.einsum("ij,ij->i", centred, centred))
+    entries = _distances(values)
     if multiple is not None:
         entries = replace(entries, bandwidth=multiple * _median_distance(entries))
-    n = len(centred)
+    n = len(values)
     own = np.full(n, 0.0 if multiple is None else 1.0)
-    return _with_norms(_assembled(entries, kind, _row_sums(entries, n), own))
+    return _assembled(entries, kind, _row_sums(entries, n), own)
 
 
 def _median_distance(entries: Distances) -> float:
@@ -291,16 +315,16 @@ def _median_distance(entries: Distances) -> float:
 
 
 def _of_dissimilarities(
-    values: Float64, centred: Float64, dissimilarity: str, comparison: str, kind: np.dtype[Any]
+    values: Floating, dissimilarity: str, comparison: str, kind: np.dtype[Any]
 ) -> Relation:
     """Mean-centred dissimilarities of pairs of stimuli, or their ranks; near is high."""
     n = len(values)
     entries: Entries
     bias = np.zeros(n)
     if dissimilarity == "euclidean":
-        entries = Distances(centred, np.einsum("ij,ij->i", centred, centred))
+        entries = _distances(values)
     else:
-        units = unit_rows(values, centre=dissimilarity == "correlation")
+        units = unit_rows(values.astype(np.float64), centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
         units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
         bias = units @ mean
@@ -309,7 +333,7 @@ def _of_dissimilarities(
         check_rankable(n)
         table = np.asarray(entries.block(slice(0, n), slice(0, n)), dtype=np.float64)
         entries, bias = Table(ranked(table + bias[:, None] + bias)), np.zeros(n)
-    return _with_norms(_assembled(entries, kind, _row_sums(entries, n), None, bias))
+    return _assembled(entries, kind, _row_sums(entries, n), None, bias)
 
 
 def _row_sums(entries: Entries, n: int) -> Float64:
@@ -330,7 +354,7 @@ def _assembled(
     own: Float64 | None,
     bias: Float64 | float = 0.0,
 ) -> Relation:
-    """Put a relation together, its norm still without ⟨U, U⟩.
+    """Put a relation together.
 
     Parameters
     ----------
@@ -352,18 +376,7 @@ def _assembled(
         trace = float(diagonal.sum())
         linear = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
         constant = trace / np.sqrt(n - 1)
-    norm = float(linear @ linear) + constant**2
-    return Relation(entries, kind, shift, np.asarray(linear), float(constant), 0.0, norm)
-
-
-def _with_norms(relation: Relation) -> Relation:
-    """Add ⟨U, U⟩ to the norm; both are 0 where they cannot be told from rounding."""
-    n = relation.n_stimuli
-    residual = _own_product(relation)
-    floor = n * (n - 1) * (16 * float(np.finfo(relation.entries.dtype).eps)) ** 2
-    residual = residual if residual > floor else 0.0
-    norm = residual + relation.norm
-    return replace(relation, residual_norm=residual, norm=norm if norm > floor else 0.0)
+    return Relation(entries, kind, shift, np.asarray(linear), float(constant))
 
 
 def _own_product(relation: Relation) -> float:
@@ -376,11 +389,8 @@ def _own_product(relation: Relation) -> float:
             columns = slice(begin, min(begin + ROWS, n))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             block: Floating = np.empty(shape, dtype=relation.dtype)
-            relation.block(rows, columns, block)
-            if begin == start:
-                np.fill_diagonal(block, 0.0)
-            weight = 1.0 if begin == start else 2.0
-            total += weight * float(np.einsum("ij,ij->", block, block, dtype=np.float64))
+            relation.upper(rows, columns, block)
+            total += 2.0 * float(np.einsum("ij,ij->", block, block, dtype=np.float64))
     return total
 
 
@@ -390,9 +400,10 @@ def relation_scores(
     xs: Sequence[Relation],
     ys: Sequence[Relation],
     *,
+    wanted: NDArray[np.bool_],
     residual: bool,
 ) -> Float64:
-    """Turn products ⟨U_x, U_y⟩ into scores; NaN where a norm is zero.
+    """Turn products ⟨U_x, U_y⟩ into scores; NaN where a norm is zero or a pair is not wanted.
 
     Parameters
     ----------
@@ -402,6 +413,8 @@ def relation_scores(
         ℓ_x · ℓ_y, of the shape of `products`.
     xs, ys
         The relations.
+    wanted
+        Mask `(len(xs), len(ys))`.
     residual
         Whether only the U-centred relations are compared.
     """
@@ -409,7 +422,10 @@ def relation_scores(
     if not residual:
         scores += linear
         scores += np.outer([x.constant for x in xs], [y.constant for y in ys])
-    of_x, of_y = ([r.squared_norm(residual=residual) for r in side] for side in (xs, ys))
-    norms = np.outer(of_x, of_y)
+    of_x, of_y = np.zeros(len(xs)), np.zeros(len(ys))
+    for side, of, used in ((xs, of_x, wanted.any(axis=1)), (ys, of_y, wanted.any(axis=0))):
+        for i in np.flatnonzero(used).tolist():
+            of[i] = side[i].squared_norm(residual=residual)
+    norms = np.where(wanted, np.outer(of_x, of_y), 0.0)
     norms[norms == 0.0] = np.nan
     return np.asarray(scores / np.sqrt(norms))
