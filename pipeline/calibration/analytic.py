@@ -357,11 +357,7 @@ def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, BiasedSc
     """Scalars of relations, worked out once for each."""
     for relation in relations:
         if relation not in _scalars:
-            n = relation.n_stimuli
-            whole = np.empty((n, n), dtype=relation.dtype)
-            relation.block(slice(0, n), slice(0, n), whole)
-            np.fill_diagonal(whole, 0.0)
-            _scalars[relation] = split_scalars(whole, relation.linear, relation.constant)
+            _scalars[relation] = split_scalars(relation.whole(), relation.linear, relation.constant)
     own, both = zip(*(_scalars[r] for r in relations), strict=True)
     return UCentredScalars.stack(own), BiasedScalars.stack(both)
 

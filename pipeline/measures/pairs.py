@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.entries import HEIGHT
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.neighbours import Neighbours
@@ -33,8 +34,6 @@ MEMORY = 2**28
 """Default budget for panels, in bytes."""
 LARGEST_PANEL = 2**26
 """Panels beyond this many bytes save no time, as measured."""
-HEIGHT = 128
-"""Stimuli on the shorter side of a tile, if memory allows."""
 LONGEST_SUM = 2**14
 """Pairs of stimuli that are summed in the dtype of the relations, before float64 takes over."""
 OWN_SUM = 2**8

@@ -176,7 +176,7 @@ def _upper(relations: list[Relation], rows: slice) -> Floating:
     block = np.empty((rows.stop - rows.start, n - rows.start), dtype=dtype)
     panel = np.empty((len(relations), len(above[0])), dtype=dtype)
     for row, relation in zip(panel, relations, strict=True):
-        relation.block(rows, columns, block)
+        relation.upper(rows, columns, block)
         row[:] = block[above]
     return panel
 

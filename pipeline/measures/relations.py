@@ -22,13 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.measures.checks import is_constant
 from pipeline.measures.dissimilarity import check_rankable, ranked, unit_rows
+from pipeline.measures.entries import (
+    Distances,
+    Entries,
+    Formed,
+    Laid,
+    Products,
+    Source,
+    Table,
+    laid_bytes,
+    strips,
+    whole,
+)
 from pipeline.measures.neighbours import power_of_two, row_blocks
 
 Float64 = NDArray[np.float64]
@@ -45,106 +57,13 @@ RelationKey = tuple[str | float, ...]
 ``("rsa", dissimilarity, comparison)``."""
 
 
-class Entries(Protocol):
-    """Off-diagonal entries of a relation, by blocks."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """In which blocks are computed."""
-
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Compute R[rows, columns], `(height, width)`; the diagonal means nothing."""
-
-    def permuted(self, order: Order) -> Self:
-        """Reorder the stimuli."""
-
-
-@dataclass(frozen=True, eq=False)
-class Products:
-    """Inner products of features `(n, d)`."""
-
-    features: Floating
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the features."""
-        return self.features.dtype
-
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Multiply two sets of rows."""
-        product: Floating = self.features[rows] @ self.features[columns].T
-        return product
-
-    def permuted(self, order: Order) -> Products:
-        """Reorder the stimuli."""
-        return Products(self.features[order])
-
-
-@dataclass(frozen=True, eq=False)
-class Distances:
-    """Negative Euclidean distances of features `(n, d)`, or their RBF kernel: near is high.
-
-    In float64, since a small distance is a small difference of large squares.
-    """
-
-    features: Float64
-    squares: Float64
-    """Squared lengths of the rows, `(n,)`."""
-    bandwidth: float | None = None
-    """With one, the entries are exp(−distance²/(2 bandwidth²))."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Float64."""
-        return self.features.dtype
-
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Compute negative distances, or their kernel."""
-        squared: Float64 = self.features[rows] @ self.features[columns].T
-        squared *= -2.0
-        lengths = self.squares[rows, None] + self.squares[columns]
-        squared += lengths
-        squared[squared <= 64 * np.finfo(np.float64).eps * lengths] = 0.0  # rounding, no distance
-        if self.bandwidth is None:
-            np.sqrt(squared, out=squared)
-            return np.negative(squared, out=squared)
-        squared *= -0.5 / self.bandwidth**2
-        return np.exp(squared, out=squared)
-
-    def permuted(self, order: Order) -> Distances:
-        """Reorder the stimuli."""
-        return replace(self, features=self.features[order], squares=self.squares[order])
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
-
-    values: Floating
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """That of the values."""
-        return self.values.dtype
-
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Look up."""
-        return self.values[rows, columns].copy()
-
-    def permuted(self, order: Order) -> Table:
-        """Reorder the stimuli."""
-        return Table(self.values[np.ix_(order, order)])
-
-
 @dataclass(frozen=True, eq=False)
 class Relation:
     """One representation's U-centred relation, with what U-centring took away."""
 
-    entries: Entries
+    source: Source
     dtype: np.dtype[Any]
     """Of the blocks that are multiplied."""
-    shift: Floating
-    """What U adds to row i and to column i of R, `(n,)`."""
     linear: Float64
     """ℓ, `(n,)`."""
     constant: float
@@ -157,44 +76,27 @@ class Relation:
         """Rows of the relation."""
         return len(self.linear)
 
-    def block(self, rows: slice, columns: slice, out: Floating) -> None:
-        """Write U[rows, columns] to `out`; where the diagonal is met it is not yet zeroed."""
-        if isinstance(self.entries, Products) and self.entries.dtype == out.dtype:
-            features = self.entries.features
-            np.matmul(features[rows], features[columns].T, out=out)
-            out += self.shift[rows, None]
-            out += self.shift[columns]
-            return
-        found = self.entries.block(rows, columns)
-        found += self.shift[rows, None]
-        found += self.shift[columns]
-        out[...] = found
-
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
         """Write what of U[rows, columns] lies above the diagonal, and zeros, to `out`.
 
         Columns begin with the rows, or after them.
         """
-        self.block(rows, columns, out)
-        if rows.start == columns.start:
-            corner = out[:, : rows.stop - rows.start]
-            corner[np.tri(*corner.shape, dtype=np.bool_)] = 0.0
+        self.source.upper(rows, columns, out)
+
+    def whole(self) -> Floating:
+        """Write out U, `(n, n)`."""
+        return whole(self.source, self.n_stimuli, self.dtype)
 
     def permuted(self, order: Order) -> Relation:
         """Reorder the stimuli; norms stay."""
-        return replace(
-            self,
-            entries=self.entries.permuted(order),
-            shift=self.shift[order],
-            linear=self.linear[order],
-        )
+        return replace(self, source=self.source.permuted(order), linear=self.linear[order])
 
     def squared_norm(self, *, residual: bool) -> float:
         """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
         if not self.found:
             self.found.append(_own_product(self))
         n = self.n_stimuli
-        floor = n * (n - 1) * (16 * float(np.finfo(self.entries.dtype).eps)) ** 2
+        floor = n * (n - 1) * (16 * float(np.finfo(self.source.dtype).eps)) ** 2
         norm = self.found[0] if self.found[0] > floor else 0.0
         if residual:
             return norm
@@ -246,7 +148,7 @@ def relate(
 
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
-    return Relation(Products(empty), kind, empty[:, 0], np.zeros(n), 0.0, [0.0])
+    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, [0.0])
 
 
 def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64]:
@@ -323,17 +225,20 @@ def _of_dissimilarities(
     bias = np.zeros(n)
     if dissimilarity == "euclidean":
         entries = _distances(values)
+        sums = _row_sums(entries, n)
     else:
         units = unit_rows(values.astype(np.float64), centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
         units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
         bias = units @ mean
         entries = Products(units if comparison == "spearman" else units.astype(kind))
+        sums = -np.einsum("ij,ij->i", units, units)  # since rows add up to nothing
     if comparison == "spearman":
         check_rankable(n)
         table = np.asarray(entries.block(slice(0, n), slice(0, n)), dtype=np.float64)
         entries, bias = Table(ranked(table + bias[:, None] + bias)), np.zeros(n)
-    return _assembled(entries, kind, _row_sums(entries, n), None, bias)
+        sums = _row_sums(entries, n)
+    return _assembled(entries, kind, sums, None, bias)
 
 
 def _row_sums(entries: Entries, n: int) -> Float64:
@@ -376,21 +281,20 @@ def _assembled(
         trace = float(diagonal.sum())
         linear = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
         constant = trace / np.sqrt(n - 1)
-    return Relation(entries, kind, shift, np.asarray(linear), float(constant))
+    source: Source = Formed(entries, shift)
+    if laid_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
+        source = Laid.of(source, n, kind)
+    return Relation(source, kind, np.asarray(linear), float(constant))
 
 
 def _own_product(relation: Relation) -> float:
-    """⟨U, U⟩, block by block, twice what lies above the diagonal."""
+    """⟨U, U⟩, strip by strip, twice what lies above the diagonal."""
     n = relation.n_stimuli
     total = 0.0
-    for start in range(0, n, ROWS):
-        rows = slice(start, min(start + ROWS, n))
-        for begin in range(start, n, ROWS):
-            columns = slice(begin, min(begin + ROWS, n))
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            block: Floating = np.empty(shape, dtype=relation.dtype)
-            relation.upper(rows, columns, block)
-            total += 2.0 * float(np.einsum("ij,ij->", block, block, dtype=np.float64))
+    for rows in strips(n):
+        strip: Floating = np.empty((rows.stop - rows.start, n - rows.start), dtype=relation.dtype)
+        relation.upper(rows, slice(rows.start, n), strip)
+        total += 2.0 * float(np.einsum("ij,ij->", strip, strip, dtype=np.float64))
     return total
 
 

@@ -87,13 +87,13 @@ def test_score_pairs__a_mask_changes_no_wanted_score(mask, symmetric):
 
 def test_score_pairs__does_not_form_what_is_not_wanted(monkeypatch):
     formed = set()
-    block = pairs.Relation.block
+    upper = pairs.Relation.upper
 
     def spy(self, rows, columns, out):
         formed.add(id(self))
-        block(self, rows, columns, out)
+        upper(self, rows, columns, out)
 
-    monkeypatch.setattr(pairs.Relation, "block", spy)
+    monkeypatch.setattr(pairs.Relation, "upper", spy)
     mask = np.zeros((5, 5), bool)
     score_pairs(PREPARED, PREPARED, SPECS, wanted=mask)
     assert formed == set()
