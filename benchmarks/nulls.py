@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.calibration import draw, null_of, permutations
-from pipeline.calibration.analytic import pair_null
+from pipeline.calibration import draw, nulls_of, permutations
+from pipeline.calibration.draws import pair_null
 from pipeline.measures import measure_spec, prepare
 from pipeline.measures.permuted import score_permuted
 
@@ -92,11 +92,11 @@ def rates(xs, ys, specs, seed: int) -> Iterator[tuple]:
     gx, gy = np.zeros(len(xs), np.intp), np.zeros(len(ys), np.intp)
     orders = permutations(len(xs[0]), PERMUTATIONS, seed + 1000)
     for name, spec in specs.items():
-        null = null_of(px, py, gx, gy, spec)
+        null = nulls_of(px, py, gx, gy, {"": spec})[""]
         truth = score_permuted(px, py, {name: spec}, orders)[name]
         best = truth.reshape(PERMUTATIONS, -1).max(axis=1)
         drawn = draw(null, gx, gy, np.ones((1, 1), bool), DRAWS, seed)["max"][0, 0]
-        one = pair_null(null_of(px[:1], py[:1], gx[:1], gy[:1], spec), DRAWS, seed)
+        one = pair_null(nulls_of(px[:1], py[:1], gx[:1], gy[:1], {"": spec})[""], DRAWS, seed)
         single = truth[:, 0, 0]
         found = []
         for alpha in (0.05, 0.01):
@@ -175,7 +175,9 @@ def main() -> None:
                     )
                     two = np.zeros(2, np.intp)
                     for name, spec in specs.items():
-                        fresh[name].append(null_of(px, py, two, two, spec).flagged.mean())
+                        fresh[name].append(
+                            nulls_of(px, py, two, two, {"": spec})[""].flagged.mean()
+                        )
                 means = {name: f"{np.mean(values):.2f}" for name, values in fresh.items()}
                 report(
                     n, d, f"{layers}×{layers}", kind.__name__.replace("_", " "),

@@ -6,7 +6,8 @@ of Y no longer correspond to those of X, and where the best of several layers is
 null of that best.
 """
 
-from pipeline.calibration.analytic import draw, flagged_encoders, null_of
+from pipeline.calibration.analytic import flagged_encoders, nulls_of
+from pipeline.calibration.draws import draw
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
@@ -23,7 +24,7 @@ __all__ = [
     "calibrate_score",
     "draw",
     "flagged_encoders",
-    "null_of",
+    "nulls_of",
     "permutation_null",
     "permutations",
 ]

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
-from scipy import sparse
 
 from pipeline.calibration.graphs import pair_up
 from pipeline.errors import InputError
@@ -23,11 +22,17 @@ from pipeline.errors import InputError
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
 
-ROWS = 256
+ROWS = 128
 """Rows of A² that are held at a time."""
+
+LONGEST_SUM = 2048
+"""Numbers that are added in the precision of the relation, before float64 takes over."""
 
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
+
+TABLE = 2**25
+"""Pairs of stimuli in a table of who is near whom."""
 
 U_CENTRED_THIRD = ("ab bc ca", "ab ab ab")
 U_CENTRED_FOURTH = ("ab bc cd da", "ab ab cd cd", "ab ab bc bc", "ab ab bc ca", "ab ab ab ab")
@@ -184,7 +189,7 @@ def u_centred_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) ->
 
     Notes
     -----
-    n³ multiplications and additions, half of A·A, of which 256 rows are held at a time. Fourth
+    n³ multiplications and additions, half of A·A, of which 128 rows are held at a time. Fourth
     powers must neither overflow nor underflow: scale entries to about one.
 
     Examples
@@ -396,22 +401,24 @@ def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
 
     Notes
     -----
-    n k² steps, on integers; about 2 million paths of two steps are held at a time.
+    n k² look-ups; about 2 million paths of two steps are held at a time.
     """
     lists = _checked_neighbours(indices)
     n, k = lists.shape
-    names = lists.astype(np.int32)
-    steps = np.arange(0, n * k + 1, k)
-    adjacency = sparse.csr_array((np.ones(n * k, dtype=np.int64), names.ravel(), steps), (n, n))
-    reverse = adjacency.T.tocsr()
+    mutual = np.empty(n, dtype=np.int64)
     cycles = transitive = 0
-    size = max(1, PATHS // k**2)
+    size = max(1, min(n, PATHS // k**2, TABLE // n))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
-        paths = adjacency[rows] @ adjacency
-        cycles += int(paths.multiply(reverse[rows]).sum())
-        transitive += int(paths.multiply(adjacency[rows]).sum())
-    mutual = np.asarray(adjacency.multiply(reverse).sum(axis=1)).ravel()
+        own = np.arange(rows.stop - start)
+        near, back = np.zeros((2, len(own), n), dtype=np.bool_)  # of these rows, and to them
+        near[own[:, None], lists[rows]] = True
+        of, slot = np.nonzero((lists >= start) & (lists < rows.stop))
+        back[lists[of, slot] - start, of] = True
+        paths = lists[lists[rows]].reshape(len(own), -1)
+        cycles += int(np.count_nonzero(back[own[:, None], paths]))
+        transitive += int(np.count_nonzero(near[own[:, None], paths]))
+        mutual[rows] = back[own[:, None], lists[rows]].sum(axis=1)
     degrees = np.bincount(lists.ravel(), minlength=n)
     excess = degrees - k
 
@@ -430,7 +437,7 @@ def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
         "cubes": n * (k * (1 - p) ** 3 - (n - 1 - k) * p**3),
         "mutual_cubes": (1 - 2 * p) * (both - p * n * k),
         "degree_cubes": float((excess**3).sum()),
-        "degree_form": float(excess @ (adjacency @ excess)) + p * squared,
+        "degree_form": float(excess @ excess[lists].sum(axis=1)) + p * squared,
         "degree_mutual": float(mutual @ excess) - p * squared,
         "degree_entries": (1 - 2 * p) * squared,
     }
@@ -578,21 +585,23 @@ def _summed(
     """Sum up a U-centred matrix and what is beside it, from the upper half of A·A."""
     n = len(matrix)
     energies = np.zeros(n)
-    triangles = cubes = cycles = chords = fourths = form = 0.0
+    rooms = np.empty((2, min(ROWS, n) * n), dtype=matrix.dtype)
+    triangles = cubes = cycles = chords = fourths = 0.0
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         height = rows.stop - start
-        paths = (matrix[rows] @ matrix[:, start:]).astype(np.float64)
-        entries = matrix[rows, start:].astype(np.float64)
-        powers = entries * entries
-        energies[rows] += powers.sum(axis=1)
-        energies[rows.stop :] += powers[:, height:].sum(axis=0)
+        entries = matrix[rows, start:]
+        shape = entries.shape
+        paths = np.matmul(matrix[rows], matrix[:, start:], out=_room(rooms[0], shape))
+        powers = np.multiply(entries, entries, out=_room(rooms[1], shape))
+        energies[rows] += powers.sum(axis=1, dtype=np.float64)
+        energies[rows.stop :] += powers[:, height:].sum(axis=0, dtype=np.float64)
         triangles += _both_halves(entries, paths)
         cubes += _both_halves(entries, powers)
         cycles += _both_halves(paths, paths)
         chords += _both_halves(powers, paths)
         fourths += _both_halves(powers, powers)
-        form += _both_halves(entries, np.outer(linear[rows], linear[start:]))
+    form = float(linear @ (matrix @ linear.astype(matrix.dtype)))
     squares = energies.sum()
     u_centred = [squares, triangles, cubes, cycles, energies @ energies, chords, fourths]
     of_linear = [linear @ linear, (linear**3).sum(), linear @ energies, form]
@@ -608,11 +617,18 @@ def _summed(
     )
 
 
-def _both_halves(x: Float64, y: Float64) -> float:
+def _room(room: Floating, shape: tuple[int, ...]) -> Floating:
+    return room[: math.prod(shape)].reshape(shape)
+
+
+def _both_halves(x: Floating, y: Floating) -> float:
     """Σ x∘y over rows of symmetric matrices from the diagonal on, and over what mirrors them."""
     height = len(x)
-    own = float(np.vdot(x[:, :height], y[:, :height]))
-    return own + 2 * float(np.vdot(x[:, height:], y[:, height:]))
+    total = 0.0
+    for start in range(0, x.shape[1], LONGEST_SUM):
+        columns = slice(start, start + LONGEST_SUM)
+        total += 2.0 * float(np.vecdot(x[:, columns], y[:, columns]).sum(dtype=np.float64))
+    return total - float(np.vecdot(x[:, :height], y[:, :height]).sum(dtype=np.float64))
 
 
 # Checks

@@ -236,39 +236,45 @@ _G = np.linspace(0.0, MOST_SKEWED, 201)
 
 
 @lru_cache(maxsize=1)
-def _quantiles() -> Float64:
+def _quantiles() -> NDArray[np.float32]:
     """Pearson III quantiles at the normal probabilities of `_Z`, a row for each skewness."""
-    table = np.empty((len(_G), len(_Z)))
+    table = np.empty((len(_G), len(_Z)), dtype=np.float32)
     for row, skewness in zip(table, _G, strict=True):
         row[:] = PearsonIII(0.0, 1.0, skewness).isf(special.ndtr(-_Z))
     return table
 
 
-def from_normal(z: Float64, skewness: Float64) -> Float64:
+def from_normal(z: NDArray[np.float32], skewness: Float64) -> NDArray[np.float32]:
     """Carry standard normal values over to standardised Pearson III distributions.
 
     Parameters
     ----------
     z
-        `(K, ...)`; beyond ±6 they are taken for ±6.
+        `(Lx, K, Ly)`; beyond ±6 they are taken for ±6.
     skewness
-        `(...)`; beyond ±`MOST_SKEWED` it is taken for that.
+        `(Lx, Ly)`; beyond ±`MOST_SKEWED` it is taken for that.
 
     Returns
     -------
     numpy.ndarray
-        `(K, ...)`: values at the same probabilities, interpolated in a table to about 1e-3.
+        `(Lx, K, Ly)`: values at the same probabilities, interpolated in a table to about 1e-3.
     """
-    table = _quantiles()
-    flat = z.reshape(len(z), -1)
-    sign = np.where(skewness.ravel() < 0, -1.0, 1.0)
-    at = np.clip(np.abs(skewness.ravel()), 0.0, MOST_SKEWED) / (_G[1] - _G[0])
+    at = np.clip(np.abs(skewness), 0.0, MOST_SKEWED) / (_G[1] - _G[0])
     low = np.minimum(at.astype(np.intp), len(_G) - 2)
-    rows = table[low] + (at - low)[:, None] * (table[low + 1] - table[low])
-    place = (np.clip(flat * sign, _Z[0], _Z[-1]) - _Z[0]) / (_Z[1] - _Z[0])
-    left = np.minimum(place.astype(np.intp), len(_Z) - 2)
-    index = left + np.arange(len(rows)) * len(_Z)
+    table, share = _quantiles(), (at - low).astype(np.float32)[..., None]
+    rows = table[low] + share * (table[low + 1] - table[low])
+    sign = np.where(skewness < 0, -1, 1).astype(np.float32)[:, None]
+    step = np.float32(_Z[1] - _Z[0])
+    place = np.clip(z * sign, _Z[0], _Z[-1])
+    place -= np.float32(_Z[0])
+    place /= step
+    index = np.minimum(place.astype(np.intp), len(_Z) - 2)
+    place -= index.astype(np.float32)
+    index += (np.arange(at.size) * len(_Z)).reshape(at.shape)[:, None]
     values = rows.ravel()
-    below = values[index]
-    found = sign * (below + (place - left) * (values[index + 1] - below))
-    return np.asarray(found.reshape(z.shape))
+    found = values[index]
+    index += 1
+    place *= values[index] - found
+    found += place
+    found *= sign
+    return np.asarray(found)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.calibration.analytic import draw, null_of, pair_null
+from pipeline.calibration.analytic import nulls_of
+from pipeline.calibration.draws import draw, pair_null
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.statistics import calibrate_score
@@ -227,7 +228,7 @@ def _by_moments(
             "method='permutation'."
         )
     of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
-    null = null_of(xs, ys, of_x, of_y, spec)
+    null = nulls_of(xs, ys, of_x, of_y, {"": spec})[""]
     if null.flagged.any():
         permuted = _by_permutation(xs, ys, spec, aggregate, n_draws, alpha, seed)
         return replace(permuted, flagged=True)

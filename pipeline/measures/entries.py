@@ -216,9 +216,11 @@ class Laid:
 
     def permuted(self, order: Order) -> Laid:
         """Reorder the stimuli."""
-        table = Table(whole(self, self.n, self.values.dtype)[np.ix_(order, order)])
+        table = whole(self, np.empty((self.n, self.n), dtype=self.values.dtype))
+        moved = Table(table[np.ix_(order, order)])
         nothing = np.zeros(self.n, dtype=self.values.dtype)
-        return replace(Laid.of(Formed(table, nothing), self.n, self.values.dtype), dtype=self.dtype)
+        laid = Laid.of(Formed(moved, nothing), self.n, self.values.dtype)
+        return replace(laid, dtype=self.dtype)
 
 
 def strips(n: int) -> Iterator[slice]:
@@ -243,9 +245,9 @@ def laid_bytes(n: int, dtype: np.dtype[Any]) -> int:
     return _laid_size(n) * dtype.itemsize
 
 
-def whole(source: Source, n: int, dtype: np.dtype[Any]) -> Floating:
-    """Write out a relation, `(n, n)`."""
-    table: Floating = np.zeros((n, n), dtype=dtype)
+def whole(source: Source, table: Floating) -> Floating:
+    """Write a relation to a table, `(n, n)`."""
+    n = len(table)
     for rows in strips(n):
         strip = table[rows, rows.start :]
         source.upper(rows, slice(rows.start, n), strip)

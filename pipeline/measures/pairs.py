@@ -124,9 +124,8 @@ def score_pairs(
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             wanted_once = np.triu(mask | mask.T) if symmetric else mask
             shared = shared_neighbours(nx, ny, wanted_once, memory=memory)
-            results[name] = (shared + np.triu(shared, 1).T if symmetric else shared) / (
-                nx[0].indices.size
-            )
+            both = shared + np.triu(shared, 1).T if symmetric else shared
+            results[name] = both / nx[0].indices.size
         elif spec.measure.engine == "kernel":
             results[name] = kernel_scores(xs, ys, spec, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
@@ -333,7 +332,12 @@ def _mirrored(products: Float64, groups: list[Group]) -> Float64:
 
 
 def shared_neighbours(
-    xs: Sequence[Neighbours], ys: Sequence[Neighbours], wanted: Mask, *, memory: int = MEMORY
+    xs: Sequence[Neighbours],
+    ys: Sequence[Neighbours],
+    wanted: Mask,
+    *,
+    turned: bool = False,
+    memory: int = MEMORY,
 ) -> Float64:
     """Count the neighbours that two representations share, summed over stimuli.
 
@@ -343,6 +347,8 @@ def shared_neighbours(
         Lists of the same stimuli, of equal k.
     wanted
         Boolean mask `(len(xs), len(ys))`.
+    turned
+        Count how often j is near i in X and i is near j in Y.
     memory
         Bytes to work in.
 
@@ -362,16 +368,24 @@ def shared_neighbours(
     step = max(1, min(n, memory // (n + 8 * k * max(1, len(columns)))))
     for start in range(0, n if columns else 0, step):
         rows = slice(start, min(start + step, n))
-        starts = (np.arange(rows.stop - start) * n)[:, None]
-        places = {j: (ys[j].indices[rows] + starts).ravel() for j in columns}
-        is_near = np.zeros((rows.stop - start) * n, dtype=np.bool_)
+        places = {j: _places(ys[j].indices, rows, turned=turned) for j in columns}
+        is_near = np.zeros((rows.stop - rows.start) * n, dtype=np.bool_)
         for i in np.flatnonzero(wanted.any(axis=1)).tolist():
-            own = (xs[i].indices[rows] + starts).ravel()
+            own = _places(xs[i].indices, rows)
             is_near[own] = True
             for j in np.flatnonzero(wanted[i]).tolist():
                 shared[i, j] += np.count_nonzero(is_near[places[j]])
             is_near[own] = False
     return shared
+
+
+def _places(near: NDArray[np.intp], rows: slice, *, turned: bool = False) -> NDArray[np.intp]:
+    """Where some rows of an indicator of neighbours, or of its transpose, are one."""
+    n = len(near)
+    if turned:
+        of, slot = np.nonzero((near >= rows.start) & (near < rows.stop))
+        return np.asarray((near[of, slot] - rows.start) * n + of)
+    return np.asarray((near[rows] + (np.arange(rows.stop - rows.start) * n)[:, None]).ravel())
 
 
 def indicators(neighbours: list[Neighbours], rows: slice) -> scipy.sparse.csr_array:

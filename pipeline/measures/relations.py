@@ -83,9 +83,9 @@ class Relation:
         """
         self.source.upper(rows, columns, out)
 
-    def whole(self) -> Floating:
-        """Write out U, `(n, n)`."""
-        return whole(self.source, self.n_stimuli, self.dtype)
+    def whole(self, out: Floating) -> Floating:
+        """Write U to `out`, `(n, n)`."""
+        return whole(self.source, out)
 
     def permuted(self, order: Order) -> Relation:
         """Reorder the stimuli; norms stay."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.calibration import (
     draw,
     flagged_encoders,
-    null_of,
+    nulls_of,
     permutation_null,
     permutations,
 )
@@ -162,8 +162,7 @@ def null_job(job: NullJob) -> int:
         permuted = dict.fromkeys(specs, wanted)
         nulls: dict[str, dict[str, Float64]] = {}
         if method == "analytic":
-            for label, spec in specs.items():
-                null = null_of(xs, ys, x_groups, y_groups, spec)
+            for label, null in nulls_of(xs, ys, x_groups, y_groups, specs).items():
                 nulls[label] = draw(null, x_groups, y_groups, wanted, count, job.calibrate.seed)
                 permuted[label] = flagged_encoders(null, x_groups, y_groups, wanted)
         orders = permutations(xs[0].n_stimuli, count, job.calibrate.seed)

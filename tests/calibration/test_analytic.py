@@ -11,10 +11,10 @@ from pipeline.calibration import (
     calibrate_layers,
     draw,
     flagged_encoders,
-    null_of,
+    nulls_of,
     permutations,
 )
-from pipeline.calibration.analytic import pair_null
+from pipeline.calibration.draws import pair_null
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec, prepare
 from pipeline.measures.permuted import score_permuted
@@ -77,9 +77,9 @@ def case(request):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_null_of__first_three_moments_are_those_of_permuting(case, name):
+def test_nulls_of__first_three_moments_are_those_of_permuting(case, name):
     xs, ys, truth = case
-    null = null_of(xs, ys, ONE, ONE, SPECS[name])
+    null = nulls_of(xs, ys, ONE, ONE, {"": SPECS[name]})[""]
     values = truth[name] * null.scale
     linear = np.zeros((4, 4))
     third = null.skewness * null.variance**1.5
@@ -95,9 +95,9 @@ def test_null_of__first_three_moments_are_those_of_permuting(case, name):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_null_of__covariance_of_layers_is_that_of_permuting(case, name):
+def test_nulls_of__covariance_of_layers_is_that_of_permuting(case, name):
     xs, ys, truth = case
-    null = null_of(xs, ys, ONE, ONE, SPECS[name])
+    null = nulls_of(xs, ys, ONE, ONE, {"": SPECS[name]})[""]
     found = sum(t.weight * np.kron(t.within_x, t.within_y) for t in null.terms)
     if null.linear_x is not None:
         found = found + np.kron(
@@ -115,7 +115,7 @@ def test_null_of__covariance_of_layers_is_that_of_permuting(case, name):
 def test_draw__false_positives_of_the_search_over_layers(case, name, how):
     """Thresholds from draws, met by permutations; four binomial errors of both allowed for."""
     xs, ys, truth = case
-    null = null_of(xs, ys, ONE, ONE, SPECS[name])
+    null = nulls_of(xs, ys, ONE, ONE, {"": SPECS[name]})[""]
     if null.flagged.any():
         pytest.skip("moments do not determine this null, and it is permuted")
     drawn = draw(null, ONE, ONE, np.ones((1, 1), bool), 8000, seed=3)[how][0, 0]
@@ -135,7 +135,7 @@ def test_draw__false_positives_of_the_search_over_layers(case, name, how):
 @pytest.mark.parametrize("name", SPECS)
 def test_pair_null__tail_probabilities_are_those_of_permuting(case, name):
     xs, ys, truth = case
-    null = null_of(xs[:1], ys[:1], ONE[:1], ONE[:1], SPECS[name])
+    null = nulls_of(xs[:1], ys[:1], ONE[:1], ONE[:1], {"": SPECS[name]})[""]
     if null.flagged.any():
         pytest.skip("moments do not determine this null, and it is permuted")
     exact, values = pair_null(null, 3000, seed=2), truth[name][:, 0, 0]
@@ -154,10 +154,10 @@ def test_draw__neither_company_nor_mask_changes_a_pair(case):
     xs, ys, _ = case
     groups = np.array([0, 0, 1, 1])
     for name in ("cka", "knn"):
-        null = null_of(xs, ys, groups, groups, SPECS[name])
+        null = nulls_of(xs, ys, groups, groups, {"": SPECS[name]})[""]
         whole = draw(null, groups, groups, np.ones((2, 2), bool), 150, seed=0)
         some = draw(null, groups, groups, np.array([[False, True], [False, False]]), 150, seed=0)
-        alone = null_of(xs[:2], ys[2:], ONE[:2], ONE[:2], SPECS[name])
+        alone = nulls_of(xs[:2], ys[2:], ONE[:2], ONE[:2], {"": SPECS[name]})[""]
         alone_drawn = draw(alone, ONE[:2], ONE[:2], np.ones((1, 1), bool), 150, seed=0)
         for how in ("max", "mean"):
             np.testing.assert_allclose(some[how][0, 1], whole[how][0, 1], atol=1e-12)
@@ -172,14 +172,14 @@ def test_draw__constant_and_repeated_layers():
     ys = prepared([rng.normal(size=(40, 4))])
     groups = np.zeros(3, dtype=np.intp)
     for name, spec in SPECS.items():
-        null = null_of(xs, ys, groups, groups[:1], spec)
+        null = nulls_of(xs, ys, groups, groups[:1], {"": spec})[""]
         drawn = draw(null, groups, groups[:1], np.ones((1, 1), bool), 200, seed=0)
         assert np.isfinite(drawn["max"]).all(), name
-        alone = null_of(xs[:1], ys, groups[:1], groups[:1], spec)
+        alone = nulls_of(xs[:1], ys, groups[:1], groups[:1], {"": spec})[""]
         assert drawn["mean"].std() == pytest.approx(
             (alone.variance[0, 0] + _linear_variance(alone)) ** 0.5 / alone.scale[0, 0], rel=0.2
         )
-    nothing = null_of(xs[1:2], ys, groups[:1], groups[:1], SPECS["cka"])
+    nothing = nulls_of(xs[1:2], ys, groups[:1], groups[:1], {"": SPECS["cka"]})[""]
     drawn = draw(nothing, groups[:1], groups[:1], np.ones((1, 1), bool), 20, seed=0)
     assert np.isnan(drawn["max"]).all()
 
@@ -237,7 +237,7 @@ def test_calibrate__a_null_that_moments_do_not_determine_is_permuted():
     assert found.p == calibrate(x, y, "cka_debiased", n_permutations=199).p
     xs = prepared([x, rng.normal(size=(100, 5))])
     ys = prepared([y])
-    null = null_of(xs, ys, np.array([0, 1]), ONE[:1], SPECS["cka_debiased"])
+    null = nulls_of(xs, ys, np.array([0, 1]), ONE[:1], {"": SPECS["cka_debiased"]})[""]
     wanted = np.ones((2, 1), bool)
     flagged = flagged_encoders(null, np.array([0, 1]), ONE[:1], wanted)
     np.testing.assert_array_equal(flagged, [[True], [False]])

@@ -1,0 +1,251 @@
+"""Draws from a null that is known by its moments, for the search over layers and for single pairs.
+
+Gaussians of the exact covariance are passed on to Pearson III margins (a Gaussian copula); vectors
+are permuted for real, with one permutation for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration.layers import AGGREGATES
+from pipeline.calibration.pearson import PearsonIII, from_normal
+from pipeline.calibration.permutation import permutations
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Index = NDArray[np.intp]
+
+BATCH = 256
+"""Draws made at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A Gaussian term: its covariance over pairs of layers is `weight` · C_x ⊗ C_y."""
+
+    weight: float
+    within_x: Float64
+    """Inner products within encoders, `(Mx, Mx)`."""
+    within_y: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Null:
+    """What determines the null of every pair of representations, for one measure.
+
+    Attributes
+    ----------
+    terms
+        Gaussian terms of the part that has moments.
+    skewness
+        Of that part, `(Mx, My)`.
+    linear_x, linear_y
+        Vectors whose inner products are permuted for real, `(Mx, n)` and `(My, n)`; or None.
+    mean
+        What is added, `(Mx, My)`.
+    scale
+        What S is divided by to give a score, `(Mx, My)`; NaN where the measure is undefined.
+    flagged
+        Pairs whose fourth moment says that three do not determine the tails, `(Mx, My)`.
+    counts
+        Whether S is a whole number.
+    """
+
+    terms: Sequence[Term]
+    skewness: Float64
+    linear_x: Float64 | None
+    linear_y: Float64 | None
+    mean: Float64
+    scale: Float64
+    flagged: NDArray[np.bool_]
+    counts: bool = False
+
+    @property
+    def variance(self) -> Float64:
+        """Variance of the part that has moments, `(Mx, My)`."""
+        return variance_of(self.terms)
+
+
+def variance_of(terms: Sequence[Term]) -> Float64:
+    """Add up the variances of independent terms, `(Mx, My)`."""
+    parts = [t.weight * np.outer(t.within_x.diagonal(), t.within_y.diagonal()) for t in terms]
+    return np.asarray(np.sum(parts, axis=0))
+
+
+def draw(
+    null: Null,
+    x_groups: Index,
+    y_groups: Index,
+    wanted: NDArray[np.bool_],
+    n_draws: int,
+    seed: int,
+) -> dict[str, Float64]:
+    """Draw scores of encoders as permutations of the stimuli of Y would give them.
+
+    Parameters
+    ----------
+    null
+        Of every pair of representations, as `nulls_of` gives it.
+    x_groups, y_groups
+        The encoder of each representation, integers from 0.
+    wanted
+        Boolean mask `(Gx, Gy)` of pairs of encoders.
+    n_draws
+        K.
+    seed
+        Of the draws. The same Gaussians serve all pairs of encoders with as many layers, so that
+        a pair's draws do not depend on what else is drawn.
+
+    Returns
+    -------
+    dict of numpy.ndarray
+        Aggregate → `(Gx, Gy, K)`; NaN for pairs not wanted or undefined.
+
+    Notes
+    -----
+    In float32: draws are of no more than three digits anyway. Costs K · n operations for each pair
+    of layers where there are vectors, and some hundred for each draw of a pair of layers.
+    """
+    of_x = [np.flatnonzero(x_groups == g) for g in range(wanted.shape[0])]
+    of_y = [np.flatnonzero(y_groups == h) for h in range(wanted.shape[1])]
+    roots = [
+        ([_root(t.weight * t.within_x[np.ix_(i, i)]) for i in of_x],
+         [_root(t.within_y[np.ix_(j, j)]).T for j in of_y])
+        for t in null.terms
+    ]  # fmt: skip
+    deviation = np.sqrt(null.variance).astype(np.float32)
+    known = wanted & _any_defined(null, x_groups, y_groups, wanted.shape)
+    sizes = sorted({(len(of_x[g]), len(of_y[h])) for g, h in np.argwhere(known)})
+    sources = {size: np.random.default_rng([seed, *size]) for size in sizes}
+    linear = None if null.linear_x is None else _Permuted(null, n_draws, seed)
+    values = {how: np.full((*wanted.shape, n_draws), np.nan) for how in AGGREGATES}
+    for start in range(0, n_draws, BATCH):
+        batch = slice(start, min(start + BATCH, n_draws))
+        size = batch.stop - batch.start
+        normals = {
+            (lx, ly): source.standard_normal((len(roots), lx, size, ly), dtype=np.float32)
+            for (lx, ly), source in sources.items()
+        }
+        for g in np.flatnonzero(known.any(axis=1)).tolist():
+            others = np.flatnonzero(known[g]).tolist()
+            if linear is not None:
+                columns = np.concatenate([of_y[h] for h in others])
+                permuted = linear.products(of_x[g], columns, batch)
+            done = 0
+            for h in others:
+                at = np.ix_(of_x[g], of_y[h])
+                lx, ly = len(of_x[g]), len(of_y[h])
+                scores: Float32 = np.zeros((lx, size, ly), dtype=np.float32)
+                for (roots_x, roots_y), z in zip(roots, normals[lx, ly], strict=True):
+                    turned = (roots_x[g] @ z.reshape(lx, -1)).reshape(-1, ly) @ roots_y[h]
+                    scores += turned.reshape(scores.shape)
+                spread = deviation[at][:, None]
+                np.divide(scores, spread, out=scores, where=spread > 0)
+                scores = from_normal(scores, null.skewness[at])
+                scores *= spread
+                scores += null.mean[at].astype(np.float32)[:, None]
+                if linear is not None:
+                    scores += permuted[:, :, done : done + ly]
+                    done += ly
+                if null.counts:
+                    np.rint(scores, out=scores)
+                scale = null.scale[at]
+                scores /= scale.astype(np.float32)[:, None]
+                layers = scores.swapaxes(0, 1)
+                if not np.isfinite(scale).all():
+                    layers = layers[:, np.isfinite(scale)]
+                layers = layers.reshape(size, -1)
+                values["max"][g, h, batch] = layers.max(axis=1)
+                values["mean"][g, h, batch] = layers.mean(axis=1)
+    return values
+
+
+def _any_defined(
+    null: Null, x_groups: Index, y_groups: Index, shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Tell which pairs of encoders have a pair of layers with a score."""
+    found = np.zeros(shape, bool)
+    i, j = np.nonzero(np.isfinite(null.scale))
+    found[x_groups[i], y_groups[j]] = True
+    return found
+
+
+class _Permuted:
+    """The linear part under permutations of Y, which are X's undone."""
+
+    def __init__(self, null: Null, n_draws: int, seed: int) -> None:
+        assert null.linear_x is not None
+        assert null.linear_y is not None
+        self.x, self.y = null.linear_x.astype(np.float32), null.linear_y.astype(np.float32)
+        self.undone = np.argsort(permutations(self.x.shape[1], n_draws, seed), axis=1)
+
+    def products(self, rows: Index, columns: Index, batch: slice) -> Float32:
+        """Multiply vectors of X, permuted, with vectors of Y: `(rows, draws, columns)`."""
+        moved = np.take(self.x[rows], self.undone[batch], axis=1)
+        flat = moved.reshape(-1, moved.shape[-1]) @ self.y[columns].T
+        return np.asarray(flat.reshape(*moved.shape[:2], len(columns)))
+
+
+@dataclass(frozen=True, eq=False)
+class PairNull:
+    """The null of one pair of representations, as a distribution.
+
+    Its part that has moments is Pearson III; over the draws of the linear part, probabilities are
+    averaged, so that they reach far below one over the number of draws.
+    """
+
+    residual: PearsonIII
+    offsets: Float64
+    """What the linear part and the mean add, `(K,)`."""
+    scale: float
+    counts: bool
+
+    def sf(self, score: float) -> float:
+        """Give the probability that chance reaches `score`."""
+        value = score * self.scale
+        if self.counts:  # a whole number and all above it
+            value = np.rint(value) - 0.5
+        return float(self.residual.sf(value - self.offsets).mean())
+
+    def threshold(self, alpha: float) -> float:
+        """Give the lowest score that chance exceeds with probability of at most `alpha`."""
+        spread = 40.0 * float(np.sqrt(self.residual.variance))
+        low = (float(self.offsets.min()) - spread) / self.scale
+        high = (float(self.offsets.max()) + spread) / self.scale
+        while high - low > 1e-12 * max(1.0, abs(high)):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.sf(middle) <= alpha else (middle, high)
+        if self.counts:  # the whole number below the first that is reached rarely enough
+            return float((np.rint(high * self.scale) - 1.0) / self.scale)
+        return high
+
+
+def pair_null(null: Null, n_draws: int, seed: int) -> PairNull:
+    """Give the null of a single pair of representations.
+
+    Parameters
+    ----------
+    null
+        Of one representation with one other.
+    n_draws
+        Permutations of the linear part, where there is one.
+    seed
+        Of these.
+    """
+    offsets = np.array([null.mean[0, 0]])
+    if null.linear_x is not None and null.linear_y is not None:
+        orders = permutations(null.linear_x.shape[1], n_draws, seed)
+        offsets = offsets + null.linear_y[0][orders] @ null.linear_x[0]
+    residual = PearsonIII(0.0, null.variance[0, 0], null.skewness[0, 0])
+    return PairNull(residual, offsets, float(null.scale[0, 0]), null.counts)
+
+
+def _root(covariance: Float64) -> Float32:
+    """Square root of a covariance, which may be singular: layers can be copies of each other."""
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)), dtype=np.float32)
