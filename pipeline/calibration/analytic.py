@@ -41,7 +41,7 @@ from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.pairs import relation_products, shared_neighbours, sharing
 from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import Relation
+from pipeline.measures.relations import Relation, denominators
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -87,7 +87,7 @@ def nulls_of(
         x = _Dense.of([p.relation_for(spec) for p in xs], x_groups)
         y = x if alike else _Dense.of([p.relation_for(spec) for p in ys], y_groups)
         for label in labels:
-            found[label] = _dense_null(x, y, residual=specs[label].residual)
+            found[label] = _dense_null(x, y, specs[label])
     for label, spec in specs.items():
         if spec.measure.engine == "neighbours":
             found[label] = _neighbour_null(
@@ -127,7 +127,7 @@ class _Dense:
         return cls(relations, *_dense_scalars(relations), within)
 
 
-def _dense_null(x: _Dense, y: _Dense, *, residual: bool) -> Null:
+def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     xs, ys = x.relations, y.relations
     n = xs[0].n_stimuli
     variance, third, fourth = u_centred_moments(n, x.own, y.own)
@@ -137,7 +137,7 @@ def _dense_null(x: _Dense, y: _Dense, *, residual: bool) -> Null:
     flagged = np.abs(skewness) > MOST_SKEWED
     linear_x = linear_y = None
     mean = np.zeros_like(variance)
-    if not residual:
+    if not spec.residual:
         linear_x, linear_y = np.stack([r.linear for r in xs]), np.stack([r.linear for r in ys])
         mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
         total = variance + np.outer((linear_x**2).sum(1), (linear_y**2).sum(1)) / (n - 1)
@@ -152,9 +152,8 @@ def _dense_null(x: _Dense, y: _Dense, *, residual: bool) -> Null:
         flagged |= np.abs(left) > MOST_LEFT
         skewness = skewness + taken
     term = Term(2.0 / (n * (n - 3)), x.within, y.within)
-    of_x, of_y = ([r.squared_norm(residual=residual) for r in side] for side in (xs, ys))
-    scale = np.sqrt(np.outer(of_x, of_y))
-    scale[scale == 0.0] = np.nan
+    wanted = np.ones_like(variance, dtype=np.bool_)
+    scale = denominators(xs, ys, wanted=wanted, residual=spec.residual, added=spec.added)
     flagged |= odd >= KURTOSIS
     return Null([term], skewness, linear_x, linear_y, mean, scale, flagged)
 

@@ -108,7 +108,7 @@ def calibrate(
     """
     spec = resolved(measure, parameters)
     names = ["x", "y"]
-    prepared = prepare_all([x, y], spec, names)
+    prepared = prepare_all([x, y], spec, names, names)
     check_defined(prepared, spec, names)
     return _calibrate(prepared[:1], prepared[1:], spec, "max", method, n_permutations, alpha, seed)
 
@@ -156,7 +156,7 @@ def calibrate_layers(
         raise InputError(f"There is no aggregate {aggregate!r}; there is {_listed(AGGREGATES)}.")
     spec = resolved(measure, parameters)
     names = [f"xs[{i}]" for i in range(len(xs))] + [f"ys[{j}]" for j in range(len(ys))]
-    prepared = prepare_all([*xs, *ys], spec, names)
+    prepared = prepare_all([*xs, *ys], spec, names, [name[0] for name in names])
     check_defined(prepared, spec, names)
     return _calibrate(
         prepared[: len(xs)],

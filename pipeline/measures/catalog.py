@@ -7,8 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
-from pipeline.measures.measure import Measure, Value
+from pipeline.measures.measure import Measure, Parameter, Value
+from pipeline.measures.presets import ADDED, CONVENTIONS, PRESETS
 from pipeline.measures.records import MEASURES
+
+PRESET = Parameter(
+    "preset",
+    "",
+    "conventions of published code, applied before and around the measure",
+    choices=PRESETS,
+)
+"""What every measure takes besides its own parameters; not kept where it is not given."""
+OF_HSIC = ("cka", "cka_debiased", "cknna")
+"""Measures that presets add a small number to the denominator of."""
+DEFAULTS: Mapping[str, dict[str, Value]] = {"cknna": {"form": "unbiased"}}
+"""What is a measure's default under a preset, where it differs."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,17 @@ class MeasureSpec:
         """What is prepared of a representation: equal for measures that share it."""
         name, *parameters = self.measure.relation
         values = dict(self.parameters)
-        return (name, *(values[p] for p in parameters))
+        return (self.preset, name, *(values[p] for p in parameters))
+
+    @property
+    def preset(self) -> str:
+        """The preset, or an empty name."""
+        return str(dict(self.parameters).get("preset", ""))
+
+    @property
+    def added(self) -> float:
+        """What is added to the denominator, in the units of HSIC of the features."""
+        return ADDED if self.preset and self.name in OF_HSIC else 0.0
 
     @property
     def residual(self) -> bool:
@@ -61,7 +84,11 @@ class MeasureSpec:
         >>> measure_spec("mutual_knn", k=5).conventions()["k"]
         5
         """
-        return {"measure": self.name, **dict(self.parameters), **dict(self.measure.conventions)}
+        found = {"measure": self.name, **dict(self.parameters), **dict(self.measure.conventions)}
+        if self.preset:
+            found |= CONVENTIONS[self.preset] | {"rows": "scaled to unit length"}
+            found |= {"added_to_denominator": self.added}
+        return found
 
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
@@ -125,7 +152,8 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     name
         A name that `list_measures` gives.
     **parameters
-        Values for some or all of the measure's parameters.
+        Values for some or all of the measure's parameters, and ``preset`` for any measure:
+        ``"prh"`` or ``"prh_rowwise"``, the conventions of the code of Huh et al. 2024.
 
     Returns
     -------
@@ -143,21 +171,23 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     "mutual_knn(k=5, neighbours='cosine')"
     """
     measure = get_measure(name)
-    known = {parameter.name: parameter for parameter in measure.parameters}
-    for given, value in parameters.items():
-        if given not in known:
-            near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    known = {parameter.name: parameter for parameter in (*measure.parameters, PRESET)}
+    for key, value in parameters.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             takes = ", ".join(f"{p.name} ({p.allowed})" for p in known.values()) or "none"
             raise InputError(
-                f"The measure {name!r} has no parameter {given!r}.{hint} Its parameters: {takes}."
+                f"The measure {name!r} has no parameter {key!r}.{hint} Its parameters: {takes}."
             )
-        if not known[given].accepts(value):
+        if not known[key].accepts(value):
             raise InputError(
-                f"The parameter {given!r} of the measure {name!r} ({known[given].prose}) is "
-                f"{value!r}; it must be {known[given].allowed}."
+                f"The parameter {key!r} of the measure {name!r} ({known[key].prose}) is "
+                f"{value!r}; it must be {known[key].allowed}."
             )
-    resolved = tuple(
-        (p.name, p.resolved(parameters.get(p.name, p.default))) for p in known.values()
-    )
-    return MeasureSpec(name, resolved)
+    preset = parameters.get("preset")
+    given = DEFAULTS.get(name, {}) | parameters if preset else parameters
+    resolved = [(p.name, p.resolved(given.get(p.name, p.default))) for p in measure.parameters]
+    if preset:
+        resolved.append(("preset", preset))
+    return MeasureSpec(name, tuple(resolved))

@@ -136,13 +136,15 @@ def _alignment(x: NeighbourGram, y: NeighbourGram) -> tuple[float, float]:
     return sum(terms), 64 * EPS * sum(abs(term) for term in terms)
 
 
-def compare_cknna(x: NeighbourGram, y: NeighbourGram) -> float:
+def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> float:
     """Compute CKA restricted to pairs of stimuli that are near each other in both.
 
     Parameters
     ----------
     x, y
         States from `prepare_cknna`, of equal parameters.
+    added
+        Added to the denominator, in units of HSIC; the paper's code adds 1e-6.
 
     Returns
     -------
@@ -164,7 +166,8 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram) -> float:
     - form ``"paper"``: A = Σ M_ij (K_ij − mean_l K_il)(L_ij − mean_l L_il). Symmetric, and from
       −1 to 1 by Cauchy and Schwarz.
 
-    The code adds 1e-6 to the denominator; here nothing is added. Gram matrices are of rows that
+    In the code the unbiased A is divided by n(n−3), which tells only where
+    something is added. Gram matrices are of rows that
     are not centred, as in the code, so that no form is invariant to translation. With k = n − 1
     the unbiased form is debiased CKA, though a large offset then costs digits.
 
@@ -175,7 +178,8 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram) -> float:
     """
     if not (x.defined and y.defined):
         return float("nan")
-    return _alignment(x, y)[0] / float(np.sqrt(x.norm * y.norm))
+    per_hsic = x.n * (x.n - 3) if x.form == "unbiased" else 1
+    return _alignment(x, y)[0] / (float(np.sqrt(x.norm * y.norm)) + added * per_hsic)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.kernels import KERNELS
+from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, RelationKey, relation_scores
@@ -116,9 +117,11 @@ def score_pairs(
         products = _dense_products(rx, ry, groups, symmetric, tile, memory)
         linear = np.stack([r.linear for r in rx]) @ np.stack([r.linear for r in ry]).T
         for label in labels:
+            each = specs[label]
             results[label] = relation_scores(
-                products, linear, rx, ry, wanted=mask, residual=specs[label].residual
-            )
+                products, linear, rx, ry,
+                wanted=mask, residual=each.residual, added=each.added,
+            )  # fmt: skip
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
@@ -156,7 +159,10 @@ def kernel_scores(
         Whether `ys` are `xs`, so that a symmetric measure needs each unordered pair once.
     """
     kernel = KERNELS[spec.name]
-    settings = {name: value for name, value in spec.parameters if name not in kernel.prepares}
+    passed_on = {"preset", *kernel.prepares}
+    settings: dict[str, Value] = {n: value for n, value in spec.parameters if n not in passed_on}
+    if spec.added:
+        settings["added"] = spec.added
     values = np.full(mask.shape, np.nan)
     once = mirrored and spec.measure.symmetric
     for i, j in np.argwhere(np.triu(mask | mask.T) if once else mask):

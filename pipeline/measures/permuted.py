@@ -80,9 +80,11 @@ def score_permuted(
         own, other = np.stack([r.linear for r in rx]), np.stack([r.linear for r in ry])
         linear = np.stack([own @ other[:, order].T for order in permutations])
         for label in labels:
+            each = specs[label]
             results[label] = relation_scores(
-                products, linear, rx, ry, wanted=mask, residual=specs[label].residual
-            )
+                products, linear, rx, ry,
+                wanted=mask, residual=each.residual, added=each.added,
+            )  # fmt: skip
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -13,6 +14,7 @@ from pipeline.measures.checks import checked_array
 from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.prepared import Prepared, prepare
+from pipeline.measures.presets import clip_threshold
 
 
 def similarity(
@@ -34,7 +36,8 @@ def similarity(
     measure
         A name that `list_measures` gives, or a `MeasureSpec`.
     **parameters
-        The measure's parameters, such as ``k=10``.
+        The measure's parameters, such as ``k=10``, and ``preset="prh"`` for the conventions of the
+        code of Huh et al. 2024, of which `x` and `y` are then taken for encoders of one layer.
 
     Returns
     -------
@@ -68,14 +71,18 @@ def similarity(
     """
     spec = resolved(measure, parameters)
     names = ["x", "y"]
-    prepared = prepare_all([x, y], spec, names)
+    prepared = prepare_all([x, y], spec, names, names)
     scores = score_pairs(prepared[:1], prepared[1:], {"": spec})[""]
     check_defined(prepared, spec, names)
     return float(scores.values[0, 0])
 
 
 def compare(
-    xs: Sequence[ArrayLike], measure: str | MeasureSpec = "cka", **parameters: Value
+    xs: Sequence[ArrayLike],
+    measure: str | MeasureSpec = "cka",
+    *,
+    encoders: Sequence[object] | None = None,
+    **parameters: Value,
 ) -> NDArray[np.float64]:
     """Compute how alike each of several representations is to each other one.
 
@@ -86,8 +93,11 @@ def compare(
         differ.
     measure
         A name that `list_measures` gives, or a `MeasureSpec`.
+    encoders
+        Of which encoder each array is a layer: M names. Only a ``preset`` asks, which clips an
+        encoder's layers at one threshold; without, each array is an encoder of its own.
     **parameters
-        The measure's parameters, such as ``k=10``.
+        The measure's parameters, such as ``k=10``, or ``preset="prh"``.
 
     Returns
     -------
@@ -120,7 +130,12 @@ def compare(
     if len(xs) == 0:
         raise InputError("There is nothing to compare: the list of representations is empty.")
     names = [f"xs[{i}]" for i in range(len(xs))]
-    prepared = prepare_all(xs, spec, names)
+    of = list(range(len(xs))) if encoders is None else list(encoders)
+    if len(of) != len(xs):
+        raise InputError(
+            f"There are {len(xs)} arrays and {len(of)} names of encoders; give one for each array."
+        )
+    prepared = prepare_all(xs, spec, names, of)
     scores = score_pairs(prepared, prepared, {"": spec})[""]
     check_defined(prepared, spec, names)
     return scores.values
@@ -138,8 +153,10 @@ def resolved(measure: str | MeasureSpec, parameters: dict[str, Value]) -> Measur
     return measure
 
 
-def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]) -> list[Prepared]:
-    """Prepare arrays that are to be compared."""
+def prepare_all(
+    xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str], encoders: Sequence[object]
+) -> list[Prepared]:
+    """Prepare arrays that are to be compared, each a layer of one of the encoders."""
     arrays = [checked_array(x, name) for x, name in zip(xs, names, strict=True)]
     for array, name in zip(arrays, names, strict=True):
         if len(array) != len(arrays[0]):
@@ -149,8 +166,13 @@ def prepare_all(xs: Sequence[ArrayLike], spec: MeasureSpec, names: Sequence[str]
             )
     single = all(array.dtype.kind == "f" and array.dtype.itemsize <= 4 for array in arrays)
     dtype: DTypeLike = np.float32 if single else np.float64
+    clips: dict[object, dict[str, float]] = {}
+    for encoder in dict.fromkeys(encoders) if spec.preset else ():
+        layers = [a for a, of in zip(arrays, encoders, strict=True) if of == encoder]
+        clips[encoder] = {spec.preset: clip_threshold(partial(iter, layers), spec.preset)}
     return [
-        prepare(a, [spec], dtype=dtype, name=name) for a, name in zip(arrays, names, strict=True)
+        prepare(a, [spec], dtype=dtype, name=name, clip=clips.get(of))
+        for a, name, of in zip(arrays, names, encoders, strict=True)
     ]
 
 

@@ -16,7 +16,10 @@ from pipeline.measures.kernel import Kernel
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours, find_neighbours
+from pipeline.measures.presets import clip_threshold, preset_features
 from pipeline.measures.relations import Relation, RelationKey, relate
+
+NeighboursKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,9 @@ class State:
 
     kernel: Kernel
     parameters: Mapping[str, Value]
+    values: NDArray[np.float64]
+    unit: float
+    """Relative spacing of the numbers that the features were stored in."""
     state: Any
 
     @classmethod
@@ -32,11 +38,14 @@ class State:
         """Prepare features for a measure that a kernel computes."""
         kernel = KERNELS[spec.name]
         parameters = {name: spec[name] for name in kernel.prepares}
-        return cls(kernel, parameters, kernel.prepare(values, unit=unit, **parameters))
+        state = kernel.prepare(values, unit=unit, **parameters)
+        return cls(kernel, parameters, values, unit, state)
 
-    def again(self, values: NDArray[np.float64], unit: float) -> State:
-        """Prepare other features in the same way."""
-        return replace(self, state=self.kernel.prepare(values, unit=unit, **self.parameters))
+    def permuted(self, order: NDArray[np.intp]) -> State:
+        """Prepare the features anew, in another order."""
+        values = self.values[order]
+        state = self.kernel.prepare(values, unit=self.unit, **self.parameters)
+        return replace(self, values=values, state=state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +57,10 @@ class Prepared:
 
     n_stimuli: int
     relations: Mapping[RelationKey, Relation] = field(default_factory=dict)
-    neighbours: Mapping[tuple[str, int], Neighbours] = field(default_factory=dict)
-    """By ranking and k."""
+    neighbours: Mapping[NeighboursKey, Neighbours] = field(default_factory=dict)
+    """By preset, ranking and k."""
     states: Mapping[RelationKey, State] = field(default_factory=dict)
     """What kernels have prepared."""
-    values: NDArray[np.float64] | None = None
-    """Features, where a kernel may have to prepare them anew."""
-    unit: float = 0.0
-    """Relative spacing of the numbers that these were stored in."""
 
     def permuted(self, order: ArrayLike) -> Prepared:
         """Reorder the stimuli: what `prepare(x[order], …)` gives.
@@ -89,17 +94,8 @@ class Prepared:
             self.n_stimuli,
             {key: relation.permuted(index) for key, relation in self.relations.items()},
             {key: found.permuted(index) for key, found in self.neighbours.items()},
-            *self._states_permuted(index),
+            {key: state.permuted(index) for key, state in self.states.items()},
         )
-
-    def _states_permuted(
-        self, index: NDArray[np.intp]
-    ) -> tuple[dict[RelationKey, State], NDArray[np.float64] | None, float]:
-        if self.values is None:
-            return {}, None, self.unit
-        values = self.values[index]
-        states = {key: state.again(values, self.unit) for key, state in self.states.items()}
-        return states, values, self.unit
 
     def ties(self, spec: MeasureSpec) -> int:
         """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
@@ -129,7 +125,7 @@ class Prepared:
 
     def neighbours_for(self, spec: MeasureSpec) -> Neighbours:
         """Give the neighbour lists of the spec, or say that they were not prepared."""
-        key = (str(spec["neighbours"]), int(spec["k"]))
+        key = (spec.preset, str(spec["neighbours"]), int(spec["k"]))
         if key not in self.neighbours:
             raise _unprepared(spec)
         return self.neighbours[key]
@@ -147,6 +143,7 @@ def prepare(
     *,
     dtype: DTypeLike = np.float32,
     name: str = "x",
+    clip: Mapping[str, float] | None = None,
 ) -> Prepared:
     """Prepare one representation for the measures given.
 
@@ -160,6 +157,9 @@ def prepare(
         Precision of the products, float32 or float64. Neighbours do not depend on it.
     name
         What an error calls the array.
+    clip
+        By preset, the threshold of the encoder that this is a layer of; without one, that of these
+        features alone. See `clip_threshold`.
 
     Returns
     -------
@@ -188,25 +188,34 @@ def prepare(
     unit = rounding_unit(array)
     small = array.dtype.kind == "f" and array.dtype.itemsize <= 4
     values = array.astype(np.float32 if small else np.float64, copy=False)
-    relations = relate(
-        values, unit, {s.relation for s in wanted if s.measure.engine == "dense"}, dtype
-    )
-    rankings: dict[str, set[int]] = {}
-    for spec in wanted:
-        if spec.measure.engine == "neighbours":
-            rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
-    neighbours = {
-        (kind, k): found
-        for kind, ks in rankings.items()
-        for k, found in find_neighbours(values, unit, kind, ks).items()
-    }
+    relations: dict[RelationKey, Relation] = {}
+    neighbours: dict[NeighboursKey, Neighbours] = {}
     states: dict[RelationKey, State] = {}
-    kernels = [spec for spec in wanted if spec.measure.engine == "kernel"]
-    exact = values.astype(np.float64) if kernels else None
-    for spec in kernels:
-        if exact is not None and spec.relation not in states:
-            states[spec.relation] = State.of(exact, unit, spec)
-    return Prepared(len(array), relations, neighbours, states, exact, unit)
+    for preset in sorted({spec.preset for spec in wanted}):
+        some = [spec for spec in wanted if spec.preset == preset]
+        features, spacing = values, unit
+        if preset:
+            threshold = (clip or {}).get(preset)
+            if threshold is None:
+                threshold = clip_threshold(lambda: [values], preset)
+            features = preset_features(values, threshold)
+            spacing = 4 * unit  # lengths and quotients are rounded too
+        keys = {spec.relation[1:] for spec in some if spec.measure.engine == "dense"}
+        for key, relation in relate(features, spacing, keys, dtype).items():
+            relations[preset, *key] = relation
+        rankings: dict[str, set[int]] = {}
+        for spec in some:
+            if spec.measure.engine == "neighbours":
+                rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
+        for kind, ks in rankings.items():
+            for k, found in find_neighbours(features, spacing, kind, ks).items():
+                neighbours[preset, kind, k] = found
+        kernels = [spec for spec in some if spec.measure.engine == "kernel"]
+        exact = features.astype(np.float64, copy=False) if kernels else np.empty(0)
+        for spec in kernels:
+            if spec.relation not in states:
+                states[spec.relation] = State.of(exact, spacing, spec)
+    return Prepared(len(array), relations, neighbours, states)
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:

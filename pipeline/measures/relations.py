@@ -68,6 +68,8 @@ class Relation:
     """ℓ, `(n,)`."""
     constant: float
     """c."""
+    length: float
+    """What a feature of 1, as it was multiplied, is in its own units."""
     found: list[float] = field(default_factory=list, repr=False)
     """⟨U, U⟩, once it is known; shared by what is permuted."""
 
@@ -148,11 +150,11 @@ def relate(
 
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
-    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, [0.0])
+    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, [0.0])
 
 
-def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64]:
-    """Features centred and scaled to a mean squared length of 1, and their squared lengths.
+def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, float]:
+    """Features centred and scaled to a mean squared length of 1, their squared lengths, a unit of length.
 
     No relation here notices the scale, and it keeps float32 far from overflow. Arithmetic is in
     float64, a few rows at a time.
@@ -177,13 +179,13 @@ def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64]:
     scale = np.sqrt(n / squares.sum())
     features -= rest.astype(kind)
     features *= scale.astype(kind)
-    return features, squares * scale**2
+    return features, squares * scale**2, float(1.0 / (power * scale))
 
 
 def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
     """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
-    features, squares = _centred(values, kind)
-    return _assembled(Products(features), kind, -squares, squares)
+    features, squares, length = _centred(values, kind)
+    return replace(_assembled(Products(features), kind, -squares, squares), length=length)
 
 
 def _distances(values: Floating) -> Distances:
@@ -284,7 +286,7 @@ def _assembled(
     source: Source = Formed(entries, shift)
     if laid_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
         source = Laid.of(source, n, kind)
-    return Relation(source, kind, np.asarray(linear), float(constant))
+    return Relation(source, kind, np.asarray(linear), float(constant), 1.0)
 
 
 def _own_product(relation: Relation) -> float:
@@ -306,6 +308,7 @@ def relation_scores(
     *,
     wanted: NDArray[np.bool_],
     residual: bool,
+    added: float = 0.0,
 ) -> Float64:
     """Turn products ⟨U_x, U_y⟩ into scores; NaN where a norm is zero or a pair is not wanted.
 
@@ -319,17 +322,46 @@ def relation_scores(
         The relations.
     wanted
         Mask `(len(xs), len(ys))`.
-    residual
-        Whether only the U-centred relations are compared.
+    residual, added
+        As for `denominators`.
     """
     scores = np.array(products, dtype=np.float64)
     if not residual:
         scores += linear
         scores += np.outer([x.constant for x in xs], [y.constant for y in ys])
+    return scores / denominators(xs, ys, wanted=wanted, residual=residual, added=added)
+
+
+def denominators(
+    xs: Sequence[Relation],
+    ys: Sequence[Relation],
+    *,
+    wanted: NDArray[np.bool_],
+    residual: bool,
+    added: float = 0.0,
+) -> Float64:
+    """Give what products are divided by, `(len(xs), len(ys))`; NaN where there is no score.
+
+    Parameters
+    ----------
+    wanted
+        Mask `(len(xs), len(ys))`.
+    residual
+        Whether only the U-centred relations are compared.
+    added
+        What some code adds to the denominator of CKA, in units of its HSIC: biased, the product of
+        doubly centred relations of the features as they are; unbiased, that of U-centred ones over
+        n(n−3).
+    """
     of_x, of_y = np.zeros(len(xs)), np.zeros(len(ys))
     for side, of, used in ((xs, of_x, wanted.any(axis=1)), (ys, of_y, wanted.any(axis=0))):
         for i in np.flatnonzero(used).tolist():
             of[i] = side[i].squared_norm(residual=residual)
     norms = np.where(wanted, np.outer(of_x, of_y), 0.0)
     norms[norms == 0.0] = np.nan
-    return np.asarray(scores / np.sqrt(norms))
+    found = np.sqrt(norms)
+    if added:
+        n = xs[0].n_stimuli
+        hsic = np.outer([x.length for x in xs], [y.length for y in ys]) ** 2
+        found += added / hsic * (n * (n - 3) if residual else 1)
+    return np.asarray(found)

@@ -99,7 +99,7 @@ def test_score_pairs__does_not_form_what_is_not_wanted(monkeypatch):
     assert formed == set()
     mask[1, [1, 3]] = True
     score_pairs(PREPARED, PREPARED, SPECS, wanted=mask)
-    assert formed == {id(PREPARED[i].relations["linear",]) for i in (1, 3)}
+    assert formed == {id(PREPARED[i].relations["", "linear"]) for i in (1, 3)}
 
 
 def test_score_pairs__tells_undefined_from_not_wanted():
@@ -160,7 +160,7 @@ def test_prepare__only_what_is_needed():
     assert prepare(x, [SPECS["knn5"]]).relations == {}
     assert list(prepare(x, [SPECS["knn5"]]).neighbours) == [("cosine", 5)]
     assert prepare(x, [SPECS["biased"]]).neighbours == {}
-    assert prepare(x, [SPECS["biased"]]).relations["linear",].dtype == np.float32
+    assert prepare(x, [SPECS["biased"]]).relations["", "linear"].dtype == np.float32
 
 
 def test_prepare__does_not_change_its_input():
