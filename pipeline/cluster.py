@@ -301,3 +301,13 @@ def describe_failure(outcome: Outcome) -> str:
             "or a crash in native code). Give workers more memory, or a smaller batch size."
         )
     return f"{outcome.task.name}: {type(error).__name__}: {error}"
+
+
+def worker_folder() -> str | None:
+    """Return the folder of the Dask worker that this runs in, or None outside of one."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().local_directory)
+    except ValueError:
+        return None

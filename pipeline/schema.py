@@ -128,6 +128,12 @@ MEASURES = _table(
         "Rows with a tie at the k-th neighbour; -1 where the measure has no neighbours.",
         fill=-1,
     ),
+    Variable(
+        "clip",
+        ("representation",),
+        "float64",
+        "Magnitude at which a preset clipped its encoder's layers; NaN without one.",
+    ),
     Variable("score", ("representation_x", "representation_y"), "float32", "Raw similarity."),
     Variable(
         "state",

@@ -60,5 +60,5 @@ def cluster() -> Iterator[str]:
 def copied(zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     """A copy of the zoo with its store, which a test may change. Its runs write no report."""
     monkeypatch.setattr("pipeline.workflow.run._Run.write_report", lambda *_: None)
-    monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache(2**27))
+    monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache())
     return zoo.copy(tmp_path / "zoo", cluster)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from zoo import TIMM, Zoo, inside, tree
+from zoo import MEASURES, TIMM, Zoo, inside, tree
 
 import pipeline
 from pipeline.cli import main
@@ -82,10 +82,11 @@ def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
     text = 2 * 2 * sum(layers[:3]) + 4 * 5 // 2 + 4 * 4
     assert table["compare"] == [
         "2",
-        f"{3 * (images + text)} pairs of representations",
-        f"0 of {3 * (images + text)}",
+        f"{len(MEASURES) * (images + text)} pairs of representations",
+        f"0 of {len(MEASURES) * (images + text)}",
     ]
-    assert table["calibrate"] == ["2", "60 pairs of encoders", "0 of 60"]
+    nulls = 20 * len(MEASURES)
+    assert table["calibrate"] == ["2", f"{nulls} pairs of encoders", f"0 of {nulls}"]
     assert "compared on 64 images, " in result.output
 
 
@@ -94,7 +95,8 @@ def test_plan__of_a_finished_store(zoo: Zoo) -> None:
     assert result.exit_code == 0, result.output
     table = rows(result.output)
     assert table["extract"][-1] == "4 of 4 models"
-    assert table["compare"] == ["0", "0 pairs of representations", "588 of 588"]
+    pairs = 196 * len(MEASURES)
+    assert table["compare"] == ["0", "0 pairs of representations", f"{pairs} of {pairs}"]
     assert "nothing to do" in result.output
 
 
@@ -104,7 +106,7 @@ def test_plan__setting_of_any_depth(zoo: Zoo) -> None:
         "--set", "compare.measures.knn9.measure=mutual_knn", "--set", "subset.n=32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert rows(result.output)["compare"][-1] == f"0 of {4 * 196}"
+    assert rows(result.output)["compare"][-1] == f"0 of {196 * (len(MEASURES) + 1)}"
     assert "compared on 32 images" in result.output
 
 

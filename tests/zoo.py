@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pipeline.stimuli.digits import load_digits
-from pipeline.store import Store, open_store
+from pipeline.store import Store, lease, open_store
 from pipeline.training.vocabulary import write_merges
 from pipeline.workflow import Plan, RunReport, load_workflow, plan_workflow, run_workflow
 
@@ -59,7 +59,12 @@ TIMM = {
 SIZES = {"timm/conv": 32}
 """Side of the input in pixels, where it is not 16."""
 CLIP = "open_clip/clip"
-MEASURES = {"knn": {"measure": "mutual_knn", "k": 5}, "cka": {}, "cka_debiased": {}}
+MEASURES = {
+    "knn": {"measure": "mutual_knn", "k": 5},
+    "cka": {},
+    "cka_debiased": {},
+    "prh": {"measure": "cka_debiased", "preset": "prh"},
+}
 N_PERMUTATIONS = 39
 WORKFLOW = {
     "store": "store.zarr",
@@ -224,7 +229,8 @@ class Zoo:
             )
 
     def copy(self, folder: Path, cluster: str) -> Zoo:
-        shutil.copytree(self.folder, folder)
+        # without the lock of a run that another test may be making at this moment
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(lease.NAME))
         return Zoo(folder, cluster)
 
 

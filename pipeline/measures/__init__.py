@@ -5,7 +5,7 @@ from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.pairs import Scores, score_pairs
 from pipeline.measures.permuted import score_permuted
 from pipeline.measures.plain import compare, similarity
-from pipeline.measures.prepared import Prepared, prepare
+from pipeline.measures.prepared import Prepared, clip_thresholds, prepare
 
 __all__ = [
     "Measure",
@@ -13,6 +13,7 @@ __all__ = [
     "Parameter",
     "Prepared",
     "Scores",
+    "clip_thresholds",
     "compare",
     "get_measure",
     "list_measures",

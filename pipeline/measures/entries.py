@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.measures.spill import Spilled
+
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
 Order = NDArray[np.intp]
+Vector = Floating | Spilled
+Matrix = Floating | Spilled
 
 HEIGHT = 128
 """Rows of a strip."""
@@ -38,12 +43,15 @@ class Entries(Protocol):
     def permuted(self, order: Order) -> Self:
         """Reorder the stimuli."""
 
+    def spilled(self, folder: Path) -> Self:
+        """Keep the bulk of them in a file."""
+
 
 @dataclass(frozen=True, eq=False)
 class Products:
     """Inner products of features `(n, d)`."""
 
-    features: Floating
+    features: Matrix
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -64,6 +72,10 @@ class Products:
         """Reorder the stimuli."""
         return Products(self.features[order])
 
+    def spilled(self, folder: Path) -> Products:
+        """Keep the features in a file."""
+        return Products(Spilled(self.features[:], folder))
+
 
 @dataclass(frozen=True, eq=False)
 class Distances:
@@ -72,7 +84,7 @@ class Distances:
     In float64, since a small distance is a small difference of large squares.
     """
 
-    features: Float64
+    features: Matrix
     squares: Float64
     """Squared lengths of the rows, `(n,)`."""
     bandwidth: float | None = None
@@ -105,12 +117,16 @@ class Distances:
         """Reorder the stimuli."""
         return replace(self, features=self.features[order], squares=self.squares[order])
 
+    def spilled(self, folder: Path) -> Distances:
+        """Keep the features in a file."""
+        return replace(self, features=Spilled(self.features[:], folder))
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
 
-    values: Floating
+    values: Matrix
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -124,11 +140,15 @@ class Table:
 
     def block(self, rows: slice, columns: slice) -> Floating:
         """Look up."""
-        return self.values[rows, columns].copy()
+        return self.values[rows][:, columns].copy()
 
     def permuted(self, order: Order) -> Table:
         """Reorder the stimuli."""
-        return Table(self.values[np.ix_(order, order)])
+        return Table(self.values[:][np.ix_(order, order)])
+
+    def spilled(self, folder: Path) -> Table:
+        """Keep the table in a file."""
+        return Table(Spilled(self.values[:], folder))
 
 
 class Source(Protocol):
@@ -146,6 +166,13 @@ class Source(Protocol):
 
     def permuted(self, order: Order) -> Source:
         """Reorder the stimuli."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+
+    def spilled(self, folder: Path) -> Source:
+        """Keep the bulk of it in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,12 +208,21 @@ class Formed:
         """Reorder the stimuli."""
         return Formed(self.entries.permuted(order), self.shift[order])
 
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.entries.nbytes
+
+    def spilled(self, folder: Path) -> Formed:
+        """Keep the bulk of it in a file."""
+        return replace(self, entries=self.entries.spilled(folder))
+
 
 @dataclass(frozen=True, eq=False)
 class Laid:
     """A U-centred relation, laid out strip after strip."""
 
-    values: Floating
+    values: Vector
     n: int
     dtype: np.dtype[Any]
     """Of what they were computed in."""
@@ -194,14 +230,15 @@ class Laid:
     @classmethod
     def of(cls, source: Source, n: int, dtype: np.dtype[Any]) -> Laid:
         """Lay out a relation."""
-        laid = cls(np.empty(_laid_size(n), dtype=dtype), n, source.dtype)
+        values: Floating = np.empty(_laid_size(n), dtype=dtype)
         for rows in strips(n):
-            source.upper(rows, slice(rows.start, n), laid._strip(rows.start))
-        return laid
+            source.upper(rows, slice(rows.start, n), _strip(values, n, rows.start))
+        return cls(values, n, source.dtype)
 
-    def _strip(self, top: int) -> Floating:
-        height, width = min(HEIGHT, self.n - top), self.n - top
-        return self.values[_place(self.n, top) :][: height * width].reshape(height, width)
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.values.nbytes
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
         """Look it up."""
@@ -210,7 +247,7 @@ class Laid:
             first = max(columns.start, top)
             piece = out[some.start - rows.start : some.stop - rows.start]
             piece[:, : first - columns.start] = 0.0
-            piece[:, first - columns.start :] = self._strip(top)[
+            piece[:, first - columns.start :] = _strip(self.values, self.n, top)[
                 some.start - top : some.stop - top, first - top : columns.stop - top
             ]
 
@@ -222,11 +259,21 @@ class Laid:
         laid = Laid.of(Formed(moved, nothing), self.n, self.values.dtype)
         return replace(laid, dtype=self.dtype)
 
+    def spilled(self, folder: Path) -> Laid:
+        """Keep it in a file."""
+        return replace(self, values=Spilled(self.values[:], folder))
+
 
 def strips(n: int) -> Iterator[slice]:
     """Rows of the strips of an n × n relation."""
     for start in range(0, n, HEIGHT):
         yield slice(start, min(start + HEIGHT, n))
+
+
+def _strip(values: Vector, n: int, top: int) -> Floating:
+    """Find the strip of row `top` in a relation laid out: `(height, n - top)`."""
+    height, start = min(HEIGHT, n - top), _place(n, top)
+    return values[start : start + height * (n - top)].reshape(height, n - top)
 
 
 def _place(n: int, top: int) -> int:

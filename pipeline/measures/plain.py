@@ -13,8 +13,7 @@ from pipeline.measures.catalog import MeasureSpec, measure_spec
 from pipeline.measures.checks import checked_array
 from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
-from pipeline.measures.prepared import Prepared, prepare
-from pipeline.measures.presets import clip_threshold
+from pipeline.measures.prepared import Prepared, clip_thresholds, prepare
 
 
 def similarity(
@@ -167,9 +166,9 @@ def prepare_all(
     single = all(array.dtype.kind == "f" and array.dtype.itemsize <= 4 for array in arrays)
     dtype: DTypeLike = np.float32 if single else np.float64
     clips: dict[object, dict[str, float]] = {}
-    for encoder in dict.fromkeys(encoders) if spec.preset else ():
+    for encoder in dict.fromkeys(encoders):
         layers = [a for a, of in zip(arrays, encoders, strict=True) if of == encoder]
-        clips[encoder] = {spec.preset: clip_threshold(partial(iter, layers), spec.preset)}
+        clips[encoder] = clip_thresholds(partial(iter, layers), [spec])
     return [
         prepare(a, [spec], dtype=dtype, name=name, clip=clips.get(of))
         for a, name, of in zip(arrays, names, encoders, strict=True)

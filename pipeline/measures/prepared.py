@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ class Prepared:
     """By preset, ranking and k."""
     states: Mapping[RelationKey, State] = field(default_factory=dict)
     """What kernels have prepared."""
+    clip: Mapping[str, float] = field(default_factory=dict)
+    """By preset, the threshold at which features were clipped."""
 
     def permuted(self, order: ArrayLike) -> Prepared:
         """Reorder the stimuli: what `prepare(x[order], …)` gives.
@@ -95,7 +98,23 @@ class Prepared:
             {key: relation.permuted(index) for key, relation in self.relations.items()},
             {key: found.permuted(index) for key, found in self.neighbours.items()},
             {key: state.permuted(index) for key, state in self.states.items()},
+            self.clip,
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of relations, neighbours and the features that kernels keep."""
+        kept = {id(state.values): state.values.nbytes for state in self.states.values()}
+        return (
+            sum(relation.source.nbytes for relation in self.relations.values())
+            + sum(found.indices.nbytes for found in self.neighbours.values())
+            + 3 * sum(kept.values())  # and what they have made of them
+        )
+
+    def spilled(self, folder: Path) -> Prepared:
+        """Keep relations in files, from which tiles are read when they are multiplied."""
+        relations = {key: each.spilled(folder) for key, each in self.relations.items()}
+        return replace(self, relations=relations)
 
     def ties(self, spec: MeasureSpec) -> int:
         """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
@@ -159,7 +178,7 @@ def prepare(
         What an error calls the array.
     clip
         By preset, the threshold of the encoder that this is a layer of; without one, that of these
-        features alone. See `clip_threshold`.
+        features alone. See `clip_thresholds`.
 
     Returns
     -------
@@ -191,14 +210,13 @@ def prepare(
     relations: dict[RelationKey, Relation] = {}
     neighbours: dict[NeighboursKey, Neighbours] = {}
     states: dict[RelationKey, State] = {}
+    clipped: dict[str, float] = {}
     for preset in sorted({spec.preset for spec in wanted}):
         some = [spec for spec in wanted if spec.preset == preset]
         features, spacing = values, unit
         if preset:
-            threshold = (clip or {}).get(preset)
-            if threshold is None:
-                threshold = clip_threshold(lambda: [values], preset)
-            features = preset_features(values, threshold)
+            clipped[preset] = (clip or clip_thresholds(lambda: [values], wanted))[preset]
+            features = preset_features(values, clipped[preset])
             spacing = 4 * unit  # lengths and quotients are rounded too
         keys = {spec.relation[1:] for spec in some if spec.measure.engine == "dense"}
         for key, relation in relate(features, spacing, keys, dtype).items():
@@ -215,7 +233,23 @@ def prepare(
         for spec in kernels:
             if spec.relation not in states:
                 states[spec.relation] = State.of(exact, spacing, spec)
-    return Prepared(len(array), relations, neighbours, states)
+    return Prepared(len(array), relations, neighbours, states, clipped)
+
+
+def clip_thresholds(
+    layers: Callable[[], Iterable[NDArray[Any]]], specs: Iterable[MeasureSpec]
+) -> dict[str, float]:
+    """Find the threshold of an encoder for every preset that the measures ask for.
+
+    Parameters
+    ----------
+    layers
+        As for `clip_threshold`.
+    specs
+        The measures.
+    """
+    presets = {spec.preset for spec in specs} - {""}
+    return {preset: clip_threshold(layers, preset) for preset in sorted(presets)}
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,10 @@ class Relation:
         """Reorder the stimuli; norms stay."""
         return replace(self, source=self.source.permuted(order), linear=self.linear[order])
 
+    def spilled(self, folder: Path) -> Relation:
+        """Keep the bulk of it in a file; vectors and norms stay."""
+        return replace(self, source=self.source.spilled(folder))
+
     def squared_norm(self, *, residual: bool) -> float:
         """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
         if not self.found:
@@ -154,7 +159,7 @@ def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
 
 
 def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, float]:
-    """Features centred and scaled to a mean squared length of 1, their squared lengths, a unit of length.
+    """Features centred and scaled to a mean squared length of 1, squared lengths, a length unit.
 
     No relation here notices the scale, and it keeps float32 far from overflow. Arithmetic is in
     float64, a few rows at a time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def score(
     """Compare one's own layers with stored encoders; see `Store.score`."""
     import xarray as xr
 
-    from pipeline.measures import prepare, score_pairs
+    from pipeline.measures import clip_thresholds, prepare, score_pairs
 
     spec = store.measure(measure, subset)
     key = store.subset(subset)
@@ -38,14 +39,14 @@ def score(
     rows = store.rows(key)
     wanted = store.stimuli(set_key)["stimulus"].values[rows]
     own = _rows_of([str(s) for s in stimulus], [str(w) for w in wanted])
-    xs = _prepared(layers, len(stimulus), own, measure, spec)
+    xs = _prepared(layers, len(stimulus), own, spec)
     chosen = store.image_encoders(encoders, set_key)
     ys = []
     for e in chosen:
         tower = TowerGroup(store.group(e.path))
-        ys += [
-            prepare(tower.read(e.checkpoint, layer, rows), {measure: spec}) for layer in e.layers
-        ]
+        arrays = [tower.read(e.checkpoint, layer, rows) for layer in e.layers]
+        clip = clip_thresholds(partial(iter, arrays), [spec])
+        ys += [prepare(array, [spec], clip=clip) for array in arrays]
     values = score_pairs(xs, ys, {measure: spec})[measure].values
     owner = np.repeat(np.arange(len(chosen)), [len(e.layers) for e in chosen])
     best: list[tuple[float, str, str]] = []
@@ -77,14 +78,14 @@ def _prepared(
     layers: Mapping[str, ArrayLike],
     n: int,
     rows: NDArray[np.int64],
-    label: str,
     spec: MeasureSpec,
 ) -> list[Prepared]:
-    from pipeline.measures import prepare
+    from pipeline.measures import clip_thresholds, prepare
+    from pipeline.measures.checks import checked_array
 
     if not layers:
         raise InputError("no layer was given: pass {'name': activations}.")
-    found = []
+    found = {}
     for name, values in layers.items():
         array = np.asarray(values)
         if array.ndim != 2 or len(array) != n:
@@ -92,8 +93,9 @@ def _prepared(
                 f"layer {name!r}: expected shape ({n}, features), one row per stimulus id, got "
                 f"{array.shape}."
             )
-        found.append(prepare(array[rows], {label: spec}, name=name))
-    return found
+        found[name] = checked_array(array[rows], name)
+    clip = clip_thresholds(partial(iter, found.values()), [spec])
+    return [prepare(array, [spec], name=name, clip=clip) for name, array in found.items()]
 
 
 def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:

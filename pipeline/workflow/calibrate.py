@@ -24,7 +24,7 @@ from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import open_root
-from pipeline.workflow.members import Member, prepare_members
+from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
 from pipeline.workflow.spec import CalibrateSpec
 
@@ -102,6 +102,7 @@ class NullJob:
     right: Mapping[int, Sequence[Member]]
     """Position in the chunk → the encoder's layers."""
     missing: Mask
+    budget: Budget
 
 
 def null_tasks(
@@ -111,15 +112,13 @@ def null_tasks(
     calibrate: CalibrateSpec,
     store: str,
     subset: Subset,
+    budget: Budget,
 ) -> Iterator[Task]:
     """Yield one task per block of encoders in which something is missing.
 
     Measures with the same slots and the same missing pairs share their tasks.
     """
-    by_id = {
-        e.id: [Member(e.path, e.checkpoint, layer, e.digest) for layer in e.layers]
-        for e in encoders
-    }
+    by_id = {e.id: encoder_members(e, specs.values()) for e in encoders}
     shared: dict[tuple[object, ...], list[str]] = {}
     for label, of_label in todo.items():
         key = (tuple(of_label.members.items()), of_label.missing.tobytes())
@@ -145,6 +144,7 @@ def null_tasks(
                 left,
                 right,
                 block,
+                budget,
             )
             n_layers = sum(map(len, left.values())) * sum(map(len, right.values()))
             cost = float(n_layers) * len(subset) ** 2
@@ -153,8 +153,15 @@ def null_tasks(
 
 def null_job(job: NullJob) -> int:
     """Compute one block of nulls on a worker; return the number of encoder pairs."""
-    xs, x_groups = _prepared(job, job.left)
-    ys, y_groups = _prepared(job, job.right)
+    left, right = (
+        [m for layers in side.values() for m in layers] for side in (job.left, job.right)
+    )
+    prepared = prepare_members(job.store, job.subset, [*left, *right], job.specs, job.budget)
+    xs, ys = prepared[: len(left)], prepared[len(left) :]
+    x_groups, y_groups = (
+        np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
+        for side in (job.left, job.right)
+    )
     rows, columns = list(job.left), list(job.right)
     wanted = job.missing[np.ix_(rows, columns)]
     root = open_root(job.store, "r+")
@@ -244,9 +251,3 @@ def _chunk(
     by_permutation = np.zeros(job.missing.shape, np.uint8)
     by_permutation[at] = permuted
     return {"null": null, "permuted": by_permutation}
-
-
-def _prepared(job: NullJob, side: Mapping[int, Sequence[Member]]) -> tuple[list, NDArray[np.int64]]:  # type: ignore[type-arg]
-    members = [m for layers in side.values() for m in layers]
-    groups = np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
-    return prepare_members(job.store, job.subset, members, job.specs), groups

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Task
 from pipeline.errors import InputError
-from pipeline.measures import MeasureSpec, Scores, score_pairs
+from pipeline.measures import MeasureSpec, Prepared, Scores, score_pairs
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import create_variable, open_root
-from pipeline.workflow.members import Member, prepare_members
+from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
@@ -108,6 +108,7 @@ class CompareJob:
     specs: Mapping[str, MeasureSpec]
     i: int
     j: int
+    budget: Budget
     left: Sequence[Member | None]
     right: Sequence[Member | None]
     missing: Mapping[str, Mask]
@@ -119,15 +120,16 @@ def compare_tasks(
     encoders: Sequence[Encoder],
     store: str,
     subset: Subset,
+    budget: Budget,
 ) -> Iterator[Task]:
     """Yield one task per block in which something is missing.
 
     Measures whose slots agree, as those of one workflow do, share their tasks.
     """
     by_name = {
-        f"{e.id}/{layer}": Member(e.path, e.checkpoint, layer, e.digest)
+        name: member
         for e in encoders
-        for layer in e.layers
+        for name, member in zip(e.representations, encoder_members(e, specs.values()), strict=True)
     }
     shared: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for label, of_label in todo.items():
@@ -148,6 +150,7 @@ def compare_tasks(
                 {label: specs[label] for label in blocks},
                 i,
                 j,
+                budget,
                 _needed(table[rows], np.any([b.any(1) for b in blocks.values()], axis=0)),
                 _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
                 blocks,
@@ -160,8 +163,12 @@ def _needed(members: Sequence[Member | None], used: NDArray[np.bool_]) -> list[M
     return [m if u else None for m, u in zip(members, used, strict=True)]
 
 
-def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
-    """Compute one block on a worker; return label → slot → ties at the k-th neighbour."""
+Facts = dict[str, dict[str, dict[int, float]]]
+"""Label → variable of representations → slot → value."""
+
+
+def compare_job(job: CompareJob) -> Facts:
+    """Compute one block on a worker; return what there is to say of single representations."""
     at_left = [k for k, m in enumerate(job.left) if m is not None]
     at_right = [k for k, m in enumerate(job.right) if m is not None]
     diagonal = job.i == job.j
@@ -172,10 +179,11 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
         either = [a or b for a, b in zip(job.left, job.right, strict=True)]
         left = right = [m for m in either if m is not None]
         at_left = at_right = at_both
-    xs = prepare_members(job.store, job.subset, left, job.specs)
-    ys = xs if diagonal else prepare_members(job.store, job.subset, right, job.specs)
+    both = left if diagonal else [*left, *right]
+    prepared = prepare_members(job.store, job.subset, both, job.specs, job.budget)
+    xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
     root = open_root(job.store, "r+")
-    ties: dict[str, dict[int, int]] = {}
+    facts: Facts = {}
     refused: list[str] = []
     for labels in _same_masks(job.missing, job.specs):
         mask = job.missing[labels[0]]
@@ -205,15 +213,24 @@ def compare_job(job: CompareJob) -> dict[str, dict[int, int]]:
                 values = _placed(turned[label].values, shape, at_right, at_left, np.nan)
                 undefined = _placed(turned[label].undefined, shape, at_right, at_left, False)
                 grid.write_chunk(job.j, job.i, {"score": values}, mask.T, undefined)
-            if specs[label].measure.engine == "neighbours":
-                ties[label] = {
-                    chunk * grid.chunk + k: p.ties(specs[label])
-                    for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))
-                    for k, p in zip(at, ps, strict=True)
-                }
+            by_slot = {
+                chunk * grid.chunk + k: p
+                for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))
+                for k, p in zip(at, ps, strict=True)
+            }
+            facts[label] = _facts(by_slot, specs[label])
     if refused:
         raise InputError("; ".join(refused))
-    return ties
+    return facts
+
+
+def _facts(prepared: Mapping[int, Prepared], spec: MeasureSpec) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    if spec.measure.engine == "neighbours":
+        found["n_ties"] = {slot: p.ties(spec) for slot, p in prepared.items()}
+    if spec.preset:
+        found["clip"] = {slot: p.clip[spec.preset] for slot, p in prepared.items()}
+    return found
 
 
 def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -> list[list[str]]:
@@ -238,11 +255,11 @@ def _placed(
     return out
 
 
-def record_ties(grids: Mapping[str, Grid], ties: Mapping[str, Mapping[int, int]]) -> None:
-    """Write the counts of ties that workers returned. Driver only."""
-    for label, of_slot in ties.items():
-        if of_slot:
-            array = grids[label].array("n_ties")
+def record_facts(grids: Mapping[str, Grid], facts: Facts) -> None:
+    """Write what workers returned about single representations. Driver only."""
+    for label, variables in facts.items():
+        for name, of_slot in variables.items():
+            array = grids[label].array(name)
             held = np.asarray(array[...])
             held[list(of_slot)] = list(of_slot.values())
             array[...] = held

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.measures import MeasureSpec, Prepared, prepare
+from pipeline.cluster import worker_folder
+from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
 from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import Encoder
 from pipeline.store.layout import open_root
 
 
@@ -23,51 +29,138 @@ class Member:
     checkpoint: str
     layer: str
     digest: str
+    stack: tuple[str, ...] = ()
+    """All layers of its encoder, where a measure's preset asks for them."""
+
+
+def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Member]:
+    """Return an encoder's layers as members, for the measures given."""
+    stack = encoder.layers if any(spec.preset for spec in specs) else ()
+    return [
+        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack)
+        for layer in encoder.layers
+    ]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a worker may hold of prepared representations, in bytes."""
+
+    memory: int = 512 * 2**20
+    scratch: int = 16 * 2**30
+    """On local disk, in the worker's own folder."""
 
 
 class PreparedCache:
-    """Prepared representations of one process, the most recent within a budget of bytes."""
+    """Prepared representations of one process, the most recent within a budget.
 
-    def __init__(self, budget: int) -> None:
-        self.budget, self.used = budget, 0
-        self.held: dict[Any, tuple[Prepared, int]] = {}
+    What does not fit in memory goes to files, from which tiles are read as they are multiplied;
+    what does not fit there either is forgotten, unless it is about to be compared.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[Any, _Held] = {}
+        self.clip: dict[Any, dict[str, float]] = {}
+        """By encoder: thresholds of presets, which are but numbers."""
+        self.folder: Path | None = None
 
     def get(
         self,
         store: str,
         subset: str,
+        members: Sequence[Member],
+        specs: Mapping[str, MeasureSpec],
+        budget: Budget,
+    ) -> list[Prepared]:
+        """Return prepared representations, reading those that are not held."""
+        root = open_root(store, "r")
+        array = root[f"measures/{subset}/row"]
+        assert isinstance(array, zarr.Array)
+        rows = np.asarray(array[...], dtype=np.int64)
+        towers: dict[str, TowerGroup] = {}
+        measures = tuple(sorted(specs.values(), key=str))
+        keys = [(store, subset, member, measures) for member in members]
+        for key, member in zip(keys, members, strict=True):
+            found = self.held.pop(key, None)
+            if found is None:
+                if member.path not in towers:
+                    group = root[member.path]
+                    assert isinstance(group, zarr.Group)
+                    towers[member.path] = TowerGroup(group)
+                found = _Held(self._prepared(key, member, specs, rows, towers[member.path]))
+            self.held[key] = found  # now the most recent
+            self._fit(budget, set(keys))
+        return [self.held[key].prepared for key in keys]
+
+    def _prepared(
+        self,
+        key: tuple[Any, ...],
         member: Member,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
-        towers: dict[str, TowerGroup],
+        tower: TowerGroup,
     ) -> Prepared:
-        """Return one prepared representation, reading it where it is not held."""
-        key = (store, subset, member, tuple(sorted(specs.values(), key=str)))
-        found = self.held.pop(key, None)
-        if found is None:
-            if member.path not in towers:
-                group = open_root(store, "r")[member.path]
-                assert isinstance(group, zarr.Group)
-                towers[member.path] = TowerGroup(group)
-            values = towers[member.path].read(member.checkpoint, member.layer, rows)
-            name = f"{member.path}@{member.checkpoint}/{member.layer}"
-            found = prepare(values, specs, name=name), 2 * values.nbytes
-            self.used += found[1]
-        self.held[key] = found  # now the most recent
-        while self.used > self.budget and len(self.held) > 1:
-            self.used -= self.held.pop(next(iter(self.held)))[1]
-        return found[0]
+        clip = None
+        if member.stack:
+            encoder = (*key[:2], replace(member, layer=""), key[-1])
+            if encoder not in self.clip:
+                self.clip[encoder] = clip_thresholds(
+                    lambda: (tower.read(member.checkpoint, layer, rows) for layer in member.stack),
+                    specs.values(),
+                )
+            clip = self.clip[encoder]
+        values = tower.read(member.checkpoint, member.layer, rows)
+        name = f"{member.path}@{member.checkpoint}/{member.layer}"
+        return prepare(values, specs, name=name, clip=clip)
+
+    def _fit(self, budget: Budget, needed: Container[Any]) -> None:
+        """Bring what is held within the budget, the oldest first."""
+        for key in list(self.held):
+            each = self.held.get(key)
+            if self._used("memory") <= budget.memory:
+                return
+            if each is None or not each.movable:
+                continue
+            room = budget.scratch - each.movable
+            for old in [k for k in self.held if k not in needed and k != key]:
+                if self._used("scratch") > room and self.held[old].scratch:
+                    del self.held[old]
+            if self._used("scratch") <= room:
+                self.held[key] = each.spilled(self._scratch())
+        for key in [k for k in self.held if k not in needed]:
+            if self._used("memory") > budget.memory:
+                del self.held[key]
+
+    def _used(self, where: str) -> int:
+        return sum(getattr(each, where) for each in self.held.values())
+
+    def _scratch(self) -> Path:
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="consilience-", dir=worker_folder()))
+            finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        return self.folder
 
 
-CACHE = PreparedCache(budget=512 * 2**20)
+class _Held:
+    """A prepared representation, and what it takes."""
+
+    def __init__(self, prepared: Prepared, scratch: int = 0) -> None:
+        self.prepared, self.scratch, self.memory = prepared, scratch, prepared.nbytes
+        self.movable = sum(each.source.nbytes for each in prepared.relations.values())
+
+    def spilled(self, folder: Path) -> _Held:
+        return _Held(self.prepared.spilled(folder), self.scratch + self.movable)
+
+
+CACHE = PreparedCache()
 
 
 def prepare_members(
-    store: str, subset: str, members: list[Member], specs: Mapping[str, MeasureSpec]
+    store: str,
+    subset: str,
+    members: Sequence[Member],
+    specs: Mapping[str, MeasureSpec],
+    budget: Budget,
 ) -> list[Prepared]:
     """Return prepared representations, restricted to a subset's rows."""
-    array = open_root(store, "r")[f"measures/{subset}/row"]
-    assert isinstance(array, zarr.Array)
-    rows = np.asarray(array[...], dtype=np.int64)
-    towers: dict[str, TowerGroup] = {}
-    return [CACHE.get(store, subset, m, specs, rows, towers) for m in members]
+    return CACHE.get(store, subset, members, specs, budget)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import zarr
+from dask.utils import parse_bytes
 from rich.console import Console
 
 from pipeline.cluster import Executor, Task, cpu_count, describe_failure, executor, override
@@ -21,6 +22,7 @@ from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import extract_tasks, prepare_model
+from pipeline.workflow.members import Budget
 from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
 from pipeline.workflow.spec import Workflow
@@ -117,6 +119,9 @@ class _Run:
         self.console, self.report = console, report
         self.workflow = plan.workflow
         self.specs = plan.workflow.compare.specs
+        self.budget = Budget(
+            parse_bytes(plan.workflow.compare.memory), parse_bytes(plan.workflow.compare.scratch)
+        )
         # workers may stand in another folder
         self.location = str(Path(plan.workflow.store).absolute())
 
@@ -184,9 +189,11 @@ class _Run:
                 grid.admit(digests)
                 grids[c.subset.key][label] = grid
                 todo[label] = outstanding(grid, digests, wanted, grid.chunk)
-            tasks += compare.compare_tasks(todo, self.specs, c.encoders, self.location, c.subset)
-        for task, ties in self.tasks("compare", "blocks", tasks):
-            compare.record_ties(grids[task.arguments[0].subset], ties)
+            tasks += compare.compare_tasks(
+                todo, self.specs, c.encoders, self.location, c.subset, self.budget
+            )
+        for task, facts in self.tasks("compare", "blocks", tasks):
+            compare.record_facts(grids[task.arguments[0].subset], facts)
 
     def calibrate(self, comparisons: Sequence[Comparison]) -> None:
         settings = self.workflow.calibrate
@@ -201,7 +208,7 @@ class _Run:
                 grid.admit(digests)
                 todo[label] = outstanding(grid, digests, wanted, grid.chunk)
             tasks += calibrate.null_tasks(
-                todo, self.specs, c.encoders, settings, self.location, c.subset
+                todo, self.specs, c.encoders, settings, self.location, c.subset, self.budget
             )
         for _ in self.tasks("calibrate", "blocks", tasks):
             pass

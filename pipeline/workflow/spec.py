@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from dask.utils import parse_bytes
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.cluster import ClusterSpec
 from pipeline.errors import InputError
@@ -14,11 +15,21 @@ from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
 from pipeline.yamlfile import Document, OneOrMany, Spec, as_many, load_yaml, validate
 
+
+def _checked_bytes(text: str) -> str:
+    try:
+        parse_bytes(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no size; write one like 512 MiB.") from None
+    return text
+
+
 PairKind = Literal["all", "final", "init", "same_step", "within_model"]
 PairKinds = Annotated[
     tuple[PairKind, ...],
     BeforeValidator(as_many, json_schema_input_type=PairKind | list[PairKind]),
 ]
+Bytes = Annotated[str, AfterValidator(_checked_bytes)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -55,6 +66,10 @@ class CompareSpec(Spec):
     """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
     pairs: PairKinds = ("final",)
     """Which encoders meet which: the union of the kinds."""
+    memory: Bytes = "512 MiB"
+    """What a worker may hold of prepared representations."""
+    scratch: Bytes = "16 GiB"
+    """What it may keep in files in its own folder, where memory does not hold all it compares."""
 
     @field_validator("measures")
     @classmethod

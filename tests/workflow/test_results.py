@@ -31,8 +31,9 @@ class Results:
         self.encoders = {e.id: e for e in store.encoders()}
         self.representations = [r for e in self.encoders.values() for r in e.representations]
         (self.subset,) = store.subsets
-        self.grams, self.centred, self.sets = (
+        self.grams, self.clipped_grams, self.centred, self.sets = (
             cache(self._gram),
+            cache(self._clipped_gram),
             cache(self._centred),
             cache(self._sets),
         )
@@ -70,9 +71,29 @@ class Results:
         if label == "cka":
             x, y = self.centred(a, kind), self.centred(b, kind)
             return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+        if label == "prh":
+            return self.expected_prh(a, b, kind)
         x, y = self.grams(a, kind), self.grams(b, kind)
         own = reference.hsic_unbiased(x, x) * reference.hsic_unbiased(y, y)
         return float(reference.hsic_unbiased(x, y) / np.sqrt(own))
+
+    def expected_prh(self, a: str, b: str, kind: str) -> float:
+        """Clip all layers of an encoder together, scale rows, add 1e-6 to the denominator."""
+        grams = [self.clipped_grams(name, kind) for name in (a, b)]
+        kl, kk, ll = (
+            reference.hsic_unbiased(x, y) for x, y in (grams, grams[:1] * 2, grams[1:] * 2)
+        )
+        return float(kl / (np.sqrt(kk * ll) + 1e-6))
+
+    def _clipped_gram(self, name: str, kind: str) -> NDArray[np.float64]:
+        clipped = np.clip(self.x(name, kind).astype(float), *self.clip(name, kind))
+        return reference.gram(clipped / np.linalg.norm(clipped, axis=1, keepdims=True))
+
+    def clip(self, name: str, kind: str) -> tuple[float, float]:
+        layers = [self.x(r, kind).ravel() for r in self.encoder(name).representations]
+        sizes = np.sort(np.abs(np.concatenate(layers)).astype(float))
+        tau = float(sizes[int(0.95 * sizes.size)])
+        return -tau, tau
 
     def encoder(self, representation: str) -> Encoder:
         return self.encoders[representation.rpartition("/")[0]]
@@ -188,6 +209,18 @@ def test_n_ties__none_where_there_are_no_neighbours(results: Results) -> None:
     assert (np.asarray(results.grid("images", "cka").array("n_ties")[...]) == -1).all()
 
 
+@pytest.mark.parametrize("kind", ["images", "captions"])
+def test_clip__is_kept_for_every_representation(results: Results, kind: str) -> None:
+    grid = results.grid(kind, "prh")
+    stored = np.asarray(grid.array("clip")[...])
+    compared = (grid.state() == State.DONE).any(axis=1)
+    assert compared.any()
+    for name, slot in grid.members.items():
+        if compared[slot]:
+            assert stored[slot] == results.clip(name, kind)[1], name
+    assert np.isnan(np.asarray(results.grid(kind, "cka").array("clip")[...])).all()
+
+
 def test_digests__of_the_grid_are_the_encoders(results: Results) -> None:
     for name, digest in results.grid("images", "cka").digests.items():
         assert digest == results.encoder(name).digest
@@ -200,7 +233,10 @@ def test_null__is_the_permutation_null_of_the_same_arrays(results: Results, kind
     members = grids["cka"].members
     orders = permutations(len(results.rows[kind]), N_PERMUTATIONS, 3)
     prepared = {
-        e: [prepare(results.x(r, kind), specs) for r in results.encoders[e].representations]
+        e: [
+            prepare(results.x(r, kind), specs, clip={"prh": results.clip(r, kind)[1]})
+            for r in results.encoders[e].representations
+        ]
         for e in members
     }
     checked = 0

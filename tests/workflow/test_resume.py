@@ -12,6 +12,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 from zoo import (
+    MEASURES,
     SPARE_STEP,
     Zoo,
     chunk_files,
@@ -101,7 +102,7 @@ def test_plan__done(copied: Zoo) -> None:
     assert plan.is_done
     assert plan.pairs["compare"][0] == plan.pairs["calibrate"][0] == 0
     final_or_init = 2 * (4 * 3 // 2) + 2 * 4  # image towers, and the text tower with all
-    assert plan.pairs["calibrate"][1] == 3 * final_or_init
+    assert plan.pairs["calibrate"][1] == len(MEASURES) * final_or_init
 
 
 def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +208,7 @@ def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None
     plan = copied.plan()
     assert (plan.is_done, plan.stale, plan.needs_workers) == (
         False,
-        ["knn", "cka", "cka_debiased"],
+        list(MEASURES),
         False,
     )
     shutil.rmtree(copied.path / "competence")
