@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import resource
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -214,6 +216,23 @@ def growth(repeats: int) -> None:
     print(f"a = {found[0]:.2g}, b = {found[1]:.2g} s an operation; worst fit {error:.0%} off")
 
 
+def many_stimuli(m: int = 64, n: int = 50_000, d: int = 256) -> None:
+    """More than fits in memory as n × n, and nearly as features: they are read tile by tile."""
+    rng = np.random.default_rng(0)
+    spec = {"": SPECS["cka"]}
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        prepared = []
+        for _ in range(m):
+            x = rng.standard_normal((n, d), dtype=np.float32)
+            prepared.append(prepare(x, spec).spilled(Path(folder)))
+        middle = time.perf_counter()
+        score_pairs(prepared, prepared, spec)
+        comparing = time.perf_counter() - middle
+        print(f"\nn = {n}, M = {m}, d = {d}, cka: prepare {middle - start:.0f} s, "
+              f"compare {comparing:.0f} s, peak {peak():.2f} GiB")  # fmt: skip
+
+
 def preparing_once(repeats: int) -> None:
     m, n, d = 10, 1024, 256
     xs = representations(m, n, [d])
@@ -258,7 +277,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--draws", type=int, default=999)
     parser.add_argument("--quick", action="store_true", help="only the first two tables")
+    parser.add_argument("--large", action="store_true", help="only n = 50,000, some minutes")
     options = parser.parse_args()
+    if options.large:
+        many_stimuli()
+        return
     all_pairs(204, 1024, 768, options.repeats)
     product_rate([204, 812], 1024, options.repeats)
     if options.quick:

@@ -120,6 +120,7 @@ def plan(
 def measures(name: str | None) -> None:
     """List the measures, or tell all there is to know of one."""
     from pipeline.measures import get_measure, list_measures
+    from pipeline.measures.catalog import PRESET
 
     if name is None:
         table = _table("measure", "kind", "symmetric", "range", "parameters")
@@ -137,7 +138,7 @@ def measures(name: str | None) -> None:
     OUT.print(f"invariant to: {', '.join(measure.invariances)}")
     conventions = ", ".join(f"{key} {value}" for key, value in measure.conventions)
     OUT.print(f"conventions: {conventions or 'none but its parameters'}", highlight=False)
-    for parameter in measure.parameters:
+    for parameter in (*measure.parameters, PRESET):
         OUT.print(
             f"{parameter.name} = {parameter.default!r}: {parameter.prose} ({parameter.allowed})",
             highlight=False,

@@ -14,7 +14,7 @@ from pipeline.measures.records import MEASURES
 PRESET = Parameter(
     "preset",
     "",
-    "conventions of published code, applied before and around the measure",
+    "conventions of published code: layers clipped, rows of unit length, denominators",
     choices=PRESETS,
 )
 """What every measure takes besides its own parameters; not kept where it is not given."""

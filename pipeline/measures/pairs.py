@@ -257,7 +257,8 @@ def _dense_products(
     n_panels = len(used_x) + (0 if symmetric else len(used_y))
     # Groups of part of a panel copy their rows out of it.
     copies = 1 if len(groups) == 1 else 2
-    height, width = _sides(n, n_panels * copies * dtype.itemsize, tile, memory)
+    streamed = any(r.source.nbytes == 0 for r in (*xs, *ys))
+    height, width = _sides(n, n_panels * copies * dtype.itemsize, tile, memory, streamed)
     panel_x = _Panel([xs[i] for i in used_x], height * width, dtype)
     panel_y = panel_x if symmetric else _Panel([ys[j] for j in used_y], height * width, dtype)
     for rows, columns in _tiles(n, height, width):
@@ -306,8 +307,12 @@ def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
     return np.unique(np.concatenate(indices))
 
 
-def _sides(n: int, bytes_per_pair: int, tile: int | None, memory: int) -> tuple[int, int]:
+def _sides(
+    n: int, bytes_per_pair: int, tile: int | None, memory: int, streamed: bool
+) -> tuple[int, int]:
     """Stimuli on the sides of a tile."""
+    if streamed:  # each tile reads its rows and columns anew, so the fewer and the squarer
+        tile = tile or max(1, math.isqrt(memory // bytes_per_pair))
     if tile is not None:
         return min(tile, n), min(tile, n)
     area = max(1, min(memory, LARGEST_PANEL) // bytes_per_pair)
