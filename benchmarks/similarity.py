@@ -17,7 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.calibration import draw, flagged_encoders, nulls_of, permutation_null, permutations
+from pipeline.calibration import (
+    calibrate,
+    draw,
+    flagged_encoders,
+    nulls_of,
+    permutation_null,
+    permutations,
+)
 from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.prepared import Prepared
@@ -272,6 +279,53 @@ def permuting() -> None:
           f"comparisons a permutation")  # fmt: skip
 
 
+def published_packages(repeats: int) -> None:
+    """The same numbers from other packages: RSA of all pairs, and one calibrated pair."""
+    import torch
+    from calibrated_similarity import calibrate as calibrate_published
+    from rsatoolbox.data import Dataset
+    from rsatoolbox.rdm import calc_rdm, compare
+    from rsatoolbox.rdm.rdms import concat
+
+    m, n, d = 24, 1024, 768
+    xs = representations(m, n, [d])
+    one = {"": measure_spec("rsa")}
+
+    def ours() -> np.ndarray:
+        prepared = [prepare(x, one) for x in xs]
+        return score_pairs(prepared, prepared, one)[""].values
+
+    def theirs() -> np.ndarray:
+        rdms = concat([calc_rdm(Dataset(x), method="correlation") for x in xs])
+        return compare(rdms, rdms, method="corr")
+
+    if not np.allclose(ours(), theirs(), atol=1e-4):
+        raise SystemExit("rsa is not that of rsatoolbox")
+    here, there = best(ours, repeats), best(theirs, 1)
+    print(f"\nrsa of {m} representations, n = {n}, d = {d}: {here:.2f} s, rsatoolbox "
+          f"{there:.2f} s, {there / here:.1f}×")  # fmt: skip
+    x, y = xs[:2]
+    small = {"": SPECS["cka"]}
+
+    def by_moments() -> None:
+        calibrate(x, y, small[""], method="analytic")
+
+    def by_permutation() -> None:
+        calibrate(x, y, small[""], n_permutations=200)
+
+    def published() -> None:
+        calibrate_published(
+            torch.as_tensor(x), torch.as_tensor(y), K=200,
+            sim=lambda a, b: CAREFUL["cka"](a.numpy(), b.numpy()),
+        )  # fmt: skip
+
+    moments, permuted = best(by_moments, repeats), best(by_permutation, 1)
+    there = best(published, 1)
+    print(f"one pair calibrated, cka, K = 200: by moments {moments:.2f} s, by permutation "
+          f"{permuted:.2f} s, calibrated-similarity {there:.2f} s: {there / moments:.0f}× and "
+          f"{there / permuted:.0f}×", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
@@ -288,6 +342,7 @@ def main() -> None:
         return
     permuting()
     preparing_once(options.repeats)
+    published_packages(options.repeats)
     published_scale(options.draws)
     growth(options.repeats)
 

@@ -15,6 +15,7 @@ import pipeline
 from pipeline.modelspec import ModelSpec
 from pipeline.registry import load_registry
 from pipeline.workflow import load_workflow
+from pipeline.workflow.spec import CompareSpec
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,8 +48,19 @@ def _readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def _yaml_blocks() -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", _readme(), re.DOTALL)
+
+
+def test_readme__measures_are_valid() -> None:
+    (block,) = (b for b in _yaml_blocks() if b.startswith("compare:"))
+    spec = CompareSpec(**YAML(typ="safe").load(block)["compare"])
+    assert spec.specs["knn10-prh"].preset == "prh"
+    assert (spec.memory, spec.scratch) == (CompareSpec(measures={"cka": {}}).memory, "16 GiB")
+
+
 def test_readme__model_entries_are_valid(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", _readme(), re.DOTALL)
+    (block,) = (b for b in _yaml_blocks() if "models:" in b)
     path = tmp_path / "models.yaml"
     path.write_text(block, encoding="utf-8")
     registry = load_registry([path])

@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT
-from pipeline.measures.groups import Group, plan_groups, take_rows
+from pipeline.measures.groups import Group, plan_groups
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours
+from pipeline.measures.panels import panel_of
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, RelationKey, relation_scores
 
@@ -37,8 +38,6 @@ LARGEST_PANEL = 2**26
 """Panels beyond this many bytes save no time, as measured."""
 LONGEST_SUM = 2**14
 """Pairs of stimuli that are summed in the dtype of the relations, before float64 takes over."""
-OWN_SUM = 2**8
-"""The same for a relation with itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +61,7 @@ def score_pairs(
     wanted: ArrayLike | None = None,
     tile: int | None = None,
     memory: int = MEMORY,
+    device: str = "cpu",
 ) -> dict[str, Scores]:
     """Score every pair of representations by every measure.
 
@@ -79,6 +79,9 @@ def score_pairs(
         Stimuli on a side of a tile; by default what is quickest, as far as `memory` allows.
     memory
         Bytes for panels. Beside them the call holds results, `(len(xs), len(ys))` in float64.
+    device
+        Where dense relations are formed and multiplied: ``"cpu"``, by numpy, or a device of torch
+        such as ``"cuda"``. Neighbours and kernels are compared on the CPU.
 
     Returns
     -------
@@ -114,7 +117,7 @@ def score_pairs(
     for labels in sharing(specs):
         spec = specs[labels[0]]
         rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
-        products = _dense_products(rx, ry, groups, symmetric, tile, memory)
+        products = _dense_products(rx, ry, groups, symmetric, tile, memory, device)
         linear = np.stack([r.linear for r in rx]) @ np.stack([r.linear for r in ry]).T
         for label in labels:
             each = specs[label]
@@ -193,7 +196,7 @@ def relation_products(
         `(M, M)` float64; pairs that are not wanted are 0 or computed.
     """
     groups = plan_groups(np.asarray(wanted, bool), symmetric=True)
-    return _dense_products(list(relations), list(relations), groups, True, None, memory)
+    return _dense_products(list(relations), list(relations), groups, True, None, memory, "cpu")
 
 
 def _finished(
@@ -240,6 +243,7 @@ def _dense_products(
     symmetric: bool,
     tile: int | None,
     memory: int,
+    device: str,
 ) -> Float64:
     """⟨U_x, U_y⟩ for the pairs in `groups`; zero elsewhere."""
     products = np.zeros((len(xs), len(ys)))
@@ -259,48 +263,25 @@ def _dense_products(
     copies = 1 if len(groups) == 1 else 2
     streamed = any(r.source.nbytes == 0 for r in (*xs, *ys))
     height, width = _sides(n, n_panels * copies * dtype.itemsize, tile, memory, streamed)
-    panel_x = _Panel([xs[i] for i in used_x], height * width, dtype)
-    panel_y = panel_x if symmetric else _Panel([ys[j] for j in used_y], height * width, dtype)
+    sides = [(xs, used_x)] if symmetric else [(xs, used_x), (ys, used_y)]
+    panels = [
+        (panel_of([side[i] for i in used], height * width, dtype, device), side, used)
+        for side, used in sides
+    ]
+    left, right = panels[0][0], panels[-1][0]
     for rows, columns in _tiles(n, height, width):
-        panel_x.fill(rows, columns)
-        if not symmetric:
-            panel_y.fill(rows, columns)
+        for panel, _, _ in panels:
+            panel.fill(rows, columns)
         size = (rows.stop - rows.start) * (columns.stop - columns.start)
         for start in range(0, size, LONGEST_SUM):
             part = slice(start, min(start + LONGEST_SUM, size))
             for group in groups:
-                left = take_rows(panel_x.values[:, part], row_of[group.rows])
-                right = take_rows(panel_y.values[:, part], column_of[group.columns])
-                # The same array twice: numpy then multiplies half of it (syrk).
-                product = left @ left.T if _same(left, right) else left @ right.T
+                product = left.product(right, part, row_of[group.rows], column_of[group.columns])
                 products[np.ix_(group.rows, group.columns)] += 2.0 * product
-    panel_x.keep_norms()
-    panel_y.keep_norms()
+    for panel, relations, used in panels:
+        for i, half in zip(used, panel.halves(), strict=True):
+            relations[i].found[:] = [2.0 * half]  # whatever was known of it before
     return _mirrored(products, groups) if symmetric else products
-
-
-class _Panel:
-    """One tile of some relations, a row for each, and what they give with themselves."""
-
-    def __init__(self, relations: list[Relation], size: int, dtype: np.dtype[Any]) -> None:
-        self.relations = relations
-        self.values = np.empty((len(relations), size), dtype=dtype)
-        self.norms = np.zeros(len(relations))
-
-    def fill(self, rows: slice, columns: slice) -> None:
-        """Lay out what of each relation's tile lies above the diagonal."""
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        size = shape[0] * shape[1]
-        for row, relation in zip(self.values, self.relations, strict=True):
-            relation.upper(rows, columns, row[:size].reshape(shape))
-        for start in range(0, size, OWN_SUM):
-            part = self.values[:, start : min(start + OWN_SUM, size)]
-            self.norms += np.vecdot(part, part)
-
-    def keep_norms(self) -> None:
-        """Tell the relations what they give with themselves, whatever they were told before."""
-        for relation, half in zip(self.relations, self.norms.tolist(), strict=True):
-            relation.found[:] = [2.0 * half]
 
 
 def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
@@ -325,13 +306,6 @@ def _tiles(n: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
     for i in range(0, n, height):
         for j in range(i, n, width):
             yield slice(i, min(i + height, n)), slice(j, min(j + width, n))
-
-
-def _same(left: Floating, right: Floating) -> bool:
-    return (
-        left.shape == right.shape
-        and left.__array_interface__["data"] == right.__array_interface__["data"]
-    )
 
 
 def _mirrored(products: Float64, groups: list[Group]) -> Float64:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.cluster import Task
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, score_pairs
+from pipeline.measures.panels import resolve_device
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
@@ -109,6 +110,7 @@ class CompareJob:
     i: int
     j: int
     budget: Budget
+    device: str
     left: Sequence[Member | None]
     right: Sequence[Member | None]
     missing: Mapping[str, Mask]
@@ -121,6 +123,7 @@ def compare_tasks(
     store: str,
     subset: Subset,
     budget: Budget,
+    device: str,
 ) -> Iterator[Task]:
     """Yield one task per block in which something is missing.
 
@@ -151,6 +154,7 @@ def compare_tasks(
                 i,
                 j,
                 budget,
+                device,
                 _needed(table[rows], np.any([b.any(1) for b in blocks.values()], axis=0)),
                 _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
                 blocks,
@@ -184,6 +188,7 @@ def compare_job(job: CompareJob) -> Facts:
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
     root = open_root(job.store, "r+")
     facts: Facts = {}
+    device = resolve_device(job.device)
     refused: list[str] = []
     for labels in _same_masks(job.missing, job.specs):
         mask = job.missing[labels[0]]
@@ -191,7 +196,7 @@ def compare_job(job: CompareJob) -> Facts:
         inner = mask[np.ix_(at_left, at_right)]
         specs = {n: job.specs[n] for n in labels}
         try:
-            scores = score_pairs(xs, ys, specs, wanted=inner)
+            scores = score_pairs(xs, ys, specs, wanted=inner, device=device)
             turned = {
                 label: Scores(found.values.T, found.undefined.T) for label, found in scores.items()
             }

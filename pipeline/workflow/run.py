@@ -190,7 +190,13 @@ class _Run:
                 grids[c.subset.key][label] = grid
                 todo[label] = outstanding(grid, digests, wanted, grid.chunk)
             tasks += compare.compare_tasks(
-                todo, self.specs, c.encoders, self.location, c.subset, self.budget
+                todo,
+                self.specs,
+                c.encoders,
+                self.location,
+                c.subset,
+                self.budget,
+                self.workflow.compare.device,
             )
         for task, facts in self.tasks("compare", "blocks", tasks):
             compare.record_facts(grids[task.arguments[0].subset], facts)

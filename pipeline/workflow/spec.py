@@ -66,6 +66,8 @@ class CompareSpec(Spec):
     """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
     pairs: PairKinds = ("final",)
     """Which encoders meet which: the union of the kinds."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where relations are multiplied; `auto`: on a GPU where the worker has one."""
     memory: Bytes = "512 MiB"
     """What a worker may hold of prepared representations."""
     scratch: Bytes = "16 GiB"

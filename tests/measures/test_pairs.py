@@ -158,7 +158,7 @@ def test_score_pairs__memory_stays_in_the_budget():
 def test_prepare__only_what_is_needed():
     x = np.random.default_rng(0).normal(size=(30, 5))
     assert prepare(x, [SPECS["knn5"]]).relations == {}
-    assert list(prepare(x, [SPECS["knn5"]]).neighbours) == [("cosine", 5)]
+    assert list(prepare(x, [SPECS["knn5"]]).neighbours) == [("", "cosine", 5)]
     assert prepare(x, [SPECS["biased"]]).neighbours == {}
     assert prepare(x, [SPECS["biased"]]).relations["", "linear"].dtype == np.float32
 
