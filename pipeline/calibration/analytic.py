@@ -26,15 +26,17 @@ from numpy.typing import NDArray
 from pipeline.calibration.draws import Null, Term, variance_of
 from pipeline.calibration.moments import (
     BiasedScalars,
-    NeighbourScalars,
     UCentredScalars,
     biased_moments,
+    split_scalars,
+    u_centred_moments,
+)
+from pipeline.calibration.neighbour_moments import (
+    NeighbourScalars,
     neighbour_grams,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
-    split_scalars,
-    u_centred_moments,
 )
 from pipeline.calibration.pearson import MOST_SKEWED
 from pipeline.measures.catalog import MeasureSpec

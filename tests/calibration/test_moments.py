@@ -8,19 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.calibration import moments
+from pipeline.calibration import neighbour_moments as of_neighbours
 from pipeline.calibration.moments import (
     BiasedScalars,
-    NeighbourScalars,
     UCentredScalars,
     biased_moments,
     biased_scalars,
+    split_scalars,
+    u_centred_moments,
+    u_centred_scalars,
+)
+from pipeline.calibration.neighbour_moments import (
+    NeighbourScalars,
     neighbour_grams,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
-    split_scalars,
-    u_centred_moments,
-    u_centred_scalars,
 )
 from pipeline.errors import InputError
 
@@ -284,7 +287,7 @@ def test_u_centred_scalars__naive_sums_over_blocks(monkeypatch):
 
 
 def test_neighbour_scalars__naive_sums_over_blocks(monkeypatch):
-    monkeypatch.setattr(moments, "PATHS", 60)
+    monkeypatch.setattr(of_neighbours, "PATHS", 60)
     n, k = 30, 4
     indices = neighbours(n, k, "hubs", 0)
     a = indicator(indices) - k / (n - 1)
