@@ -80,6 +80,7 @@ class PreparedCache:
         towers: dict[str, TowerGroup] = {}
         measures = tuple(sorted(specs.values(), key=str))
         keys = [(store, subset, member, measures) for member in members]
+        needed = set(keys)
         for key, member in zip(keys, members, strict=True):
             found = self.held.pop(key, None)
             if found is None:
@@ -89,7 +90,7 @@ class PreparedCache:
                     towers[member.path] = TowerGroup(group)
                 found = _Held(self._prepared(key, member, specs, rows, towers[member.path]))
             self.held[key] = found  # now the most recent
-            self._fit(budget, set(keys))
+            self._fit(budget, needed)
         return [self.held[key].prepared for key in keys]
 
     def _prepared(
@@ -115,21 +116,26 @@ class PreparedCache:
 
     def _fit(self, budget: Budget, needed: Container[Any]) -> None:
         """Bring what is held within the budget, the oldest first."""
-        for key in list(self.held):
+        memory, scratch = self._used("memory"), self._used("scratch")
+        if memory <= budget.memory:
+            return
+        forgotten = [key for key in self.held if key not in needed]
+        for key in [key for key, each in self.held.items() if each.movable]:
             each = self.held.get(key)
-            if self._used("memory") <= budget.memory:
-                return
-            if each is None or not each.movable:
+            if each is None:  # forgotten meanwhile, to make room
                 continue
             room = budget.scratch - each.movable
-            for old in [k for k in self.held if k not in needed and k != key]:
-                if self._used("scratch") > room and self.held[old].scratch:
-                    del self.held[old]
-            if self._used("scratch") <= room:
-                self.held[key] = each.spilled(self._scratch())
-        for key in [k for k in self.held if k not in needed]:
-            if self._used("memory") > budget.memory:
-                del self.held[key]
+            while scratch > room >= 0 and forgotten and forgotten[0] != key:
+                old = self.held.pop(forgotten.pop(0))
+                memory, scratch = memory - old.memory, scratch - old.scratch
+            if scratch <= room:
+                self.held[key] = moved = each.spilled(self._scratch())
+                memory, scratch = memory - each.memory + moved.memory, scratch + each.movable
+            if memory <= budget.memory:
+                return
+        for key in forgotten:
+            if memory > budget.memory:
+                memory -= self.held.pop(key).memory
 
     def _used(self, where: str) -> int:
         return sum(getattr(each, where) for each in self.held.values())
