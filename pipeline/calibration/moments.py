@@ -338,6 +338,7 @@ def _summed(
     """Sum up a U-centred matrix and what is beside it, from the upper half of A·A."""
     n = len(matrix)
     energies = np.zeros(n)
+    ones = np.ones(n, dtype=matrix.dtype)
     rooms = np.empty((2, min(ROWS, n) * n), dtype=matrix.dtype)
     triangles = cubes = cycles = chords = fourths = 0.0
     for start in range(0, n, ROWS):
@@ -347,8 +348,8 @@ def _summed(
         shape = entries.shape
         paths = np.matmul(matrix[rows], matrix[:, start:], out=_room(rooms[0], shape))
         powers = np.multiply(entries, entries, out=_room(rooms[1], shape))
-        energies[rows] += powers.sum(axis=1, dtype=np.float64)
-        energies[rows.stop :] += powers[:, height:].sum(axis=0, dtype=np.float64)
+        energies[rows] += powers @ ones[start:]
+        energies[rows.stop :] += ones[rows] @ powers[:, height:]
         triangles += _both_halves(entries, paths)
         cubes += _both_halves(entries, powers)
         cycles += _both_halves(paths, paths)
