@@ -353,10 +353,11 @@ def shared_neighbours(
     step = max(1, min(n, memory // (n + 8 * k * max(1, len(columns)))))
     for start in range(0, n if columns else 0, step):
         rows = slice(start, min(start + step, n))
-        places = {j: _places(ys[j].indices, rows, turned=turned) for j in columns}
+        places = {j: _places(ys[j].indices, rows) for j in columns}
         is_near = np.zeros((rows.stop - rows.start) * n, dtype=np.bool_)
         for i in np.flatnonzero(wanted.any(axis=1)).tolist():
-            own = _places(xs[i].indices, rows)
+            # Turned here, so that look-ups go through the table in order.
+            own = _places(xs[i].indices, rows, turned=turned)
             is_near[own] = True
             for j in np.flatnonzero(wanted[i]).tolist():
                 shared[i, j] += np.count_nonzero(is_near[places[j]])
