@@ -19,8 +19,8 @@ from pipeline.measures.spill import Spilled
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
 Order = NDArray[np.intp]
-Vector = Floating | Spilled
-Matrix = Floating | Spilled
+Stored = Floating | Spilled
+"""In memory, or in a file."""
 
 HEIGHT = 128
 """Rows of a strip."""
@@ -51,7 +51,7 @@ class Entries(Protocol):
 class Products:
     """Inner products of features `(n, d)`."""
 
-    features: Matrix
+    features: Stored
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -84,7 +84,7 @@ class Distances:
     In float64, since a small distance is a small difference of large squares.
     """
 
-    features: Matrix
+    features: Stored
     squares: Float64
     """Squared lengths of the rows, `(n,)`."""
     bandwidth: float | None = None
@@ -126,7 +126,7 @@ class Distances:
 class Table:
     """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
 
-    values: Matrix
+    values: Stored
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -222,7 +222,7 @@ class Formed:
 class Laid:
     """A U-centred relation, laid out strip after strip."""
 
-    values: Vector
+    values: Stored
     n: int
     dtype: np.dtype[Any]
     """Of what they were computed in."""
@@ -270,7 +270,7 @@ def strips(n: int) -> Iterator[slice]:
         yield slice(start, min(start + HEIGHT, n))
 
 
-def _strip(values: Vector, n: int, top: int) -> Floating:
+def _strip(values: Stored, n: int, top: int) -> Floating:
     """Find the strip of row `top` in a relation laid out: `(height, n - top)`."""
     height, start = min(HEIGHT, n - top), _place(n, top)
     return values[start : start + height * (n - top)].reshape(height, n - top)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import InputError
 from pipeline.measures.entries import Formed, Products
 from pipeline.measures.groups import take_rows
 from pipeline.measures.relations import Relation
@@ -49,13 +50,18 @@ def panel_of(relations: list[Relation], size: int, dtype: np.dtype[Any], device:
 
 def resolve_device(device: str) -> str:
     """Say what `auto` means here: `cuda` where there is a GPU, `cpu` elsewhere."""
-    if device != "auto":
-        return device
-    if not Path("/dev/nvidiactl").exists():  # then there is no need to import torch
-        return "cpu"
+    if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
+        return "cpu"  # without importing torch
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise InputError(
+            "compare.device is cuda, and torch finds no GPU on this worker. Use device: auto, or "
+            "workers that have one."
+        )
+    return "cpu"
 
 
 class HostPanel:

@@ -32,11 +32,6 @@ class Spilled:
             np.ascontiguousarray(array).tofile(file)
         finalize(self, self.path.unlink, missing_ok=True)
 
-    @property
-    def size_on_disk(self) -> int:
-        """Bytes of the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
     def __len__(self) -> int:
         return int(self.shape[0])
 

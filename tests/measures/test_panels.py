@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import InputError
 from pipeline.measures import measure_spec, panels, prepare, score_pairs
 
 SPECS = {
@@ -70,7 +71,9 @@ def test_resolve_device__without_a_gpu(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert panels.resolve_device("auto") == "cpu"
-    assert panels.resolve_device("cuda") == "cuda"
+    assert panels.resolve_device("cpu") == "cpu"
+    with pytest.raises(InputError, match="torch finds no GPU on this worker. Use device: auto"):
+        panels.resolve_device("cuda")
     monkeypatch.setattr(panels.Path, "exists", lambda _: True)
     assert panels.resolve_device("auto") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
