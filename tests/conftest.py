@@ -14,10 +14,6 @@ from zoo import Zoo, write_zoo
 from pipeline.store import Store
 from pipeline.workflow.members import PreparedCache
 
-# dcor has numba compile what no test here calls: ten seconds for each test process, and two that
-# did it at once have crashed
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
-
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:

@@ -1,9 +1,9 @@
 """The measures against packages that people wrote apart from this one."""
 
-import dcor
 import numpy as np
 import pytest
 import reference
+from oracles import dcor
 from rsatoolbox.rdm import RDMs
 from rsatoolbox.rdm import compare as rsa_compare
 from scipy.spatial.distance import pdist, squareform

@@ -1,11 +1,11 @@
 """Relations: the measures that share their machinery, against loops and other people's code."""
 
-import dcor
 import numpy as np
 import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import dcor
 from rsatoolbox.data import Dataset
 from rsatoolbox.rdm import calc_rdm
 from rsatoolbox.rdm import compare as rsa_compare
