@@ -74,7 +74,7 @@ class Products:
 
     def spilled(self, folder: Path) -> Products:
         """Keep the features in a file."""
-        return Products(Spilled(self.features[:], folder))
+        return Products(Spilled.of(self.features[:], folder))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class Distances:
 
     def spilled(self, folder: Path) -> Distances:
         """Keep the features in a file."""
-        return replace(self, features=Spilled(self.features[:], folder))
+        return replace(self, features=Spilled.of(self.features[:], folder))
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ class Table:
 
     def spilled(self, folder: Path) -> Table:
         """Keep the table in a file."""
-        return Table(Spilled(self.values[:], folder))
+        return Table(Spilled.of(self.values[:], folder))
 
 
 class Source(Protocol):
@@ -261,7 +261,7 @@ class Laid:
 
     def spilled(self, folder: Path) -> Laid:
         """Keep it in a file."""
-        return replace(self, values=Spilled(self.values[:], folder))
+        return replace(self, values=Spilled.of(self.values[:], folder))
 
 
 def strips(n: int) -> Iterator[slice]:

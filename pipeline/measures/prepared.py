@@ -112,7 +112,7 @@ class Prepared:
         )
 
     def spilled(self, folder: Path) -> Prepared:
-        """Keep relations in files, from which tiles are read when they are multiplied."""
+        """Write relations to files, from which tiles are read when they are multiplied."""
         relations = {key: each.spilled(folder) for key, each in self.relations.items()}
         return replace(self, relations=relations)
 

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
+import pickle
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
 class Spilled:
-    """An array in a file of its own, which goes when the object does.
+    """An array in a file, which stays there until somebody removes it."""
 
-    Parameters
-    ----------
-    array
-        What to write.
-    folder
-        Where to.
-    """
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
     nbytes = 0
     """Memory it takes."""
 
-    def __init__(self, array: NDArray[Any], folder: Path) -> None:
-        self.shape, self.dtype = array.shape, array.dtype
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".array", delete=False) as file:
-            self.path = Path(file.name)
-            np.ascontiguousarray(array).tofile(file)
-        finalize(self, self.path.unlink, missing_ok=True)
+    @classmethod
+    def of(cls, array: NDArray[Any], folder: Path) -> Spilled:
+        """Write an array to a file of its own."""
+        path = folder / f"{uuid.uuid4().hex}.array"
+        np.ascontiguousarray(array).tofile(path)
+        return cls(path, array.shape, array.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Spilled, (self.path, self.shape, self.dtype)
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -50,3 +53,27 @@ class Spilled:
             offset=start * width * self.dtype.itemsize,
         )
         return found.reshape(-1, *self.shape[1:])
+
+
+class _Reader(pickle.Unpickler):
+    """Reads what was pickled, with something else in the place of arrays in files."""
+
+    def __init__(self, pickled: Any, instead: Callable[..., Any]) -> None:
+        super().__init__(io.BytesIO(pickle.dumps(pickled)))
+        self.instead = instead
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self.instead if found is Spilled else found
+
+
+def in_memory(spilled: Any) -> Any:
+    """Copy an object, with the arrays that it has in files read into memory."""
+    return _Reader(spilled, lambda *described: Spilled(*described)[:]).load()
+
+
+def in_files(spilled: Any) -> list[Path]:
+    """List the files of an object's arrays."""
+    found: list[Path] = []
+    _Reader(spilled, lambda path, *_: found.append(path)).load()
+    return found

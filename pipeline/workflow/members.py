@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 import tempfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline import __version__
 from pipeline.cluster import worker_folder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
 from pipeline.store.layout import open_root
+from pipeline.workflow.scratch import Held, Scratch
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,28 @@ def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Memb
 
 @dataclass(frozen=True)
 class Budget:
-    """What a worker may hold of prepared representations, in bytes."""
+    """What may be held of prepared representations, in bytes."""
 
     memory: int = 512 * 2**20
+    """Of each worker."""
     scratch: int = 16 * 2**30
-    """On local disk, in the worker's own folder."""
+    """On local disk, of all workers of a machine together."""
 
 
 class PreparedCache:
     """Prepared representations of one process, the most recent within a budget.
 
-    What does not fit in memory goes to files, from which tiles are read as they are multiplied;
-    what does not fit there either is forgotten, unless it is about to be compared.
+    Each is prepared once by the workers of a machine and written to files, as long as these fit
+    their budget. What does not fit in memory is read from there, tile by tile, as it is multiplied;
+    what is in neither is forgotten, unless it is about to be compared.
     """
 
     def __init__(self) -> None:
-        self.held: dict[Any, _Held] = {}
+        self.held: dict[Any, Held] = {}
         self.clip: dict[Any, dict[str, float]] = {}
         """By encoder: thresholds of presets, which are but numbers."""
-        self.folder: Path | None = None
+        self.lock = RLock()  # a worker may have several threads
+        self._scratch: Scratch | None = None
 
     def get(
         self,
@@ -78,20 +83,45 @@ class PreparedCache:
         assert isinstance(array, zarr.Array)
         rows = np.asarray(array[...], dtype=np.int64)
         towers: dict[str, TowerGroup] = {}
-        measures = tuple(sorted(specs.values(), key=str))
+        measures = tuple(sorted(map(str, specs.values())))
         keys = [(store, subset, member, measures) for member in members]
         needed = set(keys)
+        if budget.scratch:
+            self.scratch.need(map(_name, keys))
+        found: list[Held] = []
         for key, member in zip(keys, members, strict=True):
-            found = self.held.pop(key, None)
-            if found is None:
+            with self.lock:
+                each = self.held.pop(key, None)
+            if each is None or (each.filed is not None and not self.scratch.has(_name(key))):
                 if member.path not in towers:
                     group = root[member.path]
                     assert isinstance(group, zarr.Group)
                     towers[member.path] = TowerGroup(group)
-                found = _Held(self._prepared(key, member, specs, rows, towers[member.path]))
-            self.held[key] = found  # now the most recent
-            self._fit(budget, needed)
-        return [self.held[key].prepared for key in keys]
+                each = self._obtained(key, member, specs, rows, towers[member.path], budget)
+            with self.lock:
+                self.held[key] = each  # now the most recent
+                self._fit(budget, needed)
+            found.append(each)
+        return [each.prepared for each in found]
+
+    def _obtained(
+        self,
+        key: tuple[Any, ...],
+        member: Member,
+        specs: Mapping[str, MeasureSpec],
+        rows: NDArray[np.int64],
+        tower: TowerGroup,
+        budget: Budget,
+    ) -> Held:
+        def make() -> Prepared:
+            return self._prepared(key, member, specs, rows, tower)
+
+        if not budget.scratch:
+            return Held(make())
+        found = self.scratch.get(_name(key), make, budget.scratch)
+        if self.used + found.whole <= budget.memory:
+            found.bring_in()
+        return found
 
     def _prepared(
         self,
@@ -115,47 +145,38 @@ class PreparedCache:
         return prepare(values, specs, name=name, clip=clip)
 
     def _fit(self, budget: Budget, needed: Container[Any]) -> None:
-        """Bring what is held within the budget, the oldest first."""
-        memory, scratch = self._used("memory"), self._used("scratch")
-        if memory <= budget.memory:
-            return
-        forgotten = [key for key in self.held if key not in needed]
-        for key in [key for key, each in self.held.items() if each.movable]:
-            each = self.held.get(key)
-            if each is None:  # forgotten meanwhile, to make room
-                continue
-            room = budget.scratch - each.movable
-            while scratch > room >= 0 and forgotten and forgotten[0] != key:
-                old = self.held.pop(forgotten.pop(0))
-                memory, scratch = memory - old.memory, scratch - old.scratch
-            if scratch <= room:
-                self.held[key] = moved = each.spilled(self._scratch())
-                memory, scratch = memory - each.memory + moved.memory, scratch + each.movable
-            if memory <= budget.memory:
+        """Bring what is held within the budget of memory, the oldest first."""
+        used = self.used
+        for each in self.held.values():
+            if used <= budget.memory:
                 return
-        for key in forgotten:
-            if memory > budget.memory:
-                memory -= self.held.pop(key).memory
+            used -= each.memory
+            each.put_away()
+            used += each.memory
+        for key in [key for key in self.held if key not in needed]:
+            if used <= budget.memory:
+                return
+            used -= self.held.pop(key).memory
 
-    def _used(self, where: str) -> int:
-        return sum(getattr(each, where) for each in self.held.values())
+    @property
+    def used(self) -> int:
+        """Bytes of memory that are taken."""
+        with self.lock:
+            return sum(each.memory for each in self.held.values())
 
-    def _scratch(self) -> Path:
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="consilience-", dir=worker_folder()))
-            finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        return self.folder
+    @property
+    def scratch(self) -> Scratch:
+        """The folder that the workers of this machine share."""
+        with self.lock:
+            if self._scratch is None:
+                own = worker_folder()
+                self._scratch = Scratch(Path(own).parent if own else Path(tempfile.gettempdir()))
+            return self._scratch
 
 
-class _Held:
-    """A prepared representation, and what it takes."""
-
-    def __init__(self, prepared: Prepared, scratch: int = 0) -> None:
-        self.prepared, self.scratch, self.memory = prepared, scratch, prepared.nbytes
-        self.movable = sum(each.source.nbytes for each in prepared.relations.values())
-
-    def spilled(self, folder: Path) -> _Held:
-        return _Held(self.prepared.spilled(folder), self.scratch + self.movable)
+def _name(key: tuple[Any, ...]) -> str:
+    """Name what is prepared, the same in every process."""
+    return hashlib.sha256(repr((__version__, key)).encode()).hexdigest()[:32]
 
 
 CACHE = PreparedCache()

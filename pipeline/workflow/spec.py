@@ -71,7 +71,7 @@ class CompareSpec(Spec):
     memory: Bytes = "512 MiB"
     """What a worker may hold of prepared representations."""
     scratch: Bytes = "16 GiB"
-    """What it may keep in files in its own folder, where memory does not hold all it compares."""
+    """What the workers of a machine may keep of them on local disk, so that none prepares twice."""
 
     @field_validator("measures")
     @classmethod
