@@ -1,0 +1,405 @@
+"""Where a store stands: a folder, or a URL of an object store. Only this module knows which.
+
+Both give Zarr something to read and write, and change one small record, the lock, atomically: a
+folder under the file system's lock, an object store by conditional puts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zarr.storage import LocalStore, ObjectStore
+
+from pipeline.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+SCHEMES = ("s3", "gs", "az", "memory")
+LOCK = "consilience.lock"
+"""The record that says who writes. It is no part of what a store holds."""
+_CONFLICTS = 100  # of conditional puts, one after the other
+
+
+@dataclass(frozen=True)
+class Record:
+    """A small record as it is found."""
+
+    content: bytes
+    age: float
+    """Seconds since it was last changed, by the clock of where it stands."""
+
+
+Decide = Callable[[Record | None], bytes | None]
+"""From a record, or None where there is none, to what it is to be; None removes it."""
+
+
+class Location(ABC):
+    """A place that holds one store, or will."""
+
+    is_shared = True
+    """Whether other processes see it."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without `.zarr`."""
+        return str(self).rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where files about the store go that are not part of it: the folder beside it."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether anything is there, were it a file or an empty folder."""
+
+    @abstractmethod
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all, or nothing but a lock."""
+
+    @abstractmethod
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return what Zarr reads and writes through."""
+
+    @abstractmethod
+    def read(self, name: str) -> Record | None:
+        """Return a small record, or None where there is none."""
+
+    @abstractmethod
+    def update(self, name: str, decide: Decide) -> None:
+        """Change a small record; of several processes one at a time decides.
+
+        `decide` may be called again where another process came first, and may raise.
+
+        Raises
+        ------
+        OSError
+            Where it cannot be written.
+        """
+
+    @abstractmethod
+    def partials(self) -> Iterator[str]:
+        """Yield the `*.partial` leftovers of killed writers."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Remove a file of the store, if it is there."""
+
+    @abstractmethod
+    def remove_tree(self, path: str) -> None:
+        """Remove everything below a path, whether or not Zarr can read it."""
+
+
+def locate(place: str | Path | Location) -> Location:
+    """Return the location of a path or URL.
+
+    Raises
+    ------
+    InputError
+        Where the scheme is unknown, or the packages for it are not installed.
+    """
+    if isinstance(place, Location):
+        return place
+    text = str(place)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Folder(Path(place))
+    if scheme == "file":
+        return Folder(Path(rest))
+    if scheme not in SCHEMES:
+        raise InputError(
+            f"{text}: stores are folders, or URLs that begin with "
+            f"{', '.join(f'{s}://' for s in SCHEMES)}."
+        )
+    return Bucket(text.rstrip("/"))
+
+
+def absolute(place: str | Path) -> str:
+    """Return the place as processes in other folders find it."""
+    location = locate(place)
+    return str(location.path.absolute()) if isinstance(location, Folder) else str(location)
+
+
+@dataclass(frozen=True)
+class Folder(Location):
+    """A store in a file system."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the store stands in."""
+        return self.path.parent
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+        return self.path.exists()
+
+    def is_empty(self) -> bool:
+        """Whether there is no folder, or nothing in it but a lock."""
+        return not (self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()))
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return Zarr's store for folders."""
+        return LocalStore(self.path, read_only=read_only)
+
+    def read(self, name: str) -> Record | None:
+        """Return a small file's content, or None where there is none."""
+        try:
+            with open(self.path / name, "rb") as file:
+                return _record(file.fileno())
+        except FileNotFoundError:
+            return None
+
+    def update(self, name: str, decide: Decide) -> None:
+        """Change a small file: made by exclusive create, changed in place under its lock.
+
+        In place, since a file that keeps its length can be written where the disk is full.
+        """
+        path = self.path / name
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR)
+                found = True
+            except FileNotFoundError:
+                if decide(None) is None:
+                    return
+                self.path.mkdir(parents=True, exist_ok=True)
+                try:
+                    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+                except FileExistsError:
+                    continue
+                found = False
+            try:
+                with _locked(descriptor):
+                    # removed, or made anew, while this process waited for the lock
+                    if not _is_at(descriptor, path):
+                        continue
+                    # another process may have been quicker between the create and the lock
+                    record = _record(descriptor)
+                    wanted = decide(record if found or record.content else None)
+                    if wanted is None:
+                        path.unlink()
+                    elif wanted != record.content:
+                        os.pwrite(descriptor, wanted, 0)
+                        os.ftruncate(descriptor, len(wanted))
+                        os.fsync(descriptor)
+                    return
+            except OSError:
+                if not found:
+                    with suppress(OSError):
+                        path.unlink()
+                raise
+            finally:
+                os.close(descriptor)
+
+    def partials(self) -> Iterator[str]:
+        """Yield the `*.partial` files that killed writers leave."""
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                if name.endswith(".partial"):
+                    yield Path(folder, name).relative_to(self.path).as_posix()
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        (self.path / path).unlink(missing_ok=True)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder with all in it."""
+        import shutil
+
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path / path)
+
+
+def _record(descriptor: int) -> Record:
+    about = os.fstat(descriptor)
+    return Record(os.pread(descriptor, 2**16, 0), time.time() - about.st_mtime)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Hold the kernel's lock on a file, which ends with the process at the latest."""
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+_MEMORY: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Bucket(Location):
+    """A store in an object store, or in the memory of this process."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def folder(self) -> Path:
+        """The working directory: nothing but the store goes to an object store."""
+        return Path()
+
+    @property
+    def is_shared(self) -> bool:  # type: ignore[override]
+        """Whether other processes see it."""
+        return not self.url.startswith("memory://")
+
+    @property
+    def _objects(self) -> Any:
+        """The client; made once in a process."""
+        if self.url not in _MEMORY:
+            _MEMORY[self.url] = _client(self.url)
+        return _MEMORY[self.url]
+
+    def exists(self) -> bool:
+        """Whether there is any object below the URL but a lock."""
+        return not self.is_empty()
+
+    def is_empty(self) -> bool:
+        """Whether there is no object below the URL but a lock."""
+        with _plain_errors(self.url):
+            pages = self._objects.list(chunk_size=2)
+            return all(each["path"] == LOCK for page in islice(pages, 1) for each in page)
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return Zarr's store for object stores."""
+        return ObjectStore(self._objects, read_only=read_only)
+
+    def read(self, name: str) -> Record | None:
+        """Return a small object's content, or None where there is none."""
+        with _plain_errors(self.url):
+            found = self._get(name)
+        return found[0] if found else None
+
+    def _get(self, name: str) -> tuple[Record, dict[str, Any]] | None:
+        try:
+            found = self._objects.get(name)
+        except FileNotFoundError:
+            return None
+        age = time.time() - found.meta["last_modified"].timestamp()
+        version = {k: found.meta[k] for k in ("e_tag", "version") if found.meta.get(k)}
+        return Record(bytes(found.bytes()), age), version
+
+    def update(self, name: str, decide: Decide) -> None:
+        """Change a small object by puts that are refused where another process came first.
+
+        It is emptied where it is to be removed: removal cannot be made conditional.
+        """
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        for _ in range(_CONFLICTS):
+            with _plain_errors(self.url):
+                found = self._get(name)
+            record = found[0] if found and found[0].content else None
+            wanted = decide(record)
+            if (wanted or b"") == (record.content if record else b""):
+                return
+            mode: Any = found[1] if found else "create"
+            try:
+                with _plain_errors(self.url):
+                    self._objects.put(name, wanted or b"", mode=mode)
+                return
+            except (AlreadyExistsError, PreconditionError):
+                continue
+        raise OSError(f"{self.url}/{name} is changed by others all the time")
+
+    def partials(self) -> Iterator[str]:
+        """Yield nothing: a put that is not finished leaves nothing."""
+        yield from ()
+
+    def remove(self, path: str) -> None:
+        """Remove an object."""
+        with _plain_errors(self.url), suppress(FileNotFoundError):
+            self._objects.delete(path)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove every object below a path."""
+        with _plain_errors(self.url):
+            for page in self._objects.list(f"{path}/"):
+                self._objects.delete([each["path"] for each in page])
+
+
+def _client(url: str) -> Any:
+    try:
+        from obstore.store import MemoryStore, from_url
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{url}: object stores need the package obstore: pip install 'consilience[s3]'."
+        ) from None
+    if url.startswith("memory://"):
+        return MemoryStore()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    options: dict[str, Any] = {}
+    if url.startswith("s3://"):
+        options["client_options"] = {"allow_http": endpoint.startswith("http://")}
+        if endpoint:
+            options["endpoint"] = endpoint
+    from datetime import timedelta
+
+    try:
+        return from_url(
+            url, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)}, **options
+        )
+    except Exception as error:
+        raise InputError(f"{url} is no URL of an object store: {error}.") from None
+
+
+@contextmanager
+def _plain_errors(url: str) -> Iterator[None]:
+    """Turn what an object store answers into errors that say where."""
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        GenericError,
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+        raise
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise StoreError(
+            f"{url}: access was refused ({_first_line(error)}). Credentials come from the "
+            "environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL."
+        ) from None
+    except (GenericError, BaseError) as error:
+        raise StoreError(
+            f"{url} cannot be reached: {_first_line(error)}. Check the bucket's name, "
+            "AWS_ENDPOINT_URL and the network."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300]
