@@ -47,6 +47,8 @@ class Location(ABC):
 
     is_shared = True
     """Whether other processes see it."""
+    failures: tuple[type[Exception], ...] = (OSError,)
+    """What its storage raises where it does not do what it is asked."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -60,10 +62,6 @@ class Location(ABC):
     @abstractmethod
     def folder(self) -> Path:
         """Where files about the store go that are not part of it: the folder beside it."""
-
-    @abstractmethod
-    def exists(self) -> bool:
-        """Whether anything is there, were it a file or an empty folder."""
 
     @abstractmethod
     def is_empty(self) -> bool:
@@ -146,13 +144,11 @@ class Folder(Location):
         """The folder that the store stands in."""
         return self.path.parent
 
-    def exists(self) -> bool:
-        """Whether anything is there."""
-        return self.path.exists()
-
     def is_empty(self) -> bool:
         """Whether there is no folder, or nothing in it but a lock."""
-        return not (self.path.is_dir() and any(p.name != LOCK for p in self.path.iterdir()))
+        if self.path.is_dir():
+            return all(p.name == LOCK for p in self.path.iterdir())
+        return not self.path.exists()
 
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
         """Return Zarr's store for folders."""
@@ -274,15 +270,18 @@ class Bucket(Location):
         return not self.url.startswith("memory://")
 
     @property
+    def failures(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
+        """What its storage raises where it does not do what it is asked."""
+        from obstore.exceptions import BaseError
+
+        return (OSError, BaseError)
+
+    @property
     def _objects(self) -> Any:
         """The client; made once in a process."""
         if self.url not in _MEMORY:
             _MEMORY[self.url] = _client(self.url)
         return _MEMORY[self.url]
-
-    def exists(self) -> bool:
-        """Whether there is any object below the URL but a lock."""
-        return not self.is_empty()
 
     def is_empty(self) -> bool:
         """Whether there is no object below the URL but a lock."""

@@ -14,9 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import ENCODER, State
+from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders
+from pipeline.store.chunks import remedy
+from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
-from pipeline.store.layout import child_groups, open_root
+from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
+from pipeline.store.location import Folder, locate
 from pipeline.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
@@ -53,8 +57,13 @@ class Store:
     """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.root = open_root(path, "r")
+        self.location = locate(path)
+        self.root = open_root(self.location, "r")
+
+    @property
+    def path(self) -> Path | str:
+        """The folder, or the URL."""
+        return self.location.path if isinstance(self.location, Folder) else str(self.location)
 
     def __repr__(self) -> str:
         return f"<consilience store {self.path}: sets {', '.join(self.sets) or 'none'}>"
@@ -104,8 +113,8 @@ class Store:
                 "pooling": attributes.get("pooling"),
             }
             metadata = {k: v for k, v in attributes.get("metadata", {}).items() if k not in about}
-            widths = attributes.get("widths", [None] * len(encoder.layers))
-            for index, (layer, width) in enumerate(zip(encoder.layers, widths, strict=True)):
+            layers = zip(encoder.layers, attributes["widths"], strict=True)
+            for index, (layer, width) in enumerate(layers):
                 rows.append(
                     {
                         "representation": f"{encoder.id}/{layer}",
@@ -149,7 +158,12 @@ class Store:
         ------
         InputError
             Where nothing, or more than one representation, answers: it lists the choices.
+        StoreError
+            Where it is computed, if data are damaged or lost.
         """
+        import dask.array
+        import xarray as xr
+
         if "@" in model:
             model, _, rest = model.partition("@")
             checkpoint, _, rest = rest.partition("#")
@@ -169,24 +183,33 @@ class Store:
         )
         encoder = next(e for e in found if e.checkpoint == checkpoint)
         layer = _one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
-        dataset = self._dataset(encoder.path, lazy=True)
-        labels = [str(c) for c in dataset["checkpoint"].values]
-        array = dataset[layer].isel(checkpoint=labels.index(checkpoint))
-        array = array.rename({f"feature_{layer}": "feature"}).reset_coords(drop=True)
-        array.attrs.update(
-            representation=f"{encoder.id}/{layer}",
-            **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
+        group = TowerGroup(self.group(encoder.path))
+        stored = StoredLayer(group, checkpoint, layer)
+        return xr.DataArray(
+            # not through xarray, to which a lost chunk is NaN
+            dask.array.from_array(stored, chunks=stored.chunks, name=False),
+            dims=("stimulus", "feature"),
+            coords={"stimulus": group.stimulus_ids},
+            name="activations",
+            attrs={
+                **dict(group.array(layer).attrs),
+                "representation": f"{encoder.id}/{layer}",
+                **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
+            },
         )
-        return array.rename("activations")
 
     @property
     def subsets(self) -> list[str]:
         """Keys of the subsets on which image towers were compared."""
-        return [
-            key
+        return [key for key, about in self._compared.items() if about.get("kind") == "images"]
+
+    @property
+    def _compared(self) -> dict[str, dict[str, Any]]:
+        """Key → attributes of all subsets, those of distinct captions included."""
+        return {
+            key: dict(self.group(f"measures/{key}").attrs)
             for key in child_groups(self.root, "measures")
-            if self.root[f"measures/{key}"].attrs.get("kind") == "images"
-        ]
+        }
 
     def labels(self, subset: str | None = None) -> list[str]:
         """Return the labels of the measures that were computed on a subset."""
@@ -200,13 +223,9 @@ class Store:
         """Return the groups of a label: the subset's, and that of its distinct captions."""
         key = self.subset(subset)
         label = _one(label, self.labels(key), "label", "measure")
-        captions = [
-            k
-            for k in child_groups(self.root, "measures")
-            if self.root[f"measures/{k}"].attrs.get("base") == key
-        ]
+        captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
         parts = [f"measures/{k}/{label}" for k in (key, *captions)]
-        return [p for p in parts if p in self.root]
+        return [p for p in parts if find_group(self.root, p, "chunk") is not None]
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
         """Return the raw similarity of every pair of representations that was compared.
@@ -284,9 +303,7 @@ class Store:
 
     def rows(self, subset: str) -> NDArray[np.int64]:
         """Return the rows of the base set that a subset has."""
-        array = self.root[f"measures/{subset}/row"]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[...], dtype=np.int64)
+        return subset_rows(self.root, subset)
 
     def score(
         self,
@@ -350,31 +367,20 @@ class Store:
 
     def group(self, path: str) -> zarr.Group:
         """Return one of the store's Zarr groups."""
-        group = self.root[path]
-        assert isinstance(group, zarr.Group)
+        group = find_group(self.root, path)
+        if group is None:
+            raise StoreError(f"{self.path}: {path} is not there. {remedy(self.root.store)}")
         return group
 
-    def _dataset(self, path: str, *, lazy: bool = False) -> xr.Dataset:
-        import xarray as xr
-
-        if path not in self.root:
+    def _dataset(self, path: str) -> xr.Dataset:
+        """Read a small dataset whole."""
+        group = find_group(self.root, path)
+        if group is None:
             raise StoreError(
                 f"{self.path} has no {path}: that stage has not been run. "
                 "`consilience run WORKFLOW` does what is missing."
             )
-        dataset = xr.open_dataset(
-            self.path,
-            engine="zarr",
-            group=path,
-            chunks={} if lazy else None,
-            consolidated=False,
-        )
-        if lazy:
-            return dataset
-        # numpy's newer variable-length strings cannot be cast to its older ones: give objects
-        text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
-        dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
-        return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords}).load()
+        return read_dataset(group)
 
 
 def _read_grid(
@@ -383,7 +389,7 @@ def _read_grid(
     grid = Grid(group, "representation")
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
-    scores = np.asarray(grid.array("score")[...])[at]
+    scores = grid.values("score")[at]
     n: Any = group.attrs["n_stimuli"]
     return list(grid.members), scores, grid.state()[at], int(n)
 

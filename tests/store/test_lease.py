@@ -354,6 +354,6 @@ def test_lease__of_many_at_once_one_has_it(place: Location) -> None:
 
 def test_lease__path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(StoreError, match=r"cannot be written: Is a directory\. .*--store"):
-        with lease(tmp_path):
-            pass
+    expected = r"cannot be written: Is a directory\. .*--store"
+    with pytest.raises(StoreError, match=expected), lease(tmp_path):
+        pass
