@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from zoo import Zoo, chunk_files, flip_byte, inside, tree
+from zoo import Zoo, chunk_files, flip_byte, tree
 
 from pipeline.cli import main
 from pipeline.errors import InputError, StoreError
@@ -311,7 +311,8 @@ def test_read__everything_damaged_raises(store: Path) -> None:
                 call()
                 missed.append(f"{array} {name}: no error")
             except StoreError as error:
-                assert "--repair" in str(error)
+                if "--repair" not in str(error):
+                    missed.append(f"{array} {name}: no remedy in {error}")
             file.write_bytes(whole)
         call()
     assert missed == []
