@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, layer_variable
 from pipeline.store.chunks import array_of, read, read_whole, remedy
-from pipeline.store.layout import as_text, create_variable
+from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
 MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
@@ -74,6 +74,7 @@ class TowerGroup:
         clash = set(layers) & set(ACTIVATIONS)
         if clash:
             raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}.")
+        ensure_parents(root, path)
         group = root.create_group(path, overwrite=True)
         create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
         for name in GROWING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import StoreError
 from pipeline.schema import Slot, State, Variable
 from pipeline.store.chunks import array_of, is_there, read, remedy, stored_chunks
-from pipeline.store.layout import as_text, create_variable
+from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 COLUMN_CHUNK = 1024
 """Slots in a chunk of what is said of single members."""
@@ -139,6 +139,7 @@ class Grid:
         sizes
             Sizes of the dimensions other than the axis; each is one chunk.
         """
+        ensure_parents(root, path)
         group = root.create_group(path, overwrite=True, attributes=dict(attributes))
         for variable in table.values():
             pairwise = {f"{axis}_x", f"{axis}_y"} & set(variable.dims)

@@ -147,6 +147,18 @@ def create_variable(
     return array
 
 
+def ensure_parents(root: zarr.Group, path: str) -> None:
+    """Make the groups above a path, from the top down.
+
+    Zarr writes them all at once, and where the disk is full may leave a group without a parent.
+    """
+    parts = path.split("/")[:-1]
+    for depth in range(1, len(parts) + 1):
+        above = "/".join(parts[:depth])
+        if find_group(root, above) is None:
+            root.create_group(above)
+
+
 def as_text(values: Any) -> Any:
     """Return strings in the variable-length dtype that Zarr stores without a warning."""
     return np.asarray(list(values), dtype=np.dtypes.StringDType())

@@ -160,7 +160,7 @@ class Folder(Location):
         try:
             with open(self.path / name, "rb") as file:
                 return _record(file.fileno())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def update(self, name: str, decide: Decide) -> None:

@@ -74,6 +74,8 @@ class Scan:
     def __init__(self, location: Location, root: zarr.Group) -> None:
         self.location, self.root = location, root
         self.found = Verification()
+        self.seen: set[str] = set()
+        """Arrays of which something was read."""
 
     def add(self, what: str, why: str, path: str, remedy: str, mend: Mend) -> None:
         """Note one damaged piece."""
@@ -146,7 +148,7 @@ class Scan:
         else:
             why = _mismatch(array, variable, shape, chunk)
             if not why:
-                self.found.arrays += 1
+                self.seen.add(array.path)
                 return array
         if made is not None:
             self.add(
@@ -164,6 +166,7 @@ class Scan:
 
         What a writer computed the checksum of is what a reader decodes: nothing is decoded here.
         """
+        self.seen.add(array.path)
         size = prod(array.chunks) * (0 if array.dtype.kind in "TO" else array.dtype.itemsize)
         at_once = max(1, _AT_ONCE // max(size, 2**16))
         indices = iter(wanted if wanted is not None else chunks(array))

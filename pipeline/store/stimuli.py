@@ -9,7 +9,7 @@ import zarr
 
 from pipeline.schema import STIMULI
 from pipeline.stimuli import StimulusSet
-from pipeline.store.layout import create_variable, find_group
+from pipeline.store.layout import create_variable, ensure_parents, find_group
 
 
 def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
@@ -17,6 +17,7 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     path = f"stimuli/{stimuli.key}"
     if find_group(root, path, "fingerprint") is not None:
         return
+    ensure_parents(root, path)
     group = root.create_group(path, overwrite=True)
     n = len(stimuli)
     columns: dict[str, Any] = {"stimulus": stimuli.image_ids}

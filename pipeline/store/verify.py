@@ -116,5 +116,6 @@ def _verify(location: Location, root: zarr.Group) -> Verification:
     for part in PARTS:
         if scan.is_group(part):
             VERIFIERS[part](scan, part)
+    scan.found.arrays = len(scan.seen)
     scan.found.seconds = time.monotonic() - started
     return scan.found

@@ -83,7 +83,6 @@ class _Tower:
         except StoreError as error:
             bad = [str(error).partition(". `")[0]]
         if not bad:
-            self.scan.found.arrays += 1
             return True
         source = f"stimuli/{self.path.split('/')[1]}"
         column = "stimulus" if self.tower == "image" else "caption_id"
@@ -357,7 +356,6 @@ def _verify_datasets(scan: Scan, path: str, depth: int, what: str, mark: str) ->
                     for _, fault in scan.faults(array, there):
                         faults.append(fault)
                         where = array.path
-                    scan.found.arrays += 1
             except StoreError as error:
                 faults = [str(error).partition(". `")[0]]
         for fault in faults:

@@ -18,7 +18,13 @@ from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
-from pipeline.store.layout import create_variable, delete, find_group, open_root
+from pipeline.store.layout import (
+    create_variable,
+    delete,
+    ensure_parents,
+    find_group,
+    open_root,
+)
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
 
@@ -31,6 +37,7 @@ def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
     """Write the rows of a subset if they are not there; return its key. Driver only."""
     path = f"measures/{subset.key}"
     if find_group(root, path, "fingerprint") is None:
+        ensure_parents(root, path)
         group = root.require_group(path)
         delete(root, f"{path}/row")
         create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
