@@ -277,28 +277,9 @@ def verify(path: str, repair: bool) -> None:
     from pipeline.store.verify import verify as verify_store
 
     found = verify_store(path, repair=repair)
-    for damage in found.damages:
-        OUT.print(f"{damage.what}: {damage.why} ({damage.path})", soft_wrap=True)
-        if repair:
-            OUT.print(f"  {damage.remedy}", soft_wrap=True)
-    rate = found.bytes / max(found.seconds, 1e-9)
-    OUT.print(
-        f"read {found.arrays} arrays, {found.chunks} chunks, {_bytes(found.bytes)} in "
-        f"{found.seconds:.1f} s ({_bytes(rate)}/s)"
-    )
-    if found.running is not None:
-        OUT.print(f"{found.running.phrase} is writing: what it has not finished may look lost")
-    if found.is_whole:
-        OUT.print("nothing is damaged or lost")
-        return
-    OUT.print(f"{len(found.damages)} pieces are damaged or lost")
-    OUT.print(
-        "`consilience run WORKFLOW` makes them again"
-        if repair
-        else f"`consilience store verify {path} --repair` prepares them to be made again",
-        soft_wrap=True,
-    )
-    sys.exit(1)
+    for line in found.lines(path):
+        OUT.print(line, soft_wrap=True)
+    sys.exit(0 if found.is_whole else 1)
 
 
 @main.command()

@@ -168,7 +168,9 @@ class TowerGroup:
                 self._columns[name] = read(array)  # written last: see `checkpoints`
             else:
                 rows = len(self.checkpoints) if name in GROWING else None
-                self._columns[name] = read_whole(array, rows=rows)
+                # stores of before `layers` was an attribute lack columns of nothing but fill
+                whole = "layers" in self.attrs or name not in GROWING
+                self._columns[name] = read_whole(array, rows=rows) if whole else read(array)
         return self._columns[name]
 
     @property

@@ -38,7 +38,9 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     try:
         found = group[name]
         if isinstance(found, zarr.Array):
-            return found
+            # Zarr does not keep this with the array: a chunk of fill would not be written, and
+            # could not be told from a lost one
+            return found.with_config({"write_empty_chunks": True})
         why = "it is no array"
     except KeyError:
         why = "it is lost"

@@ -16,6 +16,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.schema import ENCODER, State
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders
+from pipeline.store.choices import one, unique
 from pipeline.store.chunks import remedy
 from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
@@ -74,7 +75,7 @@ class Store:
         return list(child_groups(self.root, "stimuli"))
 
     def _set(self, key: str | None) -> str:
-        return _one(key, self.sets, "set", "set")
+        return one(key, self.sets, "set", "set")
 
     @cached_property
     def _encoders(self) -> dict[str, list[Encoder]]:
@@ -176,13 +177,13 @@ class Store:
                 f"there is no model {model!r} in {self.path}."
                 f"{did_you_mean(model, known)} store.catalog() lists them."
             )
-        tower = _one(tower, _unique(e.tower for e in found), "tower", f"tower of {model}")
+        tower = one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
         found = [e for e in found if e.tower == tower]
-        checkpoint = _one(
+        checkpoint = one(
             checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
         )
         encoder = next(e for e in found if e.checkpoint == checkpoint)
-        layer = _one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
+        layer = one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
         group = TowerGroup(self.group(encoder.path))
         stored = StoredLayer(group, checkpoint, layer)
         return xr.DataArray(
@@ -217,12 +218,12 @@ class Store:
 
     def subset(self, key: str | None = None) -> str:
         """Return the key of the subset that is meant; ambiguity is an error that lists all."""
-        return _one(key, self.subsets, "subset", "subset")
+        return one(key, self.subsets, "subset", "subset")
 
     def _parts(self, subset: str | None, label: str) -> list[str]:
         """Return the groups of a label: the subset's, and that of its distinct captions."""
         key = self.subset(subset)
-        label = _one(label, self.labels(key), "label", "measure")
+        label = one(label, self.labels(key), "label", "measure")
         captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
         parts = [f"measures/{k}/{label}" for k in (key, *captions)]
         return [p for p in parts if find_group(self.root, p, "chunk") is not None]
@@ -245,7 +246,7 @@ class Store:
         import xarray as xr
 
         parts = [_read_grid(self.group(p)) for p in self._parts(subset, label)]
-        names = _unique(n for part in parts for n in part[0])
+        names = unique(n for part in parts for n in part[0])
         index = {n: i for i, n in enumerate(names)}
         score = np.full((len(names), len(names)), np.nan, np.float32)
         n_stimuli = np.zeros(score.shape, np.int64)
@@ -282,7 +283,7 @@ class Store:
             coordinates along both dimensions.
         """
         key = self.subset(subset)
-        label = _one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
+        label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
         dataset = self._dataset(f"alignment/{key}/{label}")
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
         return dataset
@@ -290,7 +291,7 @@ class Store:
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return how alignment changes with scale, competence and training."""
         key = self.subset(subset)
-        label = _one(
+        label = one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
         return self._dataset(f"convergence/{key}/{label}")
@@ -392,26 +393,6 @@ def _read_grid(
     scores = grid.values("score")[at]
     n: Any = group.attrs["n_stimuli"]
     return list(grid.members), scores, grid.state()[at], int(n)
-
-
-def _one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
-    """Return the one that is meant; ambiguity is an error that lists the choices."""
-    if given is None:
-        if len(choices) == 1:
-            return choices[0]
-        if not choices:
-            raise InputError(f"there is no {what} in this store yet.")
-        raise InputError(f"which {what} is meant? Pass {argument}= one of: {', '.join(choices)}.")
-    if given not in choices:
-        raise InputError(
-            f"there is no {what} {given!r}.{did_you_mean(given, choices)} "
-            f"There are: {', '.join(choices) or 'none'}."
-        )
-    return given
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 __all__ = ["Store", "open_store"]

@@ -13,6 +13,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
+from dask.utils import format_bytes
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -66,6 +67,29 @@ class Verification:
     def is_whole(self) -> bool:
         """Whether nothing is damaged or lost."""
         return not self.damages
+
+    def lines(self, store: str) -> Iterator[str]:
+        """Yield what a person is told."""
+        for damage in self.damages:
+            yield f"{damage.what}: {damage.why} ({damage.path})"
+            if self.repaired:
+                yield f"  {damage.remedy}"
+        rate = format_bytes(int(self.bytes / max(self.seconds, 1e-9)))
+        yield (
+            f"read {self.arrays} arrays, {self.chunks} chunks, {format_bytes(self.bytes)} in "
+            f"{self.seconds:.1f} s ({rate}/s)"
+        )
+        if self.running is not None:
+            yield f"{self.running.phrase} is writing: what it has not finished may look lost"
+        if self.is_whole:
+            yield "nothing is damaged or lost"
+            return
+        yield f"damaged or lost: {len(self.damages)}"
+        yield (
+            "`consilience run WORKFLOW` makes them again"
+            if self.repaired
+            else f"`consilience store verify {store} --repair` prepares them to be made again"
+        )
 
 
 class Scan:
