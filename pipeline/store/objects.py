@@ -31,6 +31,9 @@ class Bucket(Location):
 
     url: str
 
+    def __post_init__(self) -> None:
+        _ = self._objects  # a package that lacks, or a wrong URL, is known at once
+
     def __str__(self) -> str:
         return self.url
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from zoo import Zoo, inside, tree
 
 from pipeline import schema
 from pipeline.cli import main
+from pipeline.cluster import Executor, Outcome, Task
 from pipeline.store.layout import open_root
-from pipeline.store.location import LOCK
+from pipeline.store.lease import lease
+from pipeline.store.location import LOCK, locate
 from pipeline.store.verify import verify
 
 MIB = 2**20
@@ -179,3 +181,35 @@ def test_verify__makes_the_root_again(zoo: Zoo, tmp_path: Path) -> None:
     assert consilience(zoo, "store", "verify", "--repair", str(store))[0] == 1
     assert json.loads((store / "zarr.json").read_text()) == before
     assert consilience(zoo, "store", "verify", str(store))[0] == 0
+
+
+def test_run__waits_no_longer_than_it_is_told(copied: Zoo) -> None:
+    with lease(copied.path):
+        code, output = run(copied, copied.path, "--wait", "0.3")
+    assert code == 2
+    assert "store.zarr is in use by process" in output
+    assert "and was for the 0.3 s of --wait" in output
+
+
+def test_run__lease_lost_in_the_middle(
+    copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run takes the store while a task runs: nothing of its result is written."""
+    monkeypatch.setattr("pipeline.store.lease.LOOK", 0.0)
+    original = Executor.run
+
+    def run_and_lose(self: Executor, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for outcome in original(self, tasks):
+            locate(copied.path).update(LOCK, lambda _: b'{"token": "other"}')
+            yield outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Executor, "run", run_and_lose)
+        code, output = run(copied, copied.path, "--replace", "timm/vit-a")
+    assert code == 2
+    assert "this run has lost the store: another run has taken it over" in output
+    assert (copied.path / LOCK).read_bytes() == b'{"token": "other"}'
+    (copied.path / LOCK).unlink()
+    assert verify(copied.path).is_whole
+    assert run(copied, copied.path)[0] == 0
+    assert arrays_of(copied.path) == arrays_of(zoo.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +36,23 @@ BUCKET = "s3://consilience-test"
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """Address of an S3 server, with one bucket; the environment names it."""
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
+    class Quiet(WSGIRequestHandler):
+        def log(self, *_: object) -> None: ...
+
+    application, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def serve(environ: Any, start_response: Any) -> list[bytes]:
+        # moto looks at the ETag, and then writes: its own threads lose one of forty updates
+        with one_at_a_time:
+            return list(application(environ, start_response))
+
+    server = make_server("127.0.0.1", 0, serve, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -49,7 +62,9 @@ def s3() -> Iterator[str]:
         bucket = urllib.request.Request(f"{url}/{BUCKET.removeprefix('s3://')}", method="PUT")
         urllib.request.urlopen(bucket, timeout=30).close()
         yield url
-    server.stop()
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def contents(root: zarr.Group) -> dict[str, np.ndarray]:
@@ -66,6 +81,8 @@ def run(zoo: Zoo, store: str, *settings: str) -> RunReport:
         return run_workflow(spec, cluster=zoo.cluster, console=Console(file=nowhere))
 
 
+# the lock, which is empty now, cannot be removed there: Zarr wonders what it is
+@pytest.mark.filterwarnings("ignore:Object at consilience.lock")
 def test_run__on_s3_with_processes_equals_one_on_disk(copied: Zoo, zoo: Zoo, s3: str) -> None:
     url = f"{BUCKET}/some/where/zoo.zarr"
     report = run(replace(copied, cluster=None), url)  # two worker processes
@@ -148,9 +165,7 @@ def test_lease__of_many_processes_one_has_it_on_s3(s3: str) -> None:
         with lease(f"{url}/{n}", stale=1e9):
             record = locate(f"{url}/{n}").read(LOCK)
         assert record is not None
-        old = record.content.replace(b'"host": "', b'"host": "x').replace(
-            b'"heartbeat": 1', b'"heartbeat": 0'
-        )
+        old = json.dumps(json.loads(record.content) | {"host": "node17", "heartbeat": 1.0}).encode()
         locate(f"{url}/{n}").update(LOCK, lambda _, old=old: old)  # type: ignore[misc]
     processes = [
         subprocess.Popen(
@@ -211,7 +226,7 @@ def test_open_store__server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(main, ["store", "info", "s3://silent/a.zarr"])
     assert result.exit_code == 2, result.output
     assert "s3://silent/a.zarr cannot be reached: " in result.output
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
 
 
 def test_locate__unknown_scheme() -> None:
