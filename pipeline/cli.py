@@ -83,6 +83,12 @@ def _with_settings(function: Any) -> Any:
 @click.option(
     "--cluster", metavar="ADDRESS", help="A Dask scheduler (tcp://host:8786), or `local`."
 )
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait so long for another run on the store to end.  [default: refuse at once]",
+)
 def run(
     workflow: Path,
     store: str | None,
@@ -90,6 +96,7 @@ def run(
     replace: Sequence[str],
     dry_run: bool,
     cluster: str | None,
+    wait: float | None,
 ) -> None:
     """Do what a workflow asks and its store lacks."""
     from pipeline.workflow import load_workflow, plan_workflow, run_workflow
@@ -98,7 +105,7 @@ def run(
     if dry_run:
         _print_plan(plan_workflow(spec, replace=replace))
         return
-    report = run_workflow(spec, cluster=cluster, replace=replace, console=ERR)
+    report = run_workflow(spec, cluster=cluster, replace=replace, console=ERR, wait=wait)
     _print_report(report)
     sys.exit(report.exit_code)
 
@@ -219,12 +226,12 @@ def store() -> None:
     """Look into a store."""
 
 
-_STORE = click.argument("path", type=click.Path(path_type=Path))
+_STORE = click.argument("path")
 
 
 @store.command()
 @_STORE
-def info(path: Path) -> None:
+def info(path: str) -> None:
     """Say what a store holds."""
     from pipeline.store import open_store
 
@@ -247,7 +254,7 @@ def info(path: Path) -> None:
 @store.command()
 @_STORE
 @click.option("--set", "set_key", help="Which set of stimuli, where there are several.")
-def ls(path: Path, set_key: str | None) -> None:
+def ls(path: str, set_key: str | None) -> None:
     """List the encoders of a store."""
     from pipeline.store import open_store
 
@@ -262,11 +269,24 @@ def ls(path: Path, set_key: str | None) -> None:
     _print_table(table)
 
 
+@store.command()
+@_STORE
+@click.option("--repair", is_flag=True, help="Prepare what is damaged to be made again.")
+def verify(path: str, repair: bool) -> None:
+    """Read everything, and name what is damaged or lost; exit code 1 where something is."""
+    from pipeline.store.verify import verify as verify_store
+
+    found = verify_store(path, repair=repair)
+    for line in found.lines(path):
+        OUT.print(line, soft_wrap=True)
+    sys.exit(0 if found.is_whole else 1)
+
+
 @main.command()
 @_STORE
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
 @click.option("--subset", help="Which subset, where there are several.")
-def report(path: Path, out: Path | None, subset: str | None) -> None:
+def report(path: str, out: Path | None, subset: str | None) -> None:
     """Write figures and an HTML report from what a store holds."""
     from pipeline.report import write_report
     from pipeline.store import open_store

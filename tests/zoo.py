@@ -21,7 +21,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pipeline.stimuli.digits import load_digits
-from pipeline.store import Store, lease, open_store
+from pipeline.store import Store, open_store
+from pipeline.store.location import LOCK
 from pipeline.training.vocabulary import write_merges
 from pipeline.workflow import Plan, RunReport, load_workflow, plan_workflow, run_workflow
 
@@ -230,7 +231,7 @@ class Zoo:
 
     def copy(self, folder: Path, cluster: str) -> Zoo:
         # without the lock of a run that another test may be making at this moment
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(lease.NAME))
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(LOCK))
         return Zoo(folder, cluster)
 
 

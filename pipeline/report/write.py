@@ -93,8 +93,11 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
 
 
 def default_folder(store: Store, subset_key: str) -> Path:
-    """Return the folder beside the store, and in it one per subset where there are several."""
-    folder = store.path.with_name(f"{store.path.name.removesuffix('.zarr')}.report")
+    """Return the folder beside the store, and in it one per subset where there are several.
+
+    Beside a store at a URL stands the working directory.
+    """
+    folder = store.location.folder / f"{store.location.name}.report"
     return folder if len(store.subsets) == 1 else folder / subset_key
 
 
@@ -113,7 +116,7 @@ def render(results: Results, sections: list[Section]) -> str:
     environment.tests["finite"] = math.isfinite
     rows = detailed(results)
     return environment.get_template(TEMPLATE).render(
-        title=results.store.path.name.removesuffix(".zarr"),
+        title=results.store.location.name,
         summary=words.summary(results),
         notes=words.notes(results),
         findings=rows,

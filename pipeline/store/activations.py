@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, layer_variable
-from pipeline.store.layout import as_text, create_variable
+from pipeline.store.chunks import array_of, read, read_whole, remedy
+from pipeline.store.layout import as_text, create_variable, ensure_parents
 
-_GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
+GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
 MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
-_CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
+CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class TowerGroup:
         clash = set(layers) & set(ACTIVATIONS)
         if clash:
             raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}.")
-        group = root.create_group(path, overwrite=True, attributes=dict(attributes))
+        ensure_parents(root, path)
+        group = root.create_group(path, overwrite=True)
         create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
-        for name in _GROWING:
-            chunks = (1, 1) if name == "complete" else (_CHECKPOINT_CHUNK,)
+        for name in GROWING:
+            chunks = (1, 1) if name == "complete" else (CHECKPOINT_CHUNK,)
             shape = (0, blocks) if name == "complete" else (0,)
             create_variable(group, ACTIVATIONS[name], shape, chunks)
         for index, (layer, width) in enumerate(layers.items()):
@@ -87,24 +89,23 @@ class TowerGroup:
                 (1, rows, width),
                 attributes={"layer_index": index},
             )
+        # last: without them the group counts as not there
+        group.attrs.update({**attributes, "layers": list(layers), "widths": list(layers.values())})
         return cls(group)
 
     @cached_property
     def layers(self) -> list[str]:
         """Layer names, from input to output."""
-        found = [
-            (int(str(a.attrs["layer_index"])), name)
-            for name, a in self.group.arrays()
-            if "layer_index" in a.attrs
-        ]
-        return [name for _, name in sorted(found)]
+        names = self.attrs.get("layers")
+        if names is None:  # a store of before this was an attribute
+            index = {n: a.attrs for n, a in self.group.arrays() if "layer_index" in a.attrs}
+            names = sorted(index, key=lambda n: int(str(index[n]["layer_index"])))
+        return [str(name) for name in names]
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the group's arrays, opened once."""
         if name not in self._arrays:
-            found = self.group[name]
-            assert isinstance(found, zarr.Array)
-            self._arrays[name] = found
+            self._arrays[name] = array_of(self.group, name)
         return self._arrays[name]
 
     @property
@@ -114,22 +115,34 @@ class TowerGroup:
 
     @cached_property
     def checkpoints(self) -> list[str]:
-        """Checkpoint labels, in the order of their rows."""
+        """Checkpoint labels, in the order of their rows.
+
+        Raises
+        ------
+        StoreError
+            Where labels are lost of checkpoints that have activations.
+        """
+        labels = [str(c) for c in self.column("checkpoint")]
         # labels are written last when the axis grows: an empty one was never finished
-        return [str(c) for c in self._read("checkpoint") if c]
+        n = labels.index("") if "" in labels else len(labels)
+        if any(labels[n:]) or self.complete[n:].any():
+            raise StoreError(
+                f"{self.group.path}: labels of checkpoints are lost. {remedy(self.group.store)}"
+            )
+        return labels[:n]
 
     @property
     def steps(self) -> NDArray[np.int64]:
         """Training step of each checkpoint; -1 where unknown."""
-        return self._read("step")
+        return self.column("step")
 
     def weights(self, checkpoint: str) -> Weights:
         """Return the identity of the weights that a checkpoint was extracted from."""
         row = self.checkpoints.index(checkpoint)
         return Weights(
-            str(self._read("weights_digest")[row]),
-            int(self._read("weights_size")[row]),
-            int(self._read("weights_mtime_ns")[row]),
+            str(self.column("weights_digest")[row]),
+            int(self.column("weights_size")[row]),
+            int(self.column("weights_mtime_ns")[row]),
         )
 
     def digest(self, checkpoint: str) -> str:
@@ -141,11 +154,29 @@ class TowerGroup:
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
-    def _read(self, name: str) -> NDArray[Any]:
-        """Return a whole column, read once."""
+    def column(self, name: str) -> NDArray[Any]:
+        """Return what is said of all checkpoints or stimuli, read once.
+
+        Raises
+        ------
+        StoreError
+            Where a chunk is damaged or lost.
+        """
         if name not in self._columns:
-            self._columns[name] = np.asarray(self.array(name)[...])
+            array = self.array(name)
+            if name in ("complete", "checkpoint"):
+                self._columns[name] = read(array)  # written last: see `checkpoints`
+            else:
+                rows = len(self.checkpoints) if name in GROWING else None
+                # stores of before `layers` was an attribute lack columns of nothing but fill
+                whole = "layers" in self.attrs or name not in GROWING
+                self._columns[name] = read_whole(array, rows=rows) if whole else read(array)
         return self._columns[name]
+
+    @property
+    def stimulus_ids(self) -> list[str]:
+        """Content ids of the rows."""
+        return [str(s) for s in self.column("stimulus")]
 
     @property
     def n_stimuli(self) -> int:
@@ -161,7 +192,7 @@ class TowerGroup:
     @cached_property
     def complete(self) -> NDArray[np.bool_]:
         """Which blocks of which checkpoints are complete, `(checkpoint, block)`."""
-        return self._read("complete").astype(bool)
+        return self.column("complete").astype(bool)
 
     def is_complete(self, checkpoint: str) -> bool:
         """Whether a checkpoint is wholly extracted."""
@@ -175,7 +206,7 @@ class TowerGroup:
         if not new:
             return
         start, stop = len(self.checkpoints), len(self.checkpoints) + len(new)
-        for name in (*self.layers, *_GROWING):
+        for name in (*self.layers, *GROWING):
             array = self.array(name)
             array.resize((stop, *array.shape[1:]))
         region = slice(start, stop)
@@ -246,13 +277,40 @@ class TowerGroup:
             Where they are not complete, or a chunk is damaged.
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
-        remedy = f"Extract the model anew: --replace {self.attrs.get('model', 'ID')}."
         if not self.is_complete(checkpoint):
             raise StoreError(f"{where}: these activations are not (wholly) extracted yet.")
-        try:
-            values = np.asarray(self.array(layer)[self.checkpoints.index(checkpoint)])
-        except (ValueError, OSError) as error:
-            raise StoreError(f"{where}: stored data are damaged: {error}. {remedy}") from error
-        if np.isnan(values).any():
-            raise StoreError(f"{where}: a chunk is lost (it reads as NaN). {remedy}")
+        values = StoredLayer(self, checkpoint, layer)[...]
         return values if rows is None else values[rows]
+
+
+class StoredLayer:
+    """One layer of one checkpoint as an array `(stimulus, feature)` that is read when indexed.
+
+    What is damaged or lost raises, also where it is read late, by Dask.
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, tower: TowerGroup, checkpoint: str, layer: str) -> None:
+        self._array = tower.array(layer)
+        self._row = tower.checkpoints.index(checkpoint)
+        self._where = f"{tower.group.path}@{checkpoint}/{layer}"
+        self.shape = self._array.shape[1:]
+        self.chunks = self._array.chunks[1:]
+
+    def __getitem__(self, region: Any) -> NDArray[np.float32]:
+        """Read some of it.
+
+        Raises
+        ------
+        StoreError
+            Where a chunk is damaged or lost.
+        """
+        inside = region if isinstance(region, tuple) else (region,)
+        values = read(self._array, (self._row, *inside), what=self._where)
+        if np.isnan(values).any():  # what is not finite is not stored
+            raise StoreError(
+                f"{self._where}: a chunk is lost (it reads as NaN). {remedy(self._array.store)}"
+            )
+        return values

@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.store.activations import TowerGroup
-from pipeline.store.layout import child_groups
+from pipeline.store.layout import child_groups, find_group
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def tower_groups(root: zarr.Group, set_key: str) -> list[tuple[str, str, TowerGr
     for source in child_groups(root, "activations", set_key):
         for name in child_groups(root, "activations", set_key, source):
             for tower in child_groups(root, "activations", set_key, source, name):
-                group = root[f"activations/{set_key}/{source}/{name}/{tower}"]
-                assert isinstance(group, zarr.Group)
-                found.append((f"{source}/{name}", tower, TowerGroup(group)))
+                path = f"activations/{set_key}/{source}/{name}/{tower}"
+                group = find_group(root, path, "recipe_digest")
+                if group is not None:
+                    found.append((f"{source}/{name}", tower, TowerGroup(group)))
     return found
 
 

@@ -16,8 +16,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.errors import StoreError
 from pipeline.schema import Slot, State, Variable
-from pipeline.store.layout import as_text, create_variable
+from pipeline.store.chunks import array_of, is_there, read, remedy, stored_chunks
+from pipeline.store.layout import as_text, create_variable, ensure_parents
+
+COLUMN_CHUNK = 1024
+"""Slots in a chunk of what is said of single members."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def allocate(grid: Grid | None, digests: Mapping[str, str], chunk: int) -> Alloc
     stale = [m for m, d in digests.items() if m in members and known[m] != d]
     retired = [members.pop(m) for m in stale]
     new = [m for m in digests if m not in members]
-    held: Any = np.zeros(0) if grid is None else np.asarray(grid.array("slot")[...])
+    held: Any = np.zeros(0) if grid is None else grid.slots
     used = np.flatnonzero(held)  # Slot.FREE is 0
     start = int(used[-1]) + 1 if used.size else 0
     members |= {m: start + i for i, m in enumerate(new)}
@@ -53,7 +58,7 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
     """Return the state of every pair of slots, of a grid that will have `length` of them."""
     state = np.full((length, length), State.MISSING, np.uint8)
     if grid is not None:
-        held = np.asarray(grid.array("state")[...])
+        held = grid.state()
         state[: len(held), : len(held)] = held
     return state
 
@@ -134,12 +139,13 @@ class Grid:
         sizes
             Sizes of the dimensions other than the axis; each is one chunk.
         """
+        ensure_parents(root, path)
         group = root.create_group(path, overwrite=True, attributes=dict(attributes))
         for variable in table.values():
             pairwise = {f"{axis}_x", f"{axis}_y"} & set(variable.dims)
             shape = [0 if d.startswith(axis) else sizes[d] for d in variable.dims]
             chunks = [
-                (chunk if pairwise else 1024) if d.startswith(axis) else sizes[d]
+                (chunk if pairwise else COLUMN_CHUNK) if d.startswith(axis) else sizes[d]
                 for d in variable.dims
             ]
             create_variable(group, variable, shape, chunks)
@@ -148,9 +154,7 @@ class Grid:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the group's arrays."""
-        found = self.group[name]
-        assert isinstance(found, zarr.Array)
-        return found
+        return array_of(self.group, name)
 
     @property
     def chunk(self) -> int:
@@ -159,15 +163,50 @@ class Grid:
 
     @cached_property
     def members(self) -> dict[str, int]:
-        """Live member → slot."""
-        live = np.asarray(self.array("slot")[...]) == Slot.LIVE
-        names = np.asarray(self.array(self.axis)[...])
+        """Live member → slot.
+
+        Raises
+        ------
+        StoreError
+            Where slots or names are lost.
+        """
+        live = self.slots == Slot.LIVE
+        names = read(self.array(self.axis))
         return {str(names[i]): int(i) for i in np.flatnonzero(live)}
+
+    @cached_property
+    def slots(self) -> NDArray[np.uint8]:
+        """What stands in each slot: free, live or retired.
+
+        Raises
+        ------
+        StoreError
+            Where this, or the name of a member, is lost. A lost one reads as free, and another
+            member would take the slot, with all its results.
+        """
+        slots = read(self.array("slot"))
+        named = (read(self.array(self.axis)) != "") & (read(self.array("activations_digest")) != "")
+        used = np.flatnonzero(slots)  # Slot.FREE is 0
+        n = int(used[-1]) + 1 if used.size else 0
+        # slots are marked after their names, and results come after the marks
+        if not (slots[:n].all() and named[:n].all()) or self._has_results(n):
+            raise StoreError(
+                f"{self.group.path}: slots or names of what was compared are lost. "
+                f"{remedy(self.group.store)}"
+            )
+        return slots
+
+    def _has_results(self, start: int) -> bool:
+        """Whether anything is stored for slots from `start` on, in chunks all of them later."""
+        first = -(-start // self.chunk)
+        if first * self.chunk >= self.array("state").shape[0]:
+            return False
+        return any(max(index) >= first for index in stored_chunks(self.array("state")))
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Live member → identity of its activations."""
-        digests = np.asarray(self.array("activations_digest")[...])
+        digests = read(self.array("activations_digest"))
         return {member: str(digests[slot]) for member, slot in self.members.items()}
 
     def admit(self, digests: Mapping[str, str]) -> None:
@@ -192,12 +231,56 @@ class Grid:
             self.array(self.axis)[region] = as_text(allocation.new)
             self.array("activations_digest")[region] = as_text(digests[m] for m in allocation.new)
             slots[region] = int(Slot.LIVE)
-        for name in ("members", "digests"):
+        for name in ("members", "digests", "slots"):
             self.__dict__.pop(name, None)
 
     def state(self) -> NDArray[np.uint8]:
-        """Return the state of every pair of slots."""
-        return np.asarray(self.array("state")[...])
+        """Return the state of every pair of slots.
+
+        Raises
+        ------
+        StoreError
+            Where a chunk is damaged.
+        """
+        return read(self.array("state")).astype(np.uint8, copy=False)
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Return a variable of all pairs of slots.
+
+        Raises
+        ------
+        StoreError
+            Where a chunk is damaged, or one is lost that the state says was written.
+        """
+        array = self.array(name)
+        values = read(array)
+        there = stored_chunks(array)
+        for pair in self.written_chunks(self.state()):
+            index = self.chunk_index(name, pair)
+            if index not in there:
+                raise self._lost(name, pair)
+        return values
+
+    def written_chunks(self, state: NDArray[np.uint8]) -> list[tuple[int, int]]:
+        """Return the chunks (i, j) of pairs in which something is done."""
+        n = len(state) // self.chunk
+        blocks = state.reshape(n, self.chunk, n, self.chunk) != State.MISSING
+        return [(int(i), int(j)) for i, j in np.argwhere(blocks.any((1, 3)))]
+
+    def pair_axis(self, name: str) -> int:
+        """Return where among a variable's dimensions the first of the two slots is."""
+        dims: Any = self.array(name).metadata.dimension_names  # type: ignore[union-attr]
+        return int(list(dims).index(f"{self.axis}_x"))
+
+    def chunk_index(self, name: str, pair: tuple[int, int]) -> tuple[int, ...]:
+        """Return which chunk of a variable holds the pairs of chunk (i, j)."""
+        at, ndim = self.pair_axis(name), self.array(name).ndim
+        return (0,) * at + pair + (0,) * (ndim - at - 2)
+
+    def span(self, pair: tuple[int, int]) -> str:
+        """Name the slots of a chunk of pairs."""
+        i, j = map(self.region, pair)
+        return f"{i.start}:{i.stop} × {j.start}:{j.stop}"
 
     def region(self, i: int) -> slice:
         """Return the slots of chunk `i`."""
@@ -222,18 +305,24 @@ class Grid:
         undefined
             Pairs among them for which the measure is not defined.
         """
-        for name, found in values.items():
-            array = self.array(name)
-            dims = array.metadata.dimension_names  # type: ignore[union-attr]
-            at = list(dims).index(f"{self.axis}_x")  # type: ignore[arg-type]
-            index = tuple(
-                self.region(i) if k == at else self.region(j) if k == at + 1 else slice(None)
-                for k in range(len(array.shape))
-            )
-            held = np.asarray(array[index])
-            mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
-            array[index] = np.where(mask, found, held).astype(held.dtype)
         state = self.array("state")
         pairs = (self.region(i), self.region(j))
+        before = read(state, pairs)
+        for name, found in values.items():
+            array = self.array(name)
+            at = self.pair_axis(name)
+            index = (*(slice(None),) * at, *pairs, *(slice(None),) * (array.ndim - at - 2))
+            chunk = self.chunk_index(name, (i, j))
+            if (before != State.MISSING).any() and not is_there(array, chunk):
+                raise self._lost(name, (i, j))  # else it would be filled up, and look whole
+            held = read(array, index)
+            mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
+            array[index] = np.where(mask, found, held).astype(held.dtype)
         marks = np.where(undefined, State.UNDEFINED, State.DONE)
-        state[pairs] = np.where(wanted, marks, np.asarray(state[pairs])).astype(np.uint8)
+        state[pairs] = np.where(wanted, marks, before).astype(np.uint8)
+
+    def _lost(self, name: str, pair: tuple[int, int]) -> StoreError:
+        return StoreError(
+            f"{self.group.path}: {name} of slots {self.span(pair)} is lost. "
+            f"{remedy(self.group.store)}"
+        )

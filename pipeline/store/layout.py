@@ -2,68 +2,118 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
+from pipeline.store.chunks import DAMAGE, array_of, quiet, read_whole, remedy
+from pipeline.store.guard import GuardedStore, write_errors
+from pipeline.store.lease import Lease
+from pipeline.store.location import Folder, Location, locate
 
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""
+PARTS = (
+    "stimuli",
+    "activations",
+    "measures",
+    "calibration",
+    "competence",
+    "alignment",
+    "convergence",
+)
+"""The groups that a store's root may have."""
+ROOT_ATTRIBUTES: dict[str, Any] = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
 
 
-def open_root(path: str | Path, mode: Literal["r", "r+", "a"] = "r") -> zarr.Group:
+def open_root(
+    place: str | Path | Location,
+    mode: Literal["r", "r+", "a"] = "r",
+    *,
+    lease: Lease | None = None,
+) -> zarr.Group:
     """Open a store; with mode `a`, make it where there is none.
+
+    Parameters
+    ----------
+    place
+        Its path or URL.
+    lease
+        What has to be held for as long as anything is written.
 
     Raises
     ------
     InputError
-        Where there is no store, or something else stands at the path.
+        Where there is no store, or something else stands there.
     StoreError
-        Where the store was written by a newer format version.
+        Where the store was written by a newer format version, is damaged, or cannot be written.
     """
-    path = Path(path)
-    if path.is_file():
-        raise InputError(f"{path} is a file, and a store is a folder. Name another path.")
+    location = locate(place)
+    if isinstance(location, Folder):
+        _check_folder(location.path)
+    if mode != "a" and location.is_empty():  # Zarr would make the folder
+        raise InputError(_nothing_at(location))
+    plain = location.zarr_store(read_only=mode == "r")
+    store = plain if mode == "r" else GuardedStore(plain, location, lease)
     try:
-        root = zarr.open_group(path, mode="r+" if mode == "a" else mode, use_consolidated=False)
+        with write_errors(location) if mode != "r" else nullcontext():
+            root = zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
     except (GroupNotFoundError, FileNotFoundError):
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(
-                f"{path} is a folder with other things in it, not a store. Name another path."
-            ) from None
-        if mode != "a":
-            raise InputError(
-                f"there is no store at {path} (relative paths start at {Path.cwd()}). "
-                "`consilience run WORKFLOW` makes one."
-            ) from None
-        return zarr.create_group(
-            path,
-            zarr_format=3,
-            attributes={"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION},
-        )
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path}/zarr.json cannot be read: {error}. If the file was damaged, restore it from "
-            "a copy, or remove the store and run again."
-        ) from None
+        if not location.is_empty():
+            raise InputError(_not_a_store(location)) from None
+        return zarr.create_group(store, zarr_format=3, attributes=dict(ROOT_ATTRIBUTES))
+    except location.failures as error:
+        raise StoreError(f"{location} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{location}/zarr.json cannot be read: {error}. {remedy(store)}") from None
     if root.attrs.get("format") != schema.FORMAT:
-        raise InputError(f"{path} is a Zarr group, but not a Consilience store. Name another path.")
+        raise InputError(
+            f"{location} is a Zarr group, but not a Consilience store. Name another path."
+        )
     version = root.attrs.get("format_version")
     if version != schema.FORMAT_VERSION:
         raise StoreError(
-            f"{path} has store format {version}; this is Consilience for format "
+            f"{location} has store format {version}; this is Consilience for format "
             f"{schema.FORMAT_VERSION}. Use a newer Consilience, or another path."
         )
     return root
+
+
+def has_parts(location: Location) -> bool:
+    """Whether anything has been written to a store but its root."""
+    return any(location.read(f"{part}/zarr.json") for part in PARTS)
+
+
+def _check_folder(path: Path) -> None:
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise InputError(f"{part} is a file, and a store is a folder. Name another path.")
+
+
+def _nothing_at(location: Location) -> str:
+    where = f" (relative paths start at {Path.cwd()})" if isinstance(location, Folder) else ""
+    return f"there is no store at {location}{where}. `consilience run WORKFLOW` makes one."
+
+
+def _not_a_store(location: Location) -> str:
+    found = f"{location} is a folder with other things in it, not a store."
+    if has_parts(location):
+        return (
+            f"{location} has lost its zarr.json. `consilience store verify {location} --repair` "
+            "makes it again."
+        )
+    return f"{found} Name another path."
 
 
 def activations_path(set_key: str, model: str, tower: str) -> str:
@@ -97,33 +147,90 @@ def create_variable(
     return array
 
 
+def ensure_parents(root: zarr.Group, path: str) -> None:
+    """Make the groups above a path, from the top down.
+
+    Zarr writes them all at once, and where the disk is full may leave a group without a parent.
+    """
+    parts = path.split("/")[:-1]
+    for depth in range(1, len(parts) + 1):
+        above = "/".join(parts[:depth])
+        if find_group(root, above) is None:
+            root.create_group(above)
+
+
 def as_text(values: Any) -> Any:
     """Return strings in the variable-length dtype that Zarr stores without a warning."""
     return np.asarray(list(values), dtype=np.dtypes.StringDType())
 
 
 def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
-    """Yield the sorted names of the groups below a path; nothing where the path is not there."""
+    """Yield the sorted names of the groups below a path; nothing where the path is not there.
+
+    Raises
+    ------
+    StoreError
+        Where metadata is damaged.
+    """
     where = "/".join(path)
-    if where and where not in root:
+    group = find_group(root, where) if where else root
+    if group is None:
         return
-    group = root[where] if where else root
-    assert isinstance(group, zarr.Group)
-    yield from sorted(name for name, _ in group.groups())
+    try:
+        with quiet():
+            names = sorted(name for name, _ in group.groups())
+    except DAMAGE as error:
+        raise StoreError(
+            f"{where}: metadata below it cannot be read: {error}. {remedy(root.store)}"
+        ) from None
+    yield from names
+
+
+def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None:
+    """Return a group, or None where it is not there, or its making was interrupted.
+
+    Parameters
+    ----------
+    mark
+        The attribute that was written last.
+
+    Raises
+    ------
+    StoreError
+        Where its metadata is damaged.
+    """
+    try:
+        found = root[path]
+    except KeyError:
+        return None
+    except DAMAGE as error:
+        raise StoreError(
+            f"{path}/zarr.json cannot be read: {error}. {remedy(root.store)}"
+        ) from None
+    if not isinstance(found, zarr.Group) or (mark and mark not in found.attrs):
+        return None
+    return found
+
+
+def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
+    """Return the rows of the base set that a subset has."""
+    group = find_group(root, f"measures/{subset}", "fingerprint")
+    if group is None:
+        raise StoreError(
+            f"measures/{subset}/zarr.json is lost or was not finished. {remedy(root.store)}"
+        )
+    return read_whole(array_of(group, "row")).astype(np.int64)
 
 
 def delete(root: zarr.Group, path: str) -> None:
-    """Remove a group or array if it is there."""
-    if path in root:
-        del root[path]
+    """Remove a group or array, damaged or not, if it is there."""
+    sync(root.store.delete_dir(path))
 
 
-def sweep_partial(path: str | Path) -> int:
+def sweep_partial(place: str | Path | Location) -> int:
     """Remove the `*.partial` files that a killed writer leaves; return how many there were."""
-    count = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            if name.endswith(".partial"):
-                Path(folder, name).unlink(missing_ok=True)
-                count += 1
-    return count
+    location = locate(place)
+    found = list(location.partials())
+    for path in found:
+        location.remove(path)
+    return len(found)

@@ -1,4 +1,9 @@
-"""One run at a time on a store: a lock file made by exclusive create."""
+"""One run at a time on a store: a lock with a heartbeat.
+
+Who holds the lock renews it. One whose process is gone from this host is taken over at once, one
+of another host when its heartbeat is minutes old. A run that finds its lock lost, or could not
+renew it for so long that another may take it over, stops writing.
+"""
 
 from __future__ import annotations
 
@@ -7,79 +12,281 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Event, RLock, Thread
 
 from pipeline.errors import StoreError
+from pipeline.store.location import LOCK, Location, Record, locate
 
-NAME = "consilience.lock"
+BEAT = 20.0
+"""Seconds between heartbeats."""
+STALE = 300.0
+"""Seconds without a heartbeat after which a lock is taken over."""
+LOOK = 1.0
+"""Seconds for which it is believed, without looking, that the lock is still held."""
+_LENGTH = 512  # a record keeps its length, so that renewing it needs no space
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock."""
+
+    host: str
+    process: int
+    started: str
+    """When the process started, in ticks since its machine did: process ids come again."""
+    machine: str
+    """One start of one kernel, and the space of its process ids."""
+    token: str
+    since: str
+    heartbeat: float
+    """Seconds since 1970."""
+
+    @property
+    def phrase(self) -> str:
+        """Who, since when, and when last heard of."""
+        age = max(0.0, time.time() - self.heartbeat)
+        return (
+            f"process {self.process} on {self.host} since {self.since} (last heartbeat "
+            f"{age:.0f} s ago)"
+        )
+
+
+class Lease:
+    """A lock that is held, for as long as `check` says nothing."""
+
+    def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
+        self._location, self._mine = location, mine
+        self._beat, self._stale = beat, stale
+        self._guard, self._lost = RLock(), ""
+        self._renewed = self._looked = _clock()
+
+    def check(self) -> None:
+        """Raise where the lock is no longer held. Cheap: it looks once a second at most.
+
+        Raises
+        ------
+        StoreError
+            Where another run has taken the lock, someone has removed it, or it could not be
+            renewed for as long as it takes to become stale.
+        """
+        with self._guard:
+            if not self._lost and _clock() - self._looked > LOOK:
+                if _clock() - self._renewed > self._beat:
+                    self.renew()
+                else:
+                    self._look()
+            if self._lost:
+                raise StoreError(
+                    f"{self._location}: this run has lost the store: {self._lost}. It has stopped "
+                    "writing; what is written is whole and kept. Run again once no other run is "
+                    "at work."
+                )
+
+    def renew(self) -> None:
+        """Say that this run is alive, or find out that the lock is lost."""
+        with self._guard:
+            if self._lost:
+                return
+            now = _clock()
+            try:
+                self._location.update(LOCK, self._renewal)
+            except (OSError, StoreError) as error:
+                silent = now - self._renewed
+                # before another may take it over
+                if silent > self._stale - 2 * self._beat:
+                    self._lost = f"its lock could not be renewed for {silent:.0f} s ({error})"
+            else:
+                if not self._lost:
+                    self._renewed = self._looked = now
+
+    def release(self) -> None:
+        """Give the lock back, if it is still this run's."""
+
+        def removed(record: Record | None) -> bytes | None:
+            ours = record is not None and _is(record, self._mine)
+            return None if record is None or ours else record.content
+
+        with suppress(OSError, StoreError):  # it becomes stale instead
+            self._location.update(LOCK, removed)
+
+    def _renewal(self, record: Record | None) -> bytes | None:
+        if self._misses(record):
+            return None if record is None else record.content
+        return _encode(replace(self._mine, heartbeat=time.time()))
+
+    def _look(self) -> None:
+        with suppress(OSError, StoreError):
+            if not self._misses(self._location.read(LOCK)):
+                self._looked = _clock()
+
+    def _misses(self, record: Record | None) -> bool:
+        """Whether a record is not of this run; note why."""
+        if record is None or not record.content:
+            self._lost = "someone has removed its lock"
+        elif not _is(record, self._mine):
+            holder = _decode(record)
+            self._lost = f"{holder.phrase if holder else 'another run'} has taken it over"
+        return bool(self._lost)
 
 
 @contextmanager
-def lease(store: str | Path) -> Iterator[None]:
+def lease(
+    store: str | Path | Location,
+    *,
+    wait: float = 0.0,
+    on_wait: Callable[[str], None] = lambda _: None,
+    beat: float = BEAT,
+    stale: float = STALE,
+) -> Iterator[Lease]:
     """Hold the store's lock.
 
-    A lock whose process is gone from this host is taken over.
+    Parameters
+    ----------
+    store
+        Its path or URL.
+    wait
+        Seconds to wait for another run to end.
+    on_wait
+        Called once with who holds the lock, where there is something to wait for.
+    beat, stale
+        Seconds between heartbeats, and without one until a lock is taken over.
 
     Raises
     ------
     StoreError
-        Where another run holds it.
+        Where another run holds it, or the store cannot be written.
     """
-    path = Path(store) / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "token": uuid.uuid4().hex,
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-    for attempt in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            holder = _read(path)
-            if attempt == 0 and holder is not None and _is_dead(holder):
-                path.unlink(missing_ok=True)
-                continue
-            who = (
-                f"process {holder['process']} on {holder['host']} since {holder['since']}"
-                if holder
-                else "a run that has just begun"
-            )
-            raise StoreError(
-                f"{store} is in use by {who}. Wait until that run has ended; if it is certain "
-                f"that it has, remove {path}."
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{store} cannot be written: {error.strerror}.") from None
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(mine, file)
-        break
+    location = locate(store)
+    mine = Holder(
+        host=socket.gethostname(),
+        process=os.getpid(),
+        started=_started(os.getpid()),
+        machine=_machine(),
+        token=uuid.uuid4().hex,
+        since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        heartbeat=0.0,
+    )
+    _acquire(location, mine, wait, on_wait, stale)
+    held = Lease(location, mine, beat, stale)
+    ended = Event()
+
+    def renew() -> None:
+        while not ended.wait(beat):
+            held.renew()
+
+    thread = Thread(target=renew, name="consilience-lease", daemon=True)
+    thread.start()
     try:
-        yield
+        yield held
     finally:
-        holder = _read(path)
-        if holder is not None and holder.get("token") == mine["token"]:
-            path.unlink(missing_ok=True)
+        ended.set()
+        thread.join()
+        held.release()
 
 
-def _read(path: Path) -> dict[str, str] | None:
+def holder(store: str | Path | Location) -> Holder | None:
+    """Return who holds the store's lock, or None."""
+    record = locate(store).read(LOCK)
+    return None if record is None else _decode(record)
+
+
+class _HeldError(Exception):
+    """The lock is held; the message says by whom."""
+
+
+def _acquire(
+    location: Location, mine: Holder, wait: float, on_wait: Callable[[str], None], stale: float
+) -> None:
+    def taken(record: Record | None) -> bytes:
+        if record is not None:
+            found = _decode(record)
+            silent = time.time() - found.heartbeat if found else record.age
+            if silent < stale and not (found and _is_gone(found)):
+                raise _HeldError(found.phrase if found else "a run that has just begun")
+        return _encode(replace(mine, heartbeat=time.time()))
+
+    end, told = time.monotonic() + wait, False
+    while True:
+        try:
+            location.update(LOCK, taken)
+            return
+        except _HeldError as error:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise StoreError(
+                    f"{location} is in use by {error}"
+                    f"{f', and was for the {wait:g} s of --wait' if wait else ''}. Wait until that "
+                    "run has ended (--wait SECONDS does); if it is certain that it has, remove "
+                    f"{location}/{LOCK}."
+                ) from None
+            if not told:
+                on_wait(str(error))
+                told = True
+            time.sleep(min(1.0, left))
+        except OSError as error:
+            raise StoreError(
+                f"{location} cannot be written: {error.strerror or error}. To look at it, "
+                "`consilience store` and `consilience report` need only read; to run, name a "
+                "store that can be written, with --store."
+            ) from None
+
+
+def _encode(found: Holder) -> bytes:
+    return json.dumps(asdict(found)).ljust(_LENGTH).encode()
+
+
+def _decode(record: Record) -> Holder | None:
+    """Return who wrote a record, or None where it is not (wholly) written."""
     try:
-        found = json.loads(path.read_text())
-        return found if {"host", "process", "since"} <= found.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return Holder(**json.loads(record.content))
+    except (ValueError, TypeError):
         return None
 
 
-def _is_dead(holder: dict[str, str]) -> bool:
-    if holder["host"] != socket.gethostname():
-        return False
+def _is(record: Record, mine: Holder) -> bool:
+    found = _decode(record)
+    return found is not None and found.token == mine.token
+
+
+def _is_gone(found: Holder) -> bool:
+    """Whether it is certain that the holder's process has ended."""
+    if found.host != socket.gethostname() or found.machine != _machine():
+        return False  # its heartbeat tells
     try:
-        os.kill(int(holder["process"]), 0)
+        os.kill(int(found.process), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return False
+        pass
+    # where the system hides other people's processes, nothing is certain
+    return _started(int(found.process)) not in ("", found.started)
+
+
+def _started(process: int) -> str:
+    """Return when a process started, `ended` if it has; empty where the system does not tell."""
+    try:
+        # the second field, the name in parentheses, may have spaces
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "ended" if state in "ZX" else fields[18]
+    except (OSError, IndexError, ValueError):
+        return ""
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _clock() -> float:
+    """Return seconds that go on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+__all__ = ["BEAT", "STALE", "Holder", "Lease", "holder", "lease"]

@@ -14,9 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import ENCODER, State
+from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders
+from pipeline.store.choices import one, unique
+from pipeline.store.chunks import remedy
+from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
-from pipeline.store.layout import child_groups, open_root
+from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
+from pipeline.store.location import Folder, locate
 from pipeline.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
@@ -53,8 +58,13 @@ class Store:
     """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.root = open_root(path, "r")
+        self.location = locate(path)
+        self.root = open_root(self.location, "r")
+
+    @property
+    def path(self) -> Path | str:
+        """The folder, or the URL."""
+        return self.location.path if isinstance(self.location, Folder) else str(self.location)
 
     def __repr__(self) -> str:
         return f"<consilience store {self.path}: sets {', '.join(self.sets) or 'none'}>"
@@ -65,7 +75,7 @@ class Store:
         return list(child_groups(self.root, "stimuli"))
 
     def _set(self, key: str | None) -> str:
-        return _one(key, self.sets, "set", "set")
+        return one(key, self.sets, "set", "set")
 
     @cached_property
     def _encoders(self) -> dict[str, list[Encoder]]:
@@ -104,8 +114,8 @@ class Store:
                 "pooling": attributes.get("pooling"),
             }
             metadata = {k: v for k, v in attributes.get("metadata", {}).items() if k not in about}
-            widths = attributes.get("widths", [None] * len(encoder.layers))
-            for index, (layer, width) in enumerate(zip(encoder.layers, widths, strict=True)):
+            layers = zip(encoder.layers, attributes["widths"], strict=True)
+            for index, (layer, width) in enumerate(layers):
                 rows.append(
                     {
                         "representation": f"{encoder.id}/{layer}",
@@ -149,7 +159,12 @@ class Store:
         ------
         InputError
             Where nothing, or more than one representation, answers: it lists the choices.
+        StoreError
+            Where it is computed, if data are damaged or lost.
         """
+        import dask.array
+        import xarray as xr
+
         if "@" in model:
             model, _, rest = model.partition("@")
             checkpoint, _, rest = rest.partition("#")
@@ -162,31 +177,40 @@ class Store:
                 f"there is no model {model!r} in {self.path}."
                 f"{did_you_mean(model, known)} store.catalog() lists them."
             )
-        tower = _one(tower, _unique(e.tower for e in found), "tower", f"tower of {model}")
+        tower = one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
         found = [e for e in found if e.tower == tower]
-        checkpoint = _one(
+        checkpoint = one(
             checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
         )
         encoder = next(e for e in found if e.checkpoint == checkpoint)
-        layer = _one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
-        dataset = self._dataset(encoder.path, lazy=True)
-        labels = [str(c) for c in dataset["checkpoint"].values]
-        array = dataset[layer].isel(checkpoint=labels.index(checkpoint))
-        array = array.rename({f"feature_{layer}": "feature"}).reset_coords(drop=True)
-        array.attrs.update(
-            representation=f"{encoder.id}/{layer}",
-            **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
+        layer = one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
+        group = TowerGroup(self.group(encoder.path))
+        stored = StoredLayer(group, checkpoint, layer)
+        return xr.DataArray(
+            # not through xarray, to which a lost chunk is NaN
+            dask.array.from_array(stored, chunks=stored.chunks, name=False),
+            dims=("stimulus", "feature"),
+            coords={"stimulus": group.stimulus_ids},
+            name="activations",
+            attrs={
+                **dict(group.array(layer).attrs),
+                "representation": f"{encoder.id}/{layer}",
+                **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
+            },
         )
-        return array.rename("activations")
 
     @property
     def subsets(self) -> list[str]:
         """Keys of the subsets on which image towers were compared."""
-        return [
-            key
+        return [key for key, about in self._compared.items() if about.get("kind") == "images"]
+
+    @property
+    def _compared(self) -> dict[str, dict[str, Any]]:
+        """Key → attributes of all subsets, those of distinct captions included."""
+        return {
+            key: dict(self.group(f"measures/{key}").attrs)
             for key in child_groups(self.root, "measures")
-            if self.root[f"measures/{key}"].attrs.get("kind") == "images"
-        ]
+        }
 
     def labels(self, subset: str | None = None) -> list[str]:
         """Return the labels of the measures that were computed on a subset."""
@@ -194,19 +218,15 @@ class Store:
 
     def subset(self, key: str | None = None) -> str:
         """Return the key of the subset that is meant; ambiguity is an error that lists all."""
-        return _one(key, self.subsets, "subset", "subset")
+        return one(key, self.subsets, "subset", "subset")
 
     def _parts(self, subset: str | None, label: str) -> list[str]:
         """Return the groups of a label: the subset's, and that of its distinct captions."""
         key = self.subset(subset)
-        label = _one(label, self.labels(key), "label", "measure")
-        captions = [
-            k
-            for k in child_groups(self.root, "measures")
-            if self.root[f"measures/{k}"].attrs.get("base") == key
-        ]
+        label = one(label, self.labels(key), "label", "measure")
+        captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
         parts = [f"measures/{k}/{label}" for k in (key, *captions)]
-        return [p for p in parts if p in self.root]
+        return [p for p in parts if find_group(self.root, p, "chunk") is not None]
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
         """Return the raw similarity of every pair of representations that was compared.
@@ -226,7 +246,7 @@ class Store:
         import xarray as xr
 
         parts = [_read_grid(self.group(p)) for p in self._parts(subset, label)]
-        names = _unique(n for part in parts for n in part[0])
+        names = unique(n for part in parts for n in part[0])
         index = {n: i for i, n in enumerate(names)}
         score = np.full((len(names), len(names)), np.nan, np.float32)
         n_stimuli = np.zeros(score.shape, np.int64)
@@ -263,7 +283,7 @@ class Store:
             coordinates along both dimensions.
         """
         key = self.subset(subset)
-        label = _one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
+        label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
         dataset = self._dataset(f"alignment/{key}/{label}")
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
         return dataset
@@ -271,7 +291,7 @@ class Store:
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return how alignment changes with scale, competence and training."""
         key = self.subset(subset)
-        label = _one(
+        label = one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
         return self._dataset(f"convergence/{key}/{label}")
@@ -284,9 +304,7 @@ class Store:
 
     def rows(self, subset: str) -> NDArray[np.int64]:
         """Return the rows of the base set that a subset has."""
-        array = self.root[f"measures/{subset}/row"]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[...], dtype=np.int64)
+        return subset_rows(self.root, subset)
 
     def score(
         self,
@@ -350,31 +368,20 @@ class Store:
 
     def group(self, path: str) -> zarr.Group:
         """Return one of the store's Zarr groups."""
-        group = self.root[path]
-        assert isinstance(group, zarr.Group)
+        group = find_group(self.root, path)
+        if group is None:
+            raise StoreError(f"{self.path}: {path} is not there. {remedy(self.root.store)}")
         return group
 
-    def _dataset(self, path: str, *, lazy: bool = False) -> xr.Dataset:
-        import xarray as xr
-
-        if path not in self.root:
+    def _dataset(self, path: str) -> xr.Dataset:
+        """Read a small dataset whole."""
+        group = find_group(self.root, path)
+        if group is None:
             raise StoreError(
                 f"{self.path} has no {path}: that stage has not been run. "
                 "`consilience run WORKFLOW` does what is missing."
             )
-        dataset = xr.open_dataset(
-            self.path,
-            engine="zarr",
-            group=path,
-            chunks={} if lazy else None,
-            consolidated=False,
-        )
-        if lazy:
-            return dataset
-        # numpy's newer variable-length strings cannot be cast to its older ones: give objects
-        text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
-        dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
-        return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords}).load()
+        return read_dataset(group)
 
 
 def _read_grid(
@@ -383,29 +390,9 @@ def _read_grid(
     grid = Grid(group, "representation")
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
-    scores = np.asarray(grid.array("score")[...])[at]
+    scores = grid.values("score")[at]
     n: Any = group.attrs["n_stimuli"]
     return list(grid.members), scores, grid.state()[at], int(n)
-
-
-def _one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
-    """Return the one that is meant; ambiguity is an error that lists the choices."""
-    if given is None:
-        if len(choices) == 1:
-            return choices[0]
-        if not choices:
-            raise InputError(f"there is no {what} in this store yet.")
-        raise InputError(f"which {what} is meant? Pass {argument}= one of: {', '.join(choices)}.")
-    if given not in choices:
-        raise InputError(
-            f"there is no {what} {given!r}.{did_you_mean(given, choices)} "
-            f"There are: {', '.join(choices) or 'none'}."
-        )
-    return given
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 __all__ = ["Store", "open_store"]

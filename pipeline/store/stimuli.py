@@ -9,14 +9,15 @@ import zarr
 
 from pipeline.schema import STIMULI
 from pipeline.stimuli import StimulusSet
-from pipeline.store.layout import create_variable
+from pipeline.store.layout import create_variable, ensure_parents, find_group
 
 
 def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     """Write ids, captions, labels and, where all have one size, images. Driver only."""
     path = f"stimuli/{stimuli.key}"
-    if path in root and "fingerprint" in root[path].attrs:
+    if find_group(root, path, "fingerprint") is not None:
         return
+    ensure_parents(root, path)
     group = root.create_group(path, overwrite=True)
     n = len(stimuli)
     columns: dict[str, Any] = {"stimulus": stimuli.image_ids}
@@ -37,5 +38,6 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
         source=dict(stimuli.source),  # type: ignore[arg-type]
         name=stimuli.name,
         caption_fingerprint=stimuli.caption_fingerprint(),
+        variables=sorted(name for name, _ in group.arrays()),
         fingerprint=stimuli.fingerprint,  # written last: what marks the group as whole
     )

@@ -19,7 +19,8 @@ from pipeline.schema import AGGREGATES, ENCODER, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
-from pipeline.store.layout import CODECS, open_root
+from pipeline.store.chunks import array_of, read_whole
+from pipeline.store.layout import CODECS, ensure_parents, find_group, open_root, subset_rows
 from pipeline.workflow.calibrate import find_null
 from pipeline.workflow.compare import find_grid
 from pipeline.workflow.pairs import Comparison
@@ -49,6 +50,7 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
     }
     dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
     dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+    ensure_parents(root, path)
     with warnings.catch_warnings():
         # xarray speaks of consolidated metadata, which this store never has
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
@@ -58,6 +60,7 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
             mode="w",
             zarr_format=3,
             consolidated=False,
+            write_empty_chunks=True,  # so that a lost one can be told from one of fill
             encoding={
                 name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
                 for name, variable in dataset.variables.items()
@@ -65,23 +68,22 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
         )
     group = root[path]
     assert isinstance(group, zarr.Group)
-    group.attrs["inputs"] = inputs
+    group.attrs.update(variables=sorted(map(str, dataset.variables)), inputs=inputs)
 
 
 def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
     """Whether a final dataset is there and was made from these inputs."""
-    return path in root and root[path].attrs.get("inputs") == inputs
+    group = find_group(root, path, "inputs")
+    return group is not None and group.attrs["inputs"] == inputs
 
 
 def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, Any]]:
     """Return encoder id → activations_digest, knn_accuracy, probe_accuracy."""
-    path = f"competence/{subset_key}"
-    if path not in root:
+    group = find_group(root, f"competence/{subset_key}", "inputs")
+    if group is None:
         return {}
-    group = root[path]
-    assert isinstance(group, zarr.Group)
     columns = {
-        name: np.asarray(_array(group, name)[...]) for name in ("encoder", _DIGEST, *COMPETENCE)
+        name: read_whole(array_of(group, name)) for name in ("encoder", _DIGEST, *COMPETENCE)
     }
     return {
         str(encoder): {
@@ -132,8 +134,8 @@ def competence_job(
     from pipeline.analysis.competence import knn_accuracy, probe_accuracy
 
     root = open_root(store, "r")
-    rows = np.asarray(_array(root, f"measures/{subset_key}/row")[...], dtype=np.int64)
-    labels = np.asarray(_array(root, f"stimuli/{set_key}/label")[...], dtype=np.int64)[rows]
+    rows = subset_rows(root, subset_key)
+    labels = read_whole(array_of(root, f"stimuli/{set_key}/label")).astype(np.int64)[rows]
     found = {}
     for encoder, path, checkpoint, layer, digest in encoders:
         group = root[path]
@@ -184,7 +186,7 @@ def read_compared(
     encoders = comparison.encoders
     slots = [grid.members[r] for e in encoders for r in e.representations]
     at = np.ix_(slots, slots)
-    scores = np.asarray(grid.array("score")[...])[at].astype(np.float64)
+    scores = grid.values("score")[at].astype(np.float64)
     done = np.isin(grid.state()[at], (State.DONE, State.UNDEFINED))
     ends = np.cumsum([0, *(len(e.layers) for e in encoders)])
     layers = [slice(a, b) for a, b in pairwise(ends)]
@@ -197,8 +199,8 @@ def read_compared(
     if calibrate is not None and comparison.calibrated.any():
         null = find_null(root, comparison.subset, label, spec, calibrate)
         assert null is not None
-        values, finished = np.asarray(null.array("null")[...]), null.state() == State.DONE
-        by_permutation = np.asarray(null.array("permuted")[...]).astype(bool)
+        values, finished = null.values("null"), null.state() == State.DONE
+        by_permutation = null.values("permuted").astype(bool)
         for i, j in np.argwhere(comparison.calibrated):
             pair = null.members[encoders[i].id], null.members[encoders[j].id]
             if finished[pair]:
@@ -315,9 +317,3 @@ def _progress(
     if calibrate is not None:
         grids.append(find_null(root, comparison.subset, label, spec, calibrate))
     return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    found = group[name]
-    assert isinstance(found, zarr.Array)
-    return found

@@ -23,7 +23,7 @@ from pipeline.schema import AGGREGATES, CALIBRATION
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
-from pipeline.store.layout import open_root
+from pipeline.store.layout import find_group, open_root
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
 from pipeline.workflow.spec import CalibrateSpec
@@ -44,11 +44,8 @@ def find_null(
 ) -> Grid | None:
     """Return the grid of one measure's null, or None where there is none."""
     path = null_path(subset.key, label, measure, spec)
-    if root is None or path not in root:
-        return None
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    return Grid(group, "encoder")
+    group = find_group(root, path, "chunk") if root is not None else None
+    return None if group is None else Grid(group, "encoder")
 
 
 def ensure_null(

@@ -18,7 +18,13 @@ from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
-from pipeline.store.layout import create_variable, open_root
+from pipeline.store.layout import (
+    create_variable,
+    delete,
+    ensure_parents,
+    find_group,
+    open_root,
+)
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
 
@@ -30,16 +36,18 @@ _ROW = Variable("row", ("stimulus",), "int64", "Row of the base set.")
 def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
     """Write the rows of a subset if they are not there; return its key. Driver only."""
     path = f"measures/{subset.key}"
-    if path not in root or f"{path}/row" not in root:
+    if find_group(root, path, "fingerprint") is None:
+        ensure_parents(root, path)
         group = root.require_group(path)
+        delete(root, f"{path}/row")
+        create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
         group.attrs.update(
             kind=subset.kind,
             base=base,
             set=subset.base.key,
-            fingerprint=subset.fingerprint,
             n_stimuli=len(subset),
+            fingerprint=subset.fingerprint,  # with the others, last: what marks it as whole
         )
-        create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
     return subset.key
 
 
@@ -54,10 +62,9 @@ def find_grid(
         Where the label stands for another measure in this store.
     """
     path = f"measures/{subset.key}/{label}"
-    if root is None or path not in root:
+    group = find_group(root, path, "chunk") if root is not None else None
+    if group is None:
         return None
-    group = root[path]
-    assert isinstance(group, zarr.Group)
     stored: Any = group.attrs["measure"]
     if stored != _identity(spec):
         raise InputError(

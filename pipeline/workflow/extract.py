@@ -17,7 +17,7 @@ from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
-from pipeline.store.layout import activations_path, delete, open_root
+from pipeline.store.layout import activations_path, delete, find_group, open_root
 
 if TYPE_CHECKING:
     from pipeline.extraction import TowerInfo
@@ -147,11 +147,8 @@ def _stored(
     root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
 ) -> TowerGroup | None:
     path = activations_path(stimuli.key, spec.id, tower)
-    if root is None or path not in root:
-        return None
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    return TowerGroup(group)
+    group = find_group(root, path, "recipe_digest") if root is not None else None
+    return None if group is None else TowerGroup(group)
 
 
 def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
@@ -236,7 +233,6 @@ def _create(
             "tower": tower,
             "recipe": spec.recipe,
             "recipe_digest": spec.recipe_digest,
-            "widths": list(info.widths),
             "n_parameters": info.n_parameters,
             "n_embedding_parameters": info.n_embedding_parameters,
             "flops": info.flops,

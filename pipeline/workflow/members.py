@@ -19,7 +19,7 @@ from pipeline.cluster import worker_folder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
-from pipeline.store.layout import open_root
+from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.scratch import Held, Scratch
 
 
@@ -79,9 +79,7 @@ class PreparedCache:
     ) -> list[Prepared]:
         """Return prepared representations, reading those that are not held."""
         root = open_root(store, "r")
-        array = root[f"measures/{subset}/row"]
-        assert isinstance(array, zarr.Array)
-        rows = np.asarray(array[...], dtype=np.int64)
+        rows = subset_rows(root, subset)
         towers: dict[str, TowerGroup] = {}
         measures = tuple(sorted(map(str, specs.values())))
         keys = [(store, subset, member, measures) for member in members]

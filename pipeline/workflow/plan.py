@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from pipeline.stimuli import StimulusSet, Subset, load_stimuli
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
 from pipeline.store.grid import Outstanding, outstanding
-from pipeline.store.layout import activations_path, open_root
+from pipeline.store.layout import activations_path, find_group, open_root
+from pipeline.store.location import locate
 from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import ModelPlan, plan_model, step_of
@@ -63,7 +63,7 @@ def plan_workflow(
     InputError, StoreError
         For everything that can be known to be wrong before a task runs.
     """
-    if root is None and Path(workflow.store).exists():
+    if root is None and not locate(workflow.store).is_empty():
         root = open_root(workflow.store, "r")
     registry = load_registry(workflow.registry)
     try:
@@ -163,10 +163,9 @@ def stored_encoders(
 ) -> list[Encoder]:
     """Return the complete encoders of a model's tower that the workflow names."""
     path = activations_path(stimuli.key, model.spec.id, tower)
-    if root is None or path not in root:
+    group = find_group(root, path, "recipe_digest") if root is not None else None
+    if group is None:
         return []
-    group = root[path]
-    assert isinstance(group, zarr.Group)
     found = tower_encoders(model.spec.id, tower, TowerGroup(group), stimuli.key)
     return [e for e in found if e.checkpoint in model.checkpoints]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ from dask.utils import parse_bytes
 from rich.console import Console
 
 from pipeline.cluster import Executor, Task, cpu_count, describe_failure, executor, override
+from pipeline.errors import InputError
 from pipeline.progress import stage
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding, outstanding
-from pipeline.store.layout import open_root, sweep_partial
-from pipeline.store.lease import lease
+from pipeline.store.layout import has_parts, open_root, sweep_partial
+from pipeline.store.lease import Lease, lease
+from pipeline.store.location import Location, absolute, locate
 from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow import analyse, calibrate, compare
@@ -32,7 +37,7 @@ from pipeline.workflow.spec import Workflow
 class RunReport:
     """What a run did."""
 
-    store: Path
+    store: str
     seconds: float = 0.0
     tasks: dict[str, int] = field(default_factory=dict)
     """Stage → tasks that were run."""
@@ -54,6 +59,7 @@ def run_workflow(
     cluster: str | None = None,
     replace: Sequence[str] = (),
     console: Console | None = None,
+    wait: float | None = None,
 ) -> RunReport:
     """Do what a workflow asks and its store lacks.
 
@@ -65,6 +71,8 @@ def run_workflow(
         Ids whose stored activations are dropped and extracted anew.
     console
         Where progress goes; default: standard error.
+    wait
+        Seconds to wait for another run on the store to end; default: the workflow's.
 
     Returns
     -------
@@ -78,23 +86,45 @@ def run_workflow(
     """
     started = time.monotonic()
     console = console or Console(stderr=True)
-    report = RunReport(Path(workflow.store))
-    plan = plan_workflow(workflow, replace=replace)
-    if plan.untrained:
-        _train(plan.untrained, console)
-        report.tasks["train"] = len(plan.untrained)
+    report = RunReport(workflow.store)
+    location = locate(workflow.store)
+
+    def told(holder: str) -> None:
+        console.print(f"{location} is in use by {holder}: waiting for it to end")
+
+    with ExitStack() as stack:
+        take = partial(lease, location, wait=workflow.wait if wait is None else wait, on_wait=told)
+        held = None
+        if not location.is_empty():
+            open_root(location)  # what is no store of ours is left alone
+            held = stack.enter_context(take())  # a plan is of what no other run is changing
         plan = plan_workflow(workflow, replace=replace)
-    path = Path(workflow.store)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with executor(override(workflow.cluster, cluster)) as pool:
+        if plan.untrained:
+            _train(plan.untrained, console)
+            report.tasks["train"] = len(plan.untrained)
+            plan = plan_workflow(workflow, replace=replace)
+        pool = stack.enter_context(executor(override(workflow.cluster, cluster)))
         if plan.needs_workers:
-            pool.start()  # a wrong address is known before the store is touched
-        root = open_root(path, "a")
-        with lease(path):
-            _Run(root, plan, pool, console, report).all_stages()
+            client = pool.start()  # a wrong address is known before the store is touched
+            _check_shared(location, client)
+        if held is None:
+            open_root(location, "a")
+            held = stack.enter_context(take())
+            if has_parts(location):  # another run has been quicker
+                plan = plan_workflow(workflow, replace=replace)
+        stack.callback(pool.close)  # workers end before the lease does
+        root = open_root(location, "r+", lease=held)
+        _Run(root, plan, pool, console, report, held).all_stages()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _check_shared(location: Location, client: Any) -> None:
+    if not location.is_shared and {*client.run(os.getpid).values()} != {os.getpid()}:
+        raise InputError(
+            f"store: {location} is the memory of one process, and the workers are others. Name a "
+            "folder, or a URL that all of them see."
+        )
 
 
 def _train(recipes: Sequence[TrainingRecipe], console: Console) -> None:
@@ -113,9 +143,15 @@ class _Run:
     """The stages after training, on one store under its lease."""
 
     def __init__(
-        self, root: zarr.Group, plan: Plan, pool: Executor, console: Console, report: RunReport
+        self,
+        root: zarr.Group,
+        plan: Plan,
+        pool: Executor,
+        console: Console,
+        report: RunReport,
+        held: Lease,
     ) -> None:
-        self.root, self.plan, self.pool = root, plan, pool
+        self.root, self.plan, self.pool, self.lease = root, plan, pool, held
         self.console, self.report = console, report
         self.workflow = plan.workflow
         self.specs = plan.workflow.compare.specs
@@ -123,7 +159,7 @@ class _Run:
             parse_bytes(plan.workflow.compare.memory), parse_bytes(plan.workflow.compare.scratch)
         )
         # workers may stand in another folder
-        self.location = str(Path(plan.workflow.store).absolute())
+        self.location = absolute(plan.workflow.store)
 
     def all_stages(self) -> None:
         if not self.plan.is_done:
@@ -150,6 +186,7 @@ class _Run:
         with stage(self.console, name, len(tasks), unit) as advance:
             for outcome in self.pool.run(tasks):
                 advance(1)
+                self.lease.check()
                 if outcome.error is not None:
                     self.report.failures[outcome.task.name] = describe_failure(outcome)
                 else:

@@ -134,7 +134,9 @@ class Workflow(Spec):
     """A whole workflow file. Paths are relative to the working directory."""
 
     store: str
-    """The store: a folder that ends in .zarr."""
+    """The store: a folder that ends in .zarr, or a URL (s3://bucket/name.zarr)."""
+    wait: float = Field(default=0, ge=0)
+    """Seconds to wait for another run on the store to end; 0: refuse at once."""
     registry: OneOrMany
     """Registry files."""
     train: str | None = None

@@ -155,7 +155,7 @@ def test_open_root__missing(tmp_path: Path) -> None:
 def test_open_root__damaged_root(tmp_path: Path) -> None:
     open_root(tmp_path / "a.zarr", "a")
     (tmp_path / "a.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node')
-    with pytest.raises(StoreError, match=r"a\.zarr/zarr\.json cannot be read: .* restore it"):
+    with pytest.raises(StoreError, match=r"a\.zarr/zarr\.json cannot be read: .* --repair"):
         open_store(tmp_path / "a.zarr")
 
 

@@ -433,7 +433,7 @@ def test_run__damaged_activations_are_named_and_mended_by_replace(copied: Zoo) -
     report = copied.run(*setting)
     assert report.exit_code == 1
     assert any(
-        "vit-a" in why and "damaged" in why and "--replace timm/vit-a." in why
+        "vit-a" in why and "damaged" in why and "--repair" in why
         for why in report.failures.values()
     )
     mended = copied.run(*setting, replace=("timm/vit-a",))

@@ -1,0 +1,29 @@
+"""What a person left out, or named, among what a store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pipeline.errors import InputError
+from pipeline.yamlfile import did_you_mean
+
+
+def one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
+    """Return the one that is meant; ambiguity is an error that lists the choices."""
+    if given is None:
+        if len(choices) == 1:
+            return choices[0]
+        if not choices:
+            raise InputError(f"there is no {what} in this store yet.")
+        raise InputError(f"which {what} is meant? Pass {argument}= one of: {', '.join(choices)}.")
+    if given not in choices:
+        raise InputError(
+            f"there is no {what} {given!r}.{did_you_mean(given, choices)} "
+            f"There are: {', '.join(choices) or 'none'}."
+        )
+    return given
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Return values without repetition, in their order."""
+    return list(dict.fromkeys(values))

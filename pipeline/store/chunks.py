@@ -1,0 +1,159 @@
+"""Reading arrays so that what is damaged or lost raises, and never gives numbers.
+
+A flipped bit fails the checksum. A chunk that is gone reads as the fill value, in silence: where
+one has to be there, and what is read could be fill, it is looked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.sync import sync
+from zarr.storage import WrapperStore
+
+from pipeline.errors import StoreError
+
+Index = tuple[int, ...]
+
+DAMAGE = (ValueError, OSError, KeyError, TypeError, RuntimeError)
+"""What zarr, its codecs and JSON raise for bytes that are not what was written."""
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return one array of a group.
+
+    Raises
+    ------
+    StoreError
+        Where its metadata is lost or damaged.
+    """
+    try:
+        found = group[name]
+        if isinstance(found, zarr.Array):
+            # Zarr does not keep this with the array: a chunk of fill would not be written, and
+            # could not be told from a lost one
+            return found.with_config({"write_empty_chunks": True})
+        why = "it is no array"
+    except KeyError:
+        why = "it is lost"
+    except DAMAGE as error:
+        why = str(error)
+    raise StoreError(
+        f"{group.path}/{name}/zarr.json cannot be read: {why}. {remedy(group.store)}"
+    ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Zarr walk over a folder whose zarr.json is lost without a warning: `verify` names it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Object at .* is not recognized")
+        yield
+
+
+def read(array: zarr.Array[Any], region: Any = ..., *, what: str = "") -> NDArray[Any]:
+    """Return a part of an array; chunks that are not there read as fill.
+
+    Raises
+    ------
+    StoreError
+        Where a chunk is damaged.
+    """
+    try:
+        return np.asarray(array[region])
+    except DAMAGE as error:
+        raise StoreError(
+            f"{what or array.path}: stored data are damaged: {error}. {remedy(array.store)}"
+        ) from error
+
+
+def read_whole(array: zarr.Array[Any], *, rows: int | None = None, what: str = "") -> NDArray[Any]:
+    """Return all of an array, or its first rows, every chunk of which has been written.
+
+    Raises
+    ------
+    StoreError
+        Where a chunk is damaged or lost.
+    """
+    values = read(array, ... if rows is None else slice(rows), what=what)
+    for index in chunks(array):
+        if rows is not None and index[0] * array.chunks[0] >= rows:
+            continue
+        if _is_fill(values[region_of(array, index)], array) and not is_there(array, index):
+            raise StoreError(
+                f"{what or array.path}: a chunk is lost ({key_of(array, index)}). "
+                f"{remedy(array.store)}"
+            )
+    return values
+
+
+def remedy(store: object) -> str:
+    """Say how damage is mended."""
+    return f"`consilience store verify {store_name(store)} --repair` prepares it to be made again."
+
+
+def store_name(store: object) -> str:
+    """Return the path or URL of a Zarr store."""
+    while isinstance(store, WrapperStore):
+        store = store._store
+    return str(getattr(store, "root", store))
+
+
+def chunks(array: zarr.Array[Any]) -> Iterator[Index]:
+    """Yield the index of every chunk of an array, there or not."""
+    counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    yield from product(*map(range, counts))
+
+
+def n_chunks(array: zarr.Array[Any]) -> int:
+    """Return the number of chunks, there or not."""
+    return prod(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
+
+
+def region_of(array: zarr.Array[Any], index: Index) -> tuple[slice, ...]:
+    """Return the elements of a chunk."""
+    return tuple(
+        slice(i * chunk, min((i + 1) * chunk, size))
+        for i, chunk, size in zip(index, array.chunks, array.shape, strict=True)
+    )
+
+
+def key_of(array: zarr.Array[Any], index: Index) -> str:
+    """Return the path of a chunk in the store."""
+    metadata: Any = array.metadata
+    return f"{array.path}/{metadata.encode_chunk_key(index)}"
+
+
+def is_there(array: zarr.Array[Any], index: Index) -> bool:
+    """Whether a chunk has been written and not lost."""
+    return bool(sync(array.store.exists(key_of(array, index))))
+
+
+def stored_chunks(array: zarr.Array[Any]) -> set[Index]:
+    """Return the indices of all chunks that are there, by one listing."""
+    start = f"{array.path}/c/"
+
+    async def listed() -> set[Index]:
+        found = set()
+        async for key in array.store.list_prefix(start):
+            parts = key.removeprefix(start).split("/")
+            if all(part.isdecimal() for part in parts):
+                found.add(tuple(map(int, parts)))
+        return found
+
+    return sync(listed())
+
+
+def _is_fill(values: NDArray[Any], array: zarr.Array[Any]) -> bool:
+    fill = array.fill_value
+    if isinstance(fill, float | np.floating) and np.isnan(fill):
+        return bool(np.isnan(values).all())
+    return bool((values == fill).all())

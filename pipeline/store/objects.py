@@ -1,0 +1,180 @@
+"""Stores in object stores: `s3://bucket/name.zarr`, and `memory://name` for one process."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zarr.storage import ObjectStore
+
+from pipeline.errors import InputError, StoreError
+from pipeline.store.location import LOCK, Decide, Location, Record
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+_CONFLICTS = 100  # of conditional puts, one after the other
+_CLIENTS: dict[str, Any] = {}
+"""URL → client. A store in memory is its client."""
+
+
+@dataclass(frozen=True)
+class Bucket(Location):
+    """A store in an object store, or in the memory of this process."""
+
+    url: str
+
+    def __post_init__(self) -> None:
+        _ = self._objects  # a package that lacks, or a wrong URL, is known at once
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def folder(self) -> Path:
+        """The working directory: nothing but the store goes to an object store."""
+        return Path()
+
+    @property
+    def is_shared(self) -> bool:  # type: ignore[override]
+        """Whether other processes see it."""
+        return not self.url.startswith("memory://")
+
+    @property
+    def failures(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
+        """What its storage raises where it does not do what it is asked."""
+        from obstore.exceptions import BaseError
+
+        return (OSError, BaseError)
+
+    @property
+    def _objects(self) -> Any:
+        """The client; made once in a process."""
+        if self.url not in _CLIENTS:
+            _CLIENTS[self.url] = _client(self.url)
+        return _CLIENTS[self.url]
+
+    def is_empty(self) -> bool:
+        """Whether there is no object below the URL but a lock."""
+        with _plain_errors(self.url):
+            pages = self._objects.list(chunk_size=2)
+            return all(each["path"] == LOCK for page in islice(pages, 1) for each in page)
+
+    def zarr_store(self, *, read_only: bool) -> ZarrStore:
+        """Return Zarr's store for object stores."""
+        return ObjectStore(self._objects, read_only=read_only)
+
+    def read(self, name: str) -> Record | None:
+        """Return a small object's content, or None where there is none."""
+        with _plain_errors(self.url):
+            found = self._get(name)
+        return found[0] if found else None
+
+    def _get(self, name: str) -> tuple[Record, dict[str, Any]] | None:
+        try:
+            found = self._objects.get(name)
+        except FileNotFoundError:
+            return None
+        age = time.time() - found.meta["last_modified"].timestamp()
+        version = {k: found.meta[k] for k in ("e_tag", "version") if found.meta.get(k)}
+        return Record(bytes(found.bytes()), age), version
+
+    def update(self, name: str, decide: Decide) -> None:
+        """Change a small object by puts that are refused where another process came first.
+
+        It is emptied where it is to be removed: removal cannot be made conditional.
+        """
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        for _ in range(_CONFLICTS):
+            with _plain_errors(self.url):
+                found = self._get(name)
+            record = found[0] if found and found[0].content else None
+            wanted = decide(record)
+            if (wanted or b"") == (record.content if record else b""):
+                return
+            mode: Any = found[1] if found else "create"
+            try:
+                with _plain_errors(self.url):
+                    self._objects.put(name, wanted or b"", mode=mode)
+                return
+            except (AlreadyExistsError, PreconditionError):
+                continue
+        raise OSError(f"{self.url}/{name} is changed by others all the time")
+
+    def partials(self) -> Iterator[str]:
+        """Yield nothing: a put that is not finished leaves nothing."""
+        yield from ()
+
+    def remove(self, path: str) -> None:
+        """Remove an object."""
+        with _plain_errors(self.url), suppress(FileNotFoundError):
+            self._objects.delete(path)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove every object below a path."""
+        with _plain_errors(self.url):
+            for page in self._objects.list(f"{path}/"):
+                self._objects.delete([each["path"] for each in page])
+
+
+def _client(url: str) -> Any:
+    try:
+        from obstore.store import MemoryStore, from_url
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{url}: object stores need the package obstore: pip install 'consilience[s3]'."
+        ) from None
+    if url.startswith("memory://"):
+        return MemoryStore()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    options: dict[str, Any] = {}
+    if url.startswith("s3://"):
+        options["client_options"] = {"allow_http": endpoint.startswith("http://")}
+        if endpoint:
+            options["endpoint"] = endpoint
+    try:
+        return from_url(
+            url, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)}, **options
+        )
+    except Exception as error:
+        raise InputError(f"{url} is no URL of an object store: {error}.") from None
+
+
+@contextmanager
+def _plain_errors(url: str) -> Iterator[None]:
+    """Turn what an object store answers into errors that say where."""
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        GenericError,
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+        raise
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise StoreError(
+            f"{url}: access was refused ({_first_line(error)}). Credentials come from the "
+            "environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL."
+        ) from None
+    except (GenericError, BaseError) as error:
+        raise StoreError(
+            f"{url} cannot be reached: {_first_line(error)}. Check the bucket's name, "
+            "AWS_ENDPOINT_URL and the network."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,286 @@
+"""One reading of a store: what is walked, read and noted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from math import prod
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from dask.utils import format_bytes
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from pipeline.errors import StoreError
+from pipeline.schema import Variable
+from pipeline.store.chunks import (
+    DAMAGE,
+    Index,
+    array_of,
+    chunks,
+    key_of,
+    region_of,
+)
+from pipeline.store.layout import create_variable
+from pipeline.store.lease import Holder
+from pipeline.store.location import Location
+
+_AT_ONCE = 64 * 2**20  # bytes of chunks in memory
+
+Mend = Callable[[zarr.Group], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One piece that is damaged or lost."""
+
+    what: str
+    """Model, checkpoint, tower, layer and rows; or label and slots; or the file."""
+    why: str
+    path: str
+    """Where in the store."""
+    remedy: str
+    """What repair does about it, and the next run."""
+    mend: Mend = field(repr=False, compare=False)
+
+
+@dataclass
+class Verification:
+    """What was found."""
+
+    damages: list[Damage] = field(default_factory=list)
+    arrays: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    running: Holder | None = None
+    """Who was writing meanwhile: what is not finished may look lost."""
+    repaired: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is damaged or lost."""
+        return not self.damages
+
+    def lines(self, store: str) -> Iterator[str]:
+        """Yield what a person is told."""
+        for damage in self.damages:
+            yield f"{damage.what}: {damage.why} ({damage.path})"
+            if self.repaired:
+                yield f"  {damage.remedy}"
+        rate = format_bytes(int(self.bytes / max(self.seconds, 1e-9)))
+        yield (
+            f"read {self.arrays} arrays, {self.chunks} chunks, {format_bytes(self.bytes)} in "
+            f"{self.seconds:.1f} s ({rate}/s)"
+        )
+        if self.running is not None:
+            yield f"{self.running.phrase} is writing: what it has not finished may look lost"
+        if self.is_whole:
+            yield "nothing is damaged or lost"
+            return
+        yield f"damaged or lost: {len(self.damages)}"
+        yield (
+            "`consilience run WORKFLOW` makes them again"
+            if self.repaired
+            else f"`consilience store verify {store} --repair` prepares them to be made again"
+        )
+
+
+class Scan:
+    """One reading of a store: walks it, reads chunks, and notes what is wrong."""
+
+    def __init__(self, location: Location, root: zarr.Group) -> None:
+        self.location, self.root = location, root
+        self.found = Verification()
+        self.seen: set[str] = set()
+        """Arrays of which something was read."""
+
+    def add(self, what: str, why: str, path: str, remedy: str, mend: Mend) -> None:
+        """Note one damaged piece."""
+        self.found.damages.append(Damage(what, why, path, remedy, mend))
+
+    def children(self, path: str) -> list[str]:
+        """Return the names of what stands below a path, with metadata or without."""
+
+        async def listed() -> list[str]:
+            return [name async for name in self.root.store.list_dir(path)]
+
+        names = {n.rstrip("/") for n in sync(listed())} - {"zarr.json", "c"}
+        return sorted(n for n in names if self._holds_something(f"{path}/{n}"))
+
+    def _holds_something(self, path: str) -> bool:
+        async def any_key() -> bool:
+            async for _ in self.root.store.list_prefix(f"{path}/"):
+                return True
+            return False
+
+        return sync(any_key())
+
+    def group(self, path: str) -> tuple[zarr.Group | None, str]:
+        """Return a group, or None and why it cannot be read."""
+        try:
+            found = self.root[path]
+        except KeyError:
+            return None, "its zarr.json is lost"
+        except DAMAGE as error:
+            return None, f"its zarr.json cannot be read: {error}"
+        if isinstance(found, zarr.Group):
+            return found, ""
+        return None, "its zarr.json is that of an array"
+
+    def is_group(self, path: str) -> bool:
+        """Whether a group that only holds others is there; note where its metadata is damaged."""
+        if not self._holds_something(path):
+            return False
+        group, why = self.group(path)
+        if group is None:
+            self.add(path, why, f"{path}/zarr.json", "made again", partial(new_group, path))
+        return True
+
+    def array(
+        self,
+        path: str,
+        variable: Variable,
+        shape: Sequence[int | None],
+        chunk: Sequence[int],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        made: Sequence[int] | None = None,
+    ) -> zarr.Array[Any] | None:
+        """Return a declared array, or None where its metadata is not as declared; note that.
+
+        Parameters
+        ----------
+        shape
+            As it has to be; None for a dimension that may have any length.
+        made
+            The shape with which it is made again; None where it cannot be.
+        """
+        where, _, name = path.rpartition("/")
+        parent = self.root[where]
+        assert isinstance(parent, zarr.Group)
+        try:
+            array = array_of(parent, name)
+        except StoreError as error:
+            why = str(error).partition(". `")[0]
+        else:
+            why = _mismatch(array, variable, shape, chunk)
+            if not why:
+                self.seen.add(array.path)
+                return array
+        if made is not None:
+            self.add(
+                path, why, f"{path}/zarr.json", "made again from its siblings",
+                partial(_new_array, where, variable, made, chunk, attributes or {}),
+            )  # fmt: skip
+        else:
+            self.add(path, why, f"{path}/zarr.json", "", lambda _: None)
+        return None
+
+    def faults(
+        self, array: zarr.Array[Any], wanted: Iterable[Index] | None = None
+    ) -> Iterator[tuple[Index, str]]:
+        """Read chunks, default all; yield the index of each that is not whole, and why.
+
+        What a writer computed the checksum of is what a reader decodes: nothing is decoded here.
+        """
+        self.seen.add(array.path)
+        size = prod(array.chunks) * (0 if array.dtype.kind in "TO" else array.dtype.itemsize)
+        at_once = max(1, _AT_ONCE // max(size, 2**16))
+        indices = iter(wanted if wanted is not None else chunks(array))
+        while batch := list(islice(indices, at_once)):
+            for index, data in zip(batch, sync(self._raw(array, batch)), strict=True):
+                why = _fault(data, size)
+                if why:
+                    yield index, why
+                else:
+                    self.found.chunks += 1
+                    self.found.bytes += len(data)
+
+    async def _raw(self, array: zarr.Array[Any], batch: Sequence[Index]) -> list[Any]:
+        prototype = default_buffer_prototype()
+        keys = [key_of(array, index) for index in batch]
+        found = await asyncio.gather(*(array.store.get(key, prototype) for key in keys))
+        return [None if each is None else each.as_numpy_array() for each in found]
+
+    def chunk(self, array: zarr.Array[Any], index: Index) -> tuple[Any, str]:
+        """Read one chunk; return its values, or None and why it cannot be read."""
+        try:
+            values = np.asarray(array[region_of(array, index)])
+        except DAMAGE as error:
+            return None, f"a chunk is damaged: {error}"
+        self.found.chunks += 1
+        self.found.bytes += values.nbytes
+        return values, ""
+
+
+def _fault(data: Any, size: int) -> str:
+    """Say what is wrong with the bytes of a chunk of `size` bytes before its checksum."""
+    if data is None:
+        return "a chunk is lost"
+    if len(data) < 4 or (size and len(data) != size + 4):
+        return f"a chunk is damaged: it has {len(data)} bytes"
+    if google_crc32c.value(data[:-4]) != int.from_bytes(bytes(data[-4:]), "little"):
+        return "a chunk is damaged: its checksum does not match"
+    return ""
+
+
+def _mismatch(
+    array: zarr.Array[Any],
+    variable: Variable,
+    shape: Sequence[int | None],
+    chunk: Sequence[int],
+) -> str:
+    """Say in what an array's metadata differs from what is declared."""
+    metadata: Any = array.metadata
+    fits = len(array.shape) == len(shape) and all(
+        wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    fill, wanted_fill = array.fill_value, variable.fill_value
+    same_fill = fill == wanted_fill or (fill != fill and wanted_fill != wanted_fill)
+    if not fits:
+        return f"its zarr.json is damaged: shape {array.shape}"
+    if tuple(array.chunks) != tuple(chunk):
+        return f"its zarr.json is damaged: chunks {array.chunks}, not {tuple(chunk)}"
+    if tuple(metadata.dimension_names or ()) != variable.dims:
+        return f"its zarr.json is damaged: dimensions {metadata.dimension_names}"
+    text = variable.dtype == "str"
+    if (array.dtype.kind in "TO") != text or not (text or array.dtype == np.dtype(variable.dtype)):
+        return f"its zarr.json is damaged: dtype {array.dtype}, not {variable.dtype}"
+    if not same_fill:
+        return f"its zarr.json is damaged: fill value {fill}, not {wanted_fill}"
+    if type(metadata.codecs[-1]).__name__ != "Crc32cCodec":
+        return "its zarr.json is damaged: no checksum"
+    return ""
+
+
+def new_group(path: str, root: zarr.Group) -> None:
+    """Write a group's metadata, without attributes, and leave what stands below it."""
+    sync(root.store.delete(f"{path}/zarr.json"))
+    root.create_group(path)
+
+
+def _new_array(
+    where: str,
+    variable: Variable,
+    shape: Sequence[int],
+    chunk: Sequence[int],
+    attributes: Mapping[str, Any],
+    root: zarr.Group,
+) -> None:
+    """Write an array's metadata, and leave its chunks."""
+    sync(root.store.delete(f"{where}/{variable.name}/zarr.json"))
+    parent = root[where]
+    assert isinstance(parent, zarr.Group)
+    create_variable(parent, variable, shape, chunk, attributes=dict(attributes))
+
+
+def drop_chunk(root: zarr.Group, array: zarr.Array[Any], index: Index) -> None:
+    """Remove one chunk."""
+    sync(root.store.delete(key_of(array, index)))

@@ -1,0 +1,121 @@
+"""Read a whole store, name what is damaged or lost, and prepare it to be made again.
+
+Everything is read chunk by chunk. `complete` and `state` say which chunks have to be there;
+checksums, which are whole. Repair touches nothing else: what it marks as missing, the next run
+computes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import zarr
+
+from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, has_parts, open_root
+from pipeline.store.lease import holder, lease
+from pipeline.store.location import Location, locate
+from pipeline.store.scan import Damage, Scan, Verification
+from pipeline.store.verify_parts import VERIFIERS
+
+
+def verify(place: str | Path | Location, *, repair: bool = False) -> Verification:
+    """Read everything in a store, and name what is damaged or lost.
+
+    Parameters
+    ----------
+    place
+        Path or URL of the store.
+    repair
+        Whether to mark what is damaged as missing, so that the next run makes it again, to make
+        metadata again where it follows from the rest, and to remove leftovers.
+
+    Returns
+    -------
+    Verification
+        Every damaged piece, and how much was read.
+
+    Raises
+    ------
+    InputError
+        Where there is no store.
+    StoreError
+        Where it is of a newer format; or, to be repaired, cannot be written or is in use.
+
+    Notes
+    -----
+    Memory: one chunk, and the listing of one array. A bit that flips in a `zarr.json` and leaves
+    it readable is found where it changes a shape, a dtype, a chunk, a fill value or a codec; in
+    an attribute it is not.
+    """
+    location = locate(place)
+    if repair:
+        _root_damage(location)  # raises where there is no store, before a lock is made
+        with lease(location) as held:
+            broken = _root_damage(location)
+            if broken:
+                _write_root(location)
+            root = open_root(location, "r+", lease=held)
+            found = _verify(location, root)
+            for damage in found.damages:
+                held.check()
+                damage.mend(root)
+            found.damages[:0] = [broken] if broken else []
+            found.repaired = True
+            return found
+    broken = _root_damage(location)
+    if broken:
+        return Verification([broken], running=holder(location))
+    found = _verify(location, open_root(location))
+    found.running = holder(location)
+    return found
+
+
+def _root_damage(location: Location) -> Damage | None:
+    record = location.read("zarr.json") if not location.is_empty() else None
+    ours = has_parts(location)
+    try:
+        readable = record is not None and isinstance(json.loads(record.content), dict)
+    except ValueError:
+        readable = False
+    if readable or not ours:
+        open_root(location)
+        return None
+    return Damage(
+        "the store's root",
+        "its zarr.json is lost" if record is None else "its zarr.json cannot be read",
+        "zarr.json",
+        "made again; what stands below was not looked at without it",
+        lambda _: None,
+    )
+
+
+def _remove(location: Location, path: str, _: zarr.Group) -> None:
+    location.remove(path)
+
+
+def _write_root(location: Location) -> None:
+    """Write the metadata of a store's root, which is the same for all."""
+    location.remove("zarr.json")
+    zarr.open_group(
+        location.zarr_store(read_only=False),
+        mode="a",
+        zarr_format=3,
+        attributes=dict(ROOT_ATTRIBUTES),
+    )
+
+
+def _verify(location: Location, root: zarr.Group) -> Verification:
+    started = time.monotonic()
+    scan = Scan(location, root)
+    for path in location.partials():
+        mend = partial(_remove, location, path)
+        scan.add(path, "left by a killed writer", path, "removed", mend)
+    for part in PARTS:
+        if scan.is_group(part):
+            VERIFIERS[part](scan, part)
+    scan.found.arrays = len(scan.seen)
+    scan.found.seconds = time.monotonic() - started
+    return scan.found

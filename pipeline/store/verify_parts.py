@@ -1,0 +1,377 @@
+"""What each part of a store has to hold, and how what is damaged in it is prepared anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import zarr
+
+from pipeline.errors import StoreError
+from pipeline.schema import ACTIVATIONS, CALIBRATION, MEASURES, State, Variable, layer_variable
+from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
+from pipeline.store.chunks import Index, array_of, quiet, read_whole, stored_chunks
+from pipeline.store.datasets import lost_keys
+from pipeline.store.grid import COLUMN_CHUNK, Grid
+from pipeline.store.layout import create_variable, delete
+from pipeline.store.scan import Scan, drop_chunk, new_group
+
+_AGAIN = "marked as missing; the next run computes it again"
+_MADE = "removed; the next run makes it again"
+
+
+def verify_activations(scan: Scan, part: str) -> None:
+    """Look at every tower of every model."""
+    for set_key in scan.children(part):
+        if not scan.is_group(f"{part}/{set_key}"):
+            continue
+        for source in scan.children(f"{part}/{set_key}"):
+            if not scan.is_group(f"{part}/{set_key}/{source}"):
+                continue
+            for name in scan.children(f"{part}/{set_key}/{source}"):
+                path = f"{part}/{set_key}/{source}/{name}"
+                if scan.is_group(path):
+                    for tower in scan.children(path):
+                        _Tower(scan, f"{path}/{tower}", f"{source}/{name}", tower).verify()
+
+
+class _Tower:
+    """One model tower: its metadata, its columns, and the chunks that are marked complete."""
+
+    def __init__(self, scan: Scan, path: str, model: str, tower: str) -> None:
+        self.scan, self.path, self.model, self.tower = scan, path, model, tower
+        self.growing = True
+
+    def verify(self) -> None:
+        group, why = self.scan.group(self.path)
+        if group is None:
+            self.lost(f"{self.path}/zarr.json", why)
+            return
+        if "recipe_digest" not in group.attrs:
+            return  # the making of it was interrupted: it counts as not there
+        if not self.stimuli(group):
+            return
+        n = int(array_of(group, "stimulus").shape[0])
+        if not self.metadata(group, n):
+            return
+        found = TowerGroup(group)
+        try:
+            labels = found.checkpoints
+            for name in ("step", "weights_digest", "weights_size", "weights_mtime_ns"):
+                found.column(name)
+        except StoreError as error:
+            self.lost(self.path, str(error).partition(". `")[0])
+            return
+        self.blocks(found, labels)
+
+    def lost(self, path: str, why: str) -> None:
+        """Note what cannot be made again without the model."""
+        self.scan.add(
+            f"{self.model}#{self.tower}", why, path,
+            "it cannot be made again from the rest: the tower is removed, and the next run "
+            f"extracts it whole, as --replace {self.model} would",
+            partial(_drop, self.path),
+        )  # fmt: skip
+
+    def stimuli(self, group: zarr.Group) -> bool:
+        """Look at the ids of the rows, which the set of stimuli has too."""
+        path = f"{self.path}/stimulus"
+        try:
+            array = array_of(group, "stimulus")
+            bad = [why for _, why in self.scan.faults(array)]
+        except StoreError as error:
+            bad = [str(error).partition(". `")[0]]
+        if not bad:
+            return True
+        source = f"stimuli/{self.path.split('/')[1]}"
+        column = "stimulus" if self.tower == "image" else "caption_id"
+        try:
+            ids = [str(i) for i in read_whole(array_of(self.scan.root, f"{source}/{column}"))]
+        except StoreError:
+            self.lost(path, bad[0])
+            return False
+        self.scan.add(
+            f"{self.model}#{self.tower}, ids of the stimuli", bad[0], path,
+            f"made again from {source}", lambda root: _write_ids(root, self.path, ids),
+        )  # fmt: skip
+        return False
+
+    def metadata(self, group: zarr.Group, n: int) -> bool:
+        """Look at the metadata of all arrays; each follows from the others."""
+        rows = rows_per_chunk(n)
+        blocks = -(-n // rows)
+        lengths = []
+        for name in (*GROWING, *group.attrs.get("layers", ())):  # type: ignore[misc]
+            try:
+                lengths.append(int(array_of(group, str(name)).shape[0]))
+            except StoreError:
+                continue
+        if not lengths:
+            self.lost(self.path, "the metadata of all its arrays is lost")
+            return False
+        length, before = max(lengths), len(self.scan.found.damages)
+        for name in GROWING:
+            tail, chunk = ((blocks,), (1, 1)) if name == "complete" else ((), (CHECKPOINT_CHUNK,))
+            self.scan.array(
+                f"{self.path}/{name}", ACTIVATIONS[name], (None, *tail), chunk,
+                made=(length, *tail),
+            )  # fmt: skip
+        attributes: Any = group.attrs
+        layers = zip(attributes.get("layers", ()), attributes.get("widths", ()), strict=False)
+        for index, (layer, width) in enumerate(layers):
+            self.scan.array(
+                f"{self.path}/{layer}", layer_variable(layer), (None, n, width),
+                (1, rows, width), {"layer_index": index}, made=(length, n, width),
+            )  # fmt: skip
+        return len(self.scan.found.damages) == before
+
+    def blocks(self, found: TowerGroup, labels: list[str]) -> None:
+        """Read every chunk that is marked complete."""
+        marks = found.array("complete")
+        written = stored_chunks(marks)
+        faulty = dict(self.scan.faults(marks, sorted(written)))
+        for index, why in faulty.items():
+            self.block(found, labels, index, "its mark in `complete`", why)
+        marked = written - faulty.keys()
+        if not faulty:
+            marked = {index for index in written if found.complete[index]}
+        there = {layer: stored_chunks(found.array(layer)) for layer in found.layers}
+        for layer in found.layers:
+            wanted = [(*index, 0) for index in sorted(marked)]
+            for index, why in self.scan.faults(found.array(layer), wanted):
+                self.block(found, labels, index[:2], layer, why)
+        unmarked = set.intersection(*({i[:2] for i in s} for s in there.values())) - marked
+        for row, block in sorted(unmarked):
+            if row < len(labels) and (row, block) not in written:
+                why = "all layers are there, but no mark: it is lost, or a writer was killed"
+                self.block(found, labels, (row, block), "its mark in `complete`", why)
+
+    def block(
+        self, found: TowerGroup, labels: list[str], index: Index, layer: str, why: str
+    ) -> None:
+        """Note a block of rows of one checkpoint that has to be extracted again."""
+        row, number = index
+        start, stop = found.blocks[number]
+
+        def mend(root: zarr.Group) -> None:
+            group = root[self.path]
+            assert isinstance(group, zarr.Group)
+            tower = TowerGroup(group)
+            for name in tower.layers:
+                drop_chunk(root, tower.array(name), (row, number, 0))
+            drop_chunk(root, tower.array("complete"), (row, number))
+
+        self.scan.add(
+            f"{self.model}@{labels[row]}#{self.tower}/{layer}, rows {start}:{stop}", why,
+            f"{self.path}/{layer.split()[-1].strip('`')}",
+            "marked for extraction; the next run extracts these rows again", mend,
+        )  # fmt: skip
+
+
+def _write_ids(root: zarr.Group, path: str, ids: list[str]) -> None:
+    delete(root, f"{path}/stimulus")
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    create_variable(group, ACTIVATIONS["stimulus"], (len(ids),), (len(ids),), values=ids)
+
+
+def verify_measures(scan: Scan, part: str) -> None:
+    """Look at the rows of every subset, and at every grid of scores."""
+    for subset in scan.children(part):
+        path = f"{part}/{subset}"
+        group, why = scan.group(path)
+        if group is None:
+            scan.add(
+                f"subset {subset}", why, f"{path}/zarr.json", "the next run makes it again",
+                partial(new_group, path),
+            )  # fmt: skip
+        elif "fingerprint" in group.attrs:
+            try:
+                bad = [why for _, why in scan.faults(array_of(group, "row"))]
+            except StoreError as error:
+                bad = [str(error).partition(". `")[0]]
+            if bad:
+                scan.add(
+                    f"subset {subset}, its rows", bad[0], f"{path}/row", _MADE,
+                    partial(new_group, path),
+                )  # fmt: skip
+        for label in scan.children(path):
+            if label != "row":
+                name = f"measure {label} on {subset}"
+                _Grid(scan, f"{path}/{label}", name, "representation", MEASURES).verify()
+
+
+def verify_calibration(scan: Scan, part: str) -> None:
+    """Look at every grid of nulls."""
+    for subset in scan.children(part):
+        if not scan.is_group(f"{part}/{subset}"):
+            continue
+        for label in scan.children(f"{part}/{subset}"):
+            path = f"{part}/{subset}/{label}"
+            if scan.is_group(path):
+                for key in scan.children(path):
+                    name = f"null {key} of {label} on {subset}"
+                    _Grid(scan, f"{path}/{key}", name, "encoder", CALIBRATION).verify()
+
+
+class _Grid:
+    """Pairwise results: slots, and every chunk of pairs in which something is done."""
+
+    def __init__(
+        self, scan: Scan, path: str, name: str, axis: str, table: dict[str, Variable]
+    ) -> None:
+        self.scan, self.path, self.name, self.axis, self.table = scan, path, name, axis, table
+
+    def verify(self) -> None:
+        group, why = self.scan.group(self.path)
+        if group is None:
+            self.lost(f"{self.path}/zarr.json", why)
+            return
+        if "chunk" not in group.attrs:
+            return  # the making of it was interrupted: it counts as not there
+        grid = Grid(group, self.axis)
+        if not self.metadata(grid):
+            return
+        try:
+            _ = grid.slots, grid.members
+        except StoreError as error:
+            self.lost(self.path, str(error).partition(". `")[0])
+            return
+        for name in self.table:
+            if not self.is_pairwise(name):
+                array = grid.array(name)
+                there = sorted(stored_chunks(array))
+                for _, why in self.scan.faults(array, there):
+                    self.lost(f"{self.path}/{name}", why)
+                    return
+        self.pairs(grid)
+
+    def lost(self, path: str, why: str) -> None:
+        """Note what cannot be told apart from pair to pair."""
+        self.scan.add(self.name, why, path, f"all of it {_MADE}", partial(_drop, self.path))
+
+    def is_pairwise(self, name: str) -> bool:
+        return f"{self.axis}_x" in self.table[name].dims
+
+    def metadata(self, grid: Grid) -> bool:
+        """Look at the metadata of all arrays; each follows from the others."""
+        attributes: Any = grid.group.attrs
+        sizes = {
+            "aggregate": len(attributes.get("aggregates", ())),
+            "permutation": attributes.get("n_permutations", 0),
+        }
+        lengths = []
+        for name in self.table:
+            try:
+                array = grid.array(name)
+                at = grid.pair_axis(name) if self.is_pairwise(name) else 0
+                lengths.append(int(array.shape[at]))
+            except (StoreError, ValueError, IndexError):
+                continue
+        if not lengths:
+            self.lost(self.path, "the metadata of all its arrays is lost")
+            return False
+        length, before = max(lengths), len(self.scan.found.damages)
+        for name, variable in self.table.items():
+            pairwise = self.is_pairwise(name)
+            own = [d.startswith(self.axis) for d in variable.dims]
+            tail = [None if o else sizes[d] for o, d in zip(own, variable.dims, strict=True)]
+            side = grid.chunk if pairwise else COLUMN_CHUNK
+            chunk = [side if t is None else t for t in tail]
+            made = [length if t is None else t for t in tail]
+            self.scan.array(f"{self.path}/{name}", variable, tail, chunk, made=made)
+        return len(self.scan.found.damages) == before
+
+    def pairs(self, grid: Grid) -> None:
+        """Read every chunk that the state says was written, and find values without a state."""
+        names = [n for n in self.table if self.is_pairwise(n) and n != "state"]
+        state = grid.array("state")
+        states = stored_chunks(state)
+        written = []
+        for pair in sorted(states):
+            values, why = self.scan.chunk(state, pair)
+            if why:
+                self.block(grid, pair, "state", why)
+            elif (values != State.MISSING).any():
+                written.append(pair)
+        for name in names:
+            array, at = grid.array(name), grid.pair_axis(name)
+            wanted = [_around(pair, at, array.ndim) for pair in written]
+            for index, why in self.scan.faults(array, wanted):
+                self.block(grid, index[at : at + 2], name, why)
+            if name == names[0]:
+                for index in sorted(stored_chunks(array)):
+                    if index[at : at + 2] not in states:
+                        why = "values without their state: it is lost, or a writer was killed"
+                        self.block(grid, index[at : at + 2], "state", why)
+
+    def block(self, grid: Grid, pair: Index, name: str, why: str) -> None:
+        """Note a chunk of pairs that has to be computed again."""
+
+        def mend(root: zarr.Group) -> None:
+            for each in self.table:
+                if self.is_pairwise(each):
+                    array = grid.array(each)
+                    drop_chunk(root, array, _around(pair, grid.pair_axis(each), array.ndim))
+
+        i, j = pair
+        members = {slot: member for member, slot in grid.members.items()}
+        rows = [members.get(s, "") for s in range(*grid.region(i).indices(len(grid.slots)))]
+        first = next(filter(None, rows), "")
+        self.scan.add(
+            f"{self.name}, {name} of slots {grid.span((i, j))} (from {first})", why,
+            f"{self.path}/{name}", _AGAIN, mend,
+        )  # fmt: skip
+
+
+def _around(pair: Index, at: int, ndim: int) -> Index:
+    """Return the index of a chunk of pairs; along its other dimensions there is one chunk."""
+    return (0,) * at + pair + (0,) * (ndim - at - 2)
+
+
+def _drop(path: str, root: zarr.Group) -> None:
+    delete(root, path)
+
+
+def _verify_datasets(scan: Scan, path: str, depth: int, what: str, mark: str) -> None:
+    for name in scan.children(path):
+        below = f"{path}/{name}"
+        if depth > 1:
+            if scan.is_group(below):
+                _verify_datasets(scan, below, depth - 1, what, mark)
+            continue
+        mend = partial(_drop, below)
+        group, why = scan.group(below)
+        if group is not None and mark not in group.attrs:
+            continue  # the making of it was interrupted: it counts as not there
+        where, faults = f"{below}/zarr.json", [why] if why else []
+        if group is not None:
+            try:
+                faults = [f"{key} is lost" for key in lost_keys(group)]
+                with quiet():
+                    arrays = sorted(group.arrays())
+                for _, array in arrays:
+                    there = sorted(stored_chunks(array))
+                    for _, fault in scan.faults(array, there):
+                        faults.append(fault)
+                        where = array.path
+            except StoreError as error:
+                faults = [str(error).partition(". `")[0]]
+        for fault in faults:
+            scan.add(f"{what} {below.partition('/')[2]}", fault, where, _MADE, mend)
+
+
+def _datasets(depth: int, what: str, mark: str) -> Callable[[Scan, str], None]:
+    return lambda scan, part: _verify_datasets(scan, part, depth, what, mark)
+
+
+VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
+    "stimuli": _datasets(1, "stimuli", "fingerprint"),
+    "activations": verify_activations,
+    "measures": verify_measures,
+    "calibration": verify_calibration,
+    "competence": _datasets(1, "competence", "inputs"),
+    "alignment": _datasets(2, "alignment", "inputs"),
+    "convergence": _datasets(2, "convergence", "inputs"),
+}
