@@ -60,7 +60,7 @@ def run_workflow(
     Parameters
     ----------
     cluster
-        A scheduler's address that replaces the workflow's `cluster:`, or `local`.
+        What replaces the workflow's `cluster:`: a scheduler's address, `local`, or a YAML file.
     replace
         Ids whose stored activations are dropped and extracted anew.
     console
@@ -79,6 +79,7 @@ def run_workflow(
     started = time.monotonic()
     console = console or Console(stderr=True)
     report = RunReport(Path(workflow.store))
+    where = override(workflow.cluster, cluster)
     plan = plan_workflow(workflow, replace=replace)
     if plan.untrained:
         _train(plan.untrained, console)
@@ -87,7 +88,7 @@ def run_workflow(
     path = Path(workflow.store)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-    with executor(override(workflow.cluster, cluster)) as pool:
+    with executor(where) as pool:
         if plan.needs_workers:
             pool.start()  # a wrong address is known before the store is touched
         root = open_root(path, "a")
