@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import trustme
+
 from pipeline.cluster import Task
 
 ROOT = Path(__file__).parent.parent
@@ -97,3 +99,15 @@ def processes(folder: Path, *options: str, **environment: str) -> Iterator[Proce
         yield made
     finally:
         made.close()
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Write an authority of its own, and a certificate that it signed."""
+    folder.mkdir()
+    authority = trustme.CA()
+    signed = authority.issue_cert("localhost", "127.0.0.1")
+    paths = {part: str(folder / f"{part}.pem") for part in ("ca", "cert", "key")}
+    authority.cert_pem.write_to_path(paths["ca"])
+    signed.cert_chain_pems[0].write_to_path(paths["cert"])
+    signed.private_key_pem.write_to_path(paths["key"])
+    return paths

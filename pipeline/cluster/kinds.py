@@ -183,17 +183,22 @@ def _batch(spec: BatchSpec) -> Any:
         if spec.adapt is not None:
             cluster.adapt(minimum_jobs=spec.adapt.minimum, maximum_jobs=spec.adapt.maximum)
         else:
-            cluster.scale(jobs=spec.n_jobs)
-            # scaling goes on in the background, where a refusal would only be printed
-            cluster.sync(cluster._correct_state)
+            cluster.sync(_submit, cluster, spec.n_jobs)
     except RuntimeError as error:
+        said, script = str(error).strip(), cluster.job_script()
         cluster.close()
-        said = " ".join(str(error).split())
         raise InputError(
-            f"{_SUBMIT[spec.kind]} refused the job: {said} Look at queue, account, walltime and "
-            f"directives. The job was:\n{cluster.job_script()}"
+            f"{_SUBMIT[spec.kind]} refused the job. Look at queue, account, walltime and "
+            f"directives. {said}\nThe job:\n{script}"
         ) from None
     return cluster
+
+
+async def _submit(cluster: Any, n_jobs: int) -> None:
+    """Scale up, but not in the background, where a refusal would only be printed."""
+    for _ in range(n_jobs):
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    await cluster._correct_state()
 
 
 def batch_cluster(spec: BatchSpec) -> Any:
@@ -229,12 +234,13 @@ def batch_options(spec: BatchSpec) -> dict[str, Any]:
         given["walltime"] = _clock(wall, with_seconds=spec.kind != "lsf")
         # workers that retire by themselves, not all at once, hand their tasks back: an end by the
         # batch system would count against the tasks
-        margin = max(60.0, 0.05 * wall)
+        margin = min(max(60.0, 0.05 * wall), 600.0)
         if wall > 4 * margin:
             extra += ["--lifetime", f"{wall - 2 * margin:.0f}s"]
             extra += ["--lifetime-stagger", f"{margin:.0f}s"]
     return {
         "n_workers": 0,
+        "job_name": "consilience",
         "cores": spec.cores,
         "memory": spec.memory,
         "processes": spec.workers_per_job,

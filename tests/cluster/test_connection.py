@@ -10,8 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-import trustme
-from processes import processes
+from processes import certificates, processes
 from zoo import Zoo
 
 from pipeline.cluster import (
@@ -28,18 +27,6 @@ from pipeline.errors import InputError
 
 def address(where: str) -> AddressSpec:
     return AddressSpec(kind="address", address=where)
-
-
-def certificates(folder: Path) -> dict[str, str]:
-    """Write an authority of its own, and a certificate that it signed."""
-    folder.mkdir()
-    authority = trustme.CA()
-    signed = authority.issue_cert("localhost", "127.0.0.1")
-    paths = {part: str(folder / f"{part}.pem") for part in ("ca", "cert", "key")}
-    authority.cert_pem.write_to_path(paths["ca"])
-    signed.cert_chain_pems[0].write_to_path(paths["cert"])
-    signed.private_key_pem.write_to_path(paths["key"])
-    return paths
 
 
 def test_connect__nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
