@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 # workers make and drop arrays of tens of megabytes all the time: where glibc gives each back to the
 # system at once, as distributed tells it to, the page faults cost more than the arithmetic
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
+SSH_SECONDS = 30
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 
@@ -104,16 +105,23 @@ def gpu_cluster(spec: LocalSpec, gpus: int) -> dict[str, Any]:
         }
         for i in range(spec.n_workers or gpus)
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard_address": ":0", "host": "127.0.0.1", "port": 0},
+    }
     return {"workers": workers, "scheduler": scheduler}
 
 
 def _ssh(spec: SshSpec) -> Any:
     _needed("asyncssh", "ssh", spec.kind)
+    import dask
     from distributed import SpecCluster
 
     try:
-        return SpecCluster(**ssh_cluster(spec), security=security(spec.tls), name="consilience")
+        # what is started by ssh takes over these settings, and is known to have started, and where,
+        # from what it logs
+        with dask.config.set({"logging": {"distributed": "info"}}):
+            return SpecCluster(**ssh_cluster(spec), security=security(spec.tls), name="consilience")
     except Exception as error:  # asyncssh and the remote shell fail in ways of their own
         cause = error.__cause__ or error
         raise InputError(
@@ -133,6 +141,7 @@ def ssh_cluster(spec: SshSpec) -> dict[str, Any]:
         "port": spec.port,
         "client_keys": spec.identity and [str(Path(spec.identity).expanduser())],
         "known_hosts": spec.known_hosts and str(Path(spec.known_hosts).expanduser()),
+        "connect_timeout": SSH_SECONDS,
     }
     # asyncssh takes None for `known_hosts` as leave to trust any host
     reach = {name: value for name, value in given.items() if value is not None}
@@ -162,7 +171,7 @@ def ssh_cluster(spec: SshSpec) -> dict[str, Any]:
             "connect_options": reach,
             "kwargs": {
                 "port": 0,
-                "dashboard": False,
+                "dashboard_address": ":0",
                 "protocol": "tls://" if spec.tls else "tcp://",
             },
             "remote_python": spec.python,
@@ -178,6 +187,8 @@ def _batch(spec: BatchSpec) -> Any:
             f"kind: {spec.kind} submits jobs by `{_SUBMIT[spec.kind]}`, which is not on this "
             "machine's PATH. Run on a login node of the cluster, or choose another kind."
         )
+    from distributed import Status
+
     cluster = batch_cluster(spec)
     try:
         if spec.adapt is not None:
@@ -186,6 +197,8 @@ def _batch(spec: BatchSpec) -> Any:
             cluster.sync(_submit, cluster, spec.n_jobs)
     except RuntimeError as error:
         said, script = str(error).strip(), cluster.job_script()
+        for job in cluster.workers.values():
+            job.status = Status.failed  # a job that never was cannot be closed
         cluster.close()
         raise InputError(
             f"{_SUBMIT[spec.kind]} refused the job. Look at queue, account, walltime and "
@@ -247,7 +260,7 @@ def batch_options(spec: BatchSpec) -> dict[str, Any]:
         "job_extra_directives": list(spec.directives),
         "job_script_prologue": [*exports, *spec.prologue],
         "worker_extra_args": extra,
-        "scheduler_options": {"dashboard": False, "port": 0},
+        "scheduler_options": {"dashboard_address": ":0", "port": 0},
         **{name: value for name, value in given.items() if value is not None},
     }
 

@@ -166,6 +166,8 @@ def _batch(**changes: object) -> BatchSpec:
 
 def test_start__batch_job_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job is asked for in its place, and no task has failed."""
+    import distributed  # noqa: F401  its settings are there before one of them is changed
+
     _script(
         tmp_path / "sbatch",
         f"""cp "$1" {tmp_path}/$$.sh
