@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -216,8 +217,13 @@ async def _submit(cluster: Any, n_jobs: int) -> None:
 
 def batch_cluster(spec: BatchSpec) -> Any:
     """Return dask-jobqueue's cluster of a spec, with a scheduler here and no job yet."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     import dask_jobqueue
 
+    # which takes Ctrl-C for itself at its import, and makes it end the process without a word
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
     name = {"slurm": "SLURM", "pbs": "PBS", "lsf": "LSF", "sge": "SGE"}[spec.kind]
     return getattr(dask_jobqueue, f"{name}Cluster")(**batch_options(spec))
 

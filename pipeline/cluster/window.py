@@ -203,7 +203,8 @@ class _Window:
         self.done: SimpleQueue[Any] = SimpleQueue()
         self.workers = _Workers(self.client, self.spec)
         # every call is its own: the scheduler would return the result of an equal key, also to
-        # another run
+        # another run. What it learns and keeps by a key's first part (how long such tasks take) is
+        # by function, not by task, of which there are many
         self.run, self.number = uuid4().hex[:8], count()
 
     def outcomes(self) -> Iterator[Outcome]:
@@ -248,7 +249,7 @@ class _Window:
         future = self.client.submit(
             task.function,
             *task.arguments,
-            key=f"{task.name}-{self.run}-{next(self.number)}",
+            key=(f"{task.function.__name__}-{self.run}", next(self.number), task.name),
             pure=False,
             resources={"GPU": 1} if flight.gpu else None,
             retries=0,

@@ -126,6 +126,19 @@ def test_batch_cluster__job_script(kind: str) -> None:
     assert script == f"#!/usr/bin/env bash\n\n{HEADERS[kind]}{EXPORTS}{WORKERS}"
 
 
+def test_batch_cluster__leaves_ctrl_c_alone() -> None:
+    """The package takes it at its import, for programs of another kind."""
+    code = (
+        "import signal\n"
+        "from pipeline.cluster import BatchSpec, kinds\n"
+        "spec = BatchSpec(kind='slurm', cores=1, memory='1 GiB', n_jobs=1)\n"
+        "with kinds.batch_cluster(spec): pass\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+
+
 def test_batch_options__one_worker_per_gpu_and_tls(tmp_path: Path) -> None:
     tls = certificates(tmp_path / "tls")
     spec = BatchSpec(

@@ -98,7 +98,7 @@ def test_override__file(tmp_path: Path) -> None:
     path.write_text("cluster: {n_workers: 2}\n")
     assert override(LocalSpec(), str(path)) == LocalSpec(n_workers=2)
     path.write_text("clutser: {n_workers: 2}\n")
-    with pytest.raises(InputError, match="unknown key 'clutser'. Did you mean 'cluster'"):
+    with pytest.raises(InputError, match=r"unknown key 'clutser'. Did you mean 'cluster'"):
         override(LocalSpec(), str(path))
     with pytest.raises(InputError, match="there is no such file"):
         override(LocalSpec(), str(tmp_path / "nothing.yaml"))
