@@ -81,7 +81,9 @@ def _with_settings(function: Any) -> Any:
 @_with_settings
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option(
-    "--cluster", metavar="ADDRESS", help="A Dask scheduler (tcp://host:8786), or `local`."
+    "--cluster",
+    metavar="WHERE",
+    help="A Dask scheduler (tcp://host:8786), `local`, or a YAML file with a `cluster:` mapping.",
 )
 @click.option(
     "--wait",

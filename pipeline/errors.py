@@ -21,3 +21,7 @@ class StoreError(ConsilienceError):
 
 class ModelError(ConsilienceError):
     """One model that cannot be built, loaded or run; the others go on without it."""
+
+
+class ClusterError(ConsilienceError):
+    """A cluster that is lost, has no workers left, or whose workers a task kills."""

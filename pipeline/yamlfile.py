@@ -133,7 +133,10 @@ def validate(
     try:
         return kind.model_validate(plain)
     except ValidationError as error:
-        found = [{**f, "loc": _in_file(f["loc"], plain, f["type"])} for f in error.errors()]
+        found = [
+            {**f, "loc": _in_file(f["loc"], plain, f["type"]), "path": f["loc"]}
+            for f in error.errors()
+        ]
         faults = [_describe(fault, kind, document, location) for fault in _essential(found)]
         raise InputError(_join(faults, entry)) from None
 
@@ -190,7 +193,7 @@ def _describe(fault: Any, kind: type[Spec], document: Document, location: Locati
     given = fault.get("input")
     match fault["type"]:
         case "extra_forbidden":
-            known = _known_keys(kind, loc[:-1])
+            known = _known_keys(kind, fault["path"][:-1])
             return (
                 f"{where}: unknown key {key!r}.{did_you_mean(str(loc[-1]), known)} "
                 f"Known keys: {', '.join(sorted(known))}."
@@ -219,23 +222,24 @@ def _in_file(loc: Sequence[str | int], value: Any, kind: str) -> Location:
 
 def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
     current: Any = kind
+    members: dict[str, Any] = {}
     for part in path:
-        if isinstance(part, int):
-            continue
-        fields: dict[str, Any] = current.model_fields
-        field = fields.get(part)
-        if field is None:
-            continue
-        current = next(
-            (
-                a
-                for a in (field.annotation, *_nested(field.annotation))
-                if isinstance(a, type) and issubclass(a, BaseModel)
-            ),
-            current,
-        )
-    fields = current.model_fields
+        field = current.model_fields.get(part)
+        if part in members:  # which class of a union was meant
+            current = members[str(part)]
+        elif field is not None:
+            members = {m.__name__: m for m in _specs_in(field.annotation)}
+            current = next(iter(members.values()), current)
+    fields: dict[str, Any] = current.model_fields
     return {f.alias or name for name, f in fields.items()}
+
+
+def _specs_in(annotation: Any) -> list[Any]:
+    return [
+        a
+        for a in (annotation, *_nested(annotation))
+        if isinstance(a, type) and issubclass(a, BaseModel)
+    ]
 
 
 def _nested(annotation: Any) -> list[Any]:

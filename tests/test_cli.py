@@ -181,7 +181,7 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
 
 
 def test_run__cluster_that_does_not_answer(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.cluster.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("pipeline.cluster.connection.CONNECT_SECONDS", 0.5)
     before = tree(copied.folder)
     result = consilience(
         copied, "run", "workflow.yaml", "--cluster", "tcp://127.0.0.1:1", "--set",

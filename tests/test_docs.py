@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from zoo import Zoo
 
 import pipeline
+from pipeline.cluster import LocalSpec, override
 from pipeline.modelspec import ModelSpec
 from pipeline.registry import load_registry
 from pipeline.workflow import load_workflow
@@ -66,6 +67,19 @@ def test_readme__model_entries_are_valid(tmp_path: Path) -> None:
     registry = load_registry([path])
     assert len(registry) == len(YAML(typ="safe").load(block)["models"])
     assert {spec.id for spec in registry.select(sets=["mine"])} == set(registry.entries)
+
+
+def test_clusters__recipes_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "certs").mkdir()
+    for part in ("ca", "cert", "key"):
+        (tmp_path / "certs" / f"{part}.pem").touch()
+    kinds = set()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        (tmp_path / "cluster.yaml").write_text(block, encoding="utf-8")
+        kinds.add(override(LocalSpec(), "cluster.yaml").kind)
+    assert kinds == {"local", "address", "ssh", "slurm", "kubernetes"}
 
 
 def test_readme__counts_the_registry() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.cluster import Task
+from pipeline.cluster import Device, Task
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, score_pairs
 from pipeline.measures.panels import resolve_device
@@ -117,7 +117,7 @@ class CompareJob:
     i: int
     j: int
     budget: Budget
-    device: str
+    device: Device
     left: Sequence[Member | None]
     right: Sequence[Member | None]
     missing: Mapping[str, Mask]
@@ -130,7 +130,7 @@ def compare_tasks(
     store: str,
     subset: Subset,
     budget: Budget,
-    device: str,
+    device: Device,
 ) -> Iterator[Task]:
     """Yield one task per block in which something is missing.
 
@@ -167,7 +167,14 @@ def compare_tasks(
                 blocks,
             )
             cost = float(sum(b.sum() for b in blocks.values()))
-            yield Task(f"compare {subset.key} {i},{j}", compare_job, (job,), cost=cost)
+            yield Task(
+                f"compare {subset.key} {i},{j}",
+                compare_job,
+                (job,),
+                cost=cost,
+                # on a cluster of both, `auto` leaves no worker idle
+                device="cuda" if device == "cuda" else "cpu",
+            )
 
 
 def _needed(members: Sequence[Member | None], used: NDArray[np.bool_]) -> list[Member | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from pipeline.cluster import Task
+from pipeline.cluster import Device, Task
 from pipeline.errors import InputError, ModelError
 from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
@@ -258,7 +258,7 @@ class ExtractJob:
     checkpoints: Mapping[str, Checkpoint]
     missing: Mapping[str, Mapping[str, Sequence[Block]]]
     batch_size: int
-    device: str
+    device: Device
 
 
 def extract_tasks(
@@ -267,7 +267,7 @@ def extract_tasks(
     stimuli_spec: StimuliSpec,
     store: str,
     batch_size: int,
-    device: str,
+    device: Device,
 ) -> list[Task]:
     """Return one task per model: its missing checkpoints, one after the other.
 
@@ -290,7 +290,7 @@ def extract_tasks(
                 ),
             ),
             cost=plan.flops(len(stimuli)),
-            gpu=device != "cpu",
+            device=device,
         )
         for plan in plans
         if plan.missing

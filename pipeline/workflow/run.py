@@ -66,7 +66,7 @@ def run_workflow(
     Parameters
     ----------
     cluster
-        A scheduler's address that replaces the workflow's `cluster:`, or `local`.
+        What replaces the workflow's `cluster:`: a scheduler's address, `local`, or a YAML file.
     replace
         Ids whose stored activations are dropped and extracted anew.
     console
@@ -92,6 +92,7 @@ def run_workflow(
     def told(holder: str) -> None:
         console.print(f"{location} is in use by {holder}: waiting for it to end")
 
+    where = override(workflow.cluster, cluster)
     with ExitStack() as stack:
         take = partial(lease, location, wait=workflow.wait if wait is None else wait, on_wait=told)
         held = None
@@ -103,7 +104,7 @@ def run_workflow(
             _train(plan.untrained, console)
             report.tasks["train"] = len(plan.untrained)
             plan = plan_workflow(workflow, replace=replace)
-        pool = stack.enter_context(executor(override(workflow.cluster, cluster)))
+        pool = stack.enter_context(executor(where))
         if plan.needs_workers:
             client = pool.start()  # a wrong address is known before the store is touched
             _check_shared(location, client)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from pipeline.cluster import ClusterSpec
+from pipeline.cluster import AnyCluster, Device, LocalSpec
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
@@ -66,7 +66,7 @@ class CompareSpec(Spec):
     """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
     pairs: PairKinds = ("final",)
     """Which encoders meet which: the union of the kinds."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where relations are multiplied; `auto`: on a GPU where the worker has one."""
     memory: Bytes = "512 MiB"
     """What a worker may hold of prepared representations."""
@@ -126,7 +126,7 @@ class ExtractSpec(Spec):
 
     batch_size: int = Field(default=256, ge=1)
     """Stimuli in one forward pass; halved where memory runs out."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """`auto`: a GPU where the worker has one."""
 
 
@@ -153,7 +153,7 @@ class Workflow(Spec):
     """Which measures, on which pairs."""
     calibrate: CalibrateSpec | None = CalibrateSpec()
     """How scores are calibrated; null for not at all."""
-    cluster: ClusterSpec = ClusterSpec()
+    cluster: AnyCluster = LocalSpec()
     """Where tasks run."""
 
 

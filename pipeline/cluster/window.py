@@ -1,0 +1,317 @@
+"""The sliding window through which tasks reach a cluster, and what becomes of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from pipeline.cluster import connection
+from pipeline.cluster.kinds import tend
+from pipeline.cluster.spec import ClusterSpec
+from pipeline.errors import ClusterError, ConsilienceError, InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOOK_SECONDS = 1.0
+"""How often the scheduler is asked for its workers."""
+SILENCE_SECONDS = 60.0
+"""How long a scheduler may leave that unanswered."""
+RESULT_SECONDS = 10.0
+_LOG = logging.getLogger(__name__)
+
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work: a module-level function and small, picklable arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    cost: float = 1.0
+    """Relative cost: the longest go first."""
+    device: Device = "cpu"
+    """`cuda`: only where a worker offers a GPU. `auto`: there, if any does."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    task: Task
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass
+class Executor:
+    """Runs tasks on a cluster that starts at the first one."""
+
+    spec: ClusterSpec
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _client: Client | None = None
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yield outcomes as tasks finish, the costliest started first.
+
+        Two tasks per thread of the workers are in flight: tasks submitted all at once are
+        pre-assigned, and one that kills its worker would take its neighbours in the queue down
+        with it. The number follows the workers as they come and go.
+
+        A task with which several workers have died is a suspect, as is whatever ran beside it.
+        Suspects are tried again when all else is done, one at a time with nothing beside them: what
+        kills workers even then is reported as failed. So it fails after twice the deaths that the
+        scheduler allows, and no other task does.
+
+        Raises
+        ------
+        ClusterError
+            Where the scheduler is lost, or no worker is there for as long as the spec allows.
+        InputError
+            Where a task must have a GPU, and no worker offers one.
+        """
+        queue = sorted(tasks, key=lambda t: -t.cost)
+        if queue:
+            yield from _Window(self.start(), self.spec, queue).outcomes()
+
+    def start(self) -> Client:
+        """Connect, or start the cluster, if that has not been done yet."""
+        if self._client is None:
+            self._client = self._stack.enter_context(connection.connect(self.spec))
+        return self._client
+
+    def close(self) -> None:
+        """Disconnect, and stop a cluster that was started here."""
+        self._stack.close()
+        self._client = None
+
+
+@contextmanager
+def executor(spec: ClusterSpec) -> Iterator[Executor]:
+    """Give an executor, and close what it started."""
+    made = Executor(spec)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def describe_failure(outcome: Outcome) -> str:
+    """Say why a task failed, in one line."""
+    error = outcome.error
+    if isinstance(error, ConsilienceError):
+        return str(error)
+    return f"{outcome.task.name}: {type(error).__name__}: {error}"
+
+
+class _Workers:
+    """The cluster's workers, as last seen, and how long none has been there that could work."""
+
+    def __init__(self, client: Client, spec: ClusterSpec) -> None:
+        self.client, self.spec = client, spec
+        self.threads: dict[str, int] = {}
+        self.gpus = 0
+        self.looked = 0.0
+        self.able_at = time.monotonic()
+        self.ever_able = self.said = False
+
+    def look(self, *, needs_gpu: Callable[[], bool]) -> None:
+        """Ask the scheduler, if it was not asked just now; raise where there is no hope left."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        before = set(self.threads)
+        self.threads = self._ask("ncores")
+        if set(self.threads) != before:
+            workers = self._ask("identity", n_workers=-1)["workers"]
+            self.gpus = sum(int(w.get("resources", {}).get("GPU", 0)) for w in workers.values())
+        if self.client.cluster is not None:
+            tend(self.client.cluster)
+        self.looked = time.monotonic()
+        if self.gpus if needs_gpu() else self.threads:
+            self.able_at, self.ever_able, self.said = self.looked, True, False
+        else:
+            self._wait(self.looked - self.able_at)
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        try:
+            if self.client.status != "running":
+                raise OSError(f"the connection is {self.client.status}")
+            remote = getattr(self.client.scheduler, what)
+            return self.client.sync(remote, **arguments, callback_timeout=SILENCE_SECONDS)
+        except TimeoutError:
+            raise lost(self.client, f"has not answered for {SILENCE_SECONDS:g} s") from None
+        except (OSError, AttributeError):  # the client of a lost scheduler is taken apart
+            raise lost(self.client, "is gone") from None
+
+    def _wait(self, waited: float) -> None:
+        """Raise where waiting has lasted long enough."""
+        if self.threads and not self.ever_able:
+            patience = 0.0 if self.spec.kind == "local" else float(connection.CONNECT_SECONDS)
+            if waited >= min(patience, self.spec.patience):
+                raise InputError(
+                    f"a GPU is asked for (device: cuda), and of the cluster's {len(self.threads)} "
+                    "workers none offers one. Start workers with one GPU each "
+                    "(`dask worker ADDRESS --nthreads 1 --resources GPU=1`), or set device: auto."
+                )
+        missing = "worker with a GPU" if self.threads else "worker"
+        if waited > self.spec.patience:
+            raise ClusterError(
+                f"the cluster has had no {missing} for {self.spec.wait_for_workers}. What was "
+                "finished is kept: start workers again (their own logs say why they ended), and "
+                "run the same command. To wait longer, set cluster.wait_for_workers."
+            )
+        if not self.said and waited > 2 * LOOK_SECONDS:
+            self.said = True
+            _LOG.warning(
+                "the cluster has no %s: waiting up to %s", missing, self.spec.wait_for_workers
+            )
+
+
+def lost(client: Client, how: str) -> ClusterError:
+    """Return the error of a scheduler that is lost."""
+    where = f" at {client.scheduler.address}" if client.scheduler else ""
+    return ClusterError(
+        f"the scheduler{where} {how}, in the middle of a run. What was finished is kept: start the "
+        "cluster again, and run the same command."
+    )
+
+
+@dataclass
+class _Window:
+    """The tasks of one call that wait, that are in flight, and that are suspected."""
+
+    client: Client
+    spec: ClusterSpec
+    queue: Sequence[Task]
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(self.queue)
+        self.suspects: deque[tuple[Task, int]] = deque()
+        self.running: dict[Any, _Flight] = {}
+        self.done: SimpleQueue[Any] = SimpleQueue()
+        self.workers = _Workers(self.client, self.spec)
+        # every call is its own: the scheduler would return the result of an equal key, also to
+        # another run. What it learns and keeps by a key's first part (how long such tasks take) is
+        # by function, not by task, of which there are many
+        self.run, self.number = uuid4().hex[:8], count()
+
+    def outcomes(self) -> Iterator[Outcome]:
+        try:
+            while self.waiting or self.running or self.suspects:
+                self.workers.look(needs_gpu=self._needs_gpu)
+                self._fill()
+                try:
+                    future = self.done.get(timeout=LOOK_SECONDS)
+                except Empty:
+                    continue
+                outcome = self._outcome(future)
+                self._fill()  # the next goes out before this one is dealt with
+                if outcome is not None:
+                    yield outcome
+        finally:
+            for future in self.running:
+                future.release()
+
+    def _needs_gpu(self) -> bool:
+        following = next(iter(self.waiting), None) or next((t for t, _ in self.suspects), None)
+        return any(flight.gpu for flight in self.running.values()) or (
+            not self.running and following is not None and following.device == "cuda"
+        )
+
+    def _fill(self) -> None:
+        while self.waiting and len(self.running) < self._room(self.waiting[0]):
+            self._submit(_Flight(self.waiting.popleft()))
+        if self.suspects and not self.waiting and not self.running:
+            task, deaths = self.suspects.popleft()
+            self._submit(_Flight(task, deaths=deaths, alone=True))
+
+    def _room(self, task: Task) -> int:
+        """Return how many may be in flight; with no worker there, as many as call for a first."""
+        if task.device == "cuda" or (task.device == "auto" and self.workers.gpus):
+            return 2 * self.workers.gpus
+        return 2 * max(1, sum(self.workers.threads.values()))
+
+    def _submit(self, flight: _Flight) -> None:
+        task = flight.task
+        flight.gpu = task.device != "cpu" and self.workers.gpus > 0
+        future = self.client.submit(
+            task.function,
+            *task.arguments,
+            key=(f"{task.function.__name__}-{self.run}", next(self.number), task.name),
+            pure=False,
+            resources={"GPU": 1} if flight.gpu else None,
+            retries=0,
+        )
+        self._track(future, flight)
+
+    def _track(self, future: Any, flight: _Flight) -> None:
+        self.running[future] = flight
+        future.add_done_callback(self.done.put)
+
+    def _outcome(self, future: Any) -> Outcome | None:
+        """Return what became of a task, or None where it is not decided yet."""
+        from distributed import CancelledError, KilledWorker
+
+        flight = self.running.pop(future)
+        match future.status:
+            case "finished":
+                try:
+                    result = future.result(timeout=RESULT_SECONDS)
+                except (TimeoutError, OSError, CancelledError, KilledWorker):
+                    # its worker was lost in this very moment: the task runs again, or has failed
+                    self._track(future, flight)
+                    return None
+                except Exception as unread:
+                    outcome = Outcome(flight.task, error=unread)
+                else:
+                    outcome = Outcome(flight.task, result)
+            case "cancelled":  # the client does so with all of a scheduler that it has lost
+                raise lost(self.client, "is gone")
+            case "error":
+                error = future.exception()
+                if isinstance(error, KilledWorker):
+                    return self._suspect(flight, error.allowed_failures + 1)
+                outcome = Outcome(flight.task, error=error)
+            case _:  # its worker was lost with the result: the task runs again
+                self._track(future, flight)
+                return None
+        future.release()
+        return outcome
+
+    def _suspect(self, flight: _Flight, deaths: int) -> Outcome | None:
+        total = flight.deaths + deaths
+        if not flight.alone:
+            self.suspects.append((flight.task, total))
+            return None
+        return Outcome(
+            flight.task,
+            error=ClusterError(
+                f"{flight.task.name}: whatever worker ran it died, {total} times, the last "
+                f"{deaths} with nothing else running (out of memory, a crash in native code, or a "
+                "batch job's time limit). Give workers more memory or time, or a smaller batch "
+                "size."
+            ),
+        )
+
+
+@dataclass
+class _Flight:
+    """A task on its way."""
+
+    task: Task
+    deaths: int = 0
+    """Workers that died with it in earlier flights."""
+    alone: bool = False
+    gpu: bool = False
