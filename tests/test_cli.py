@@ -73,20 +73,20 @@ def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
     # 597 rows of float32: conv 2 × (4+6+8+12), vit-a 2 × 24, vit-b 2 × 48, clip 2 × (32 + 24)
     written = 4 * 597 * 2 * (30 + 24 + 48 + 56) / 1024
     assert table["extract"][0] == "4"
-    assert table["extract"][1].startswith(f"4 models, 10 blocks, {written:.3g} KiB, ")
-    assert table["extract"][2] == "0 of 4 models"
+    assert table["extract"][1:3] == ["4 models, 10 blocks", "0 of 4 models"]
+    assert table["extract"][5] == f"{written:.3g} KiB"
     # image layers 4, 2, 2, 2 and text layers 2, each at two steps
     layers = [4, 2, 2, 2]
     across = sum(a * b for i, a in enumerate(layers) for b in layers[:i])
     images = 2 * across + sum(2 * n * (2 * n + 1) // 2 for n in layers)
     text = 2 * 2 * sum(layers[:3]) + 4 * 5 // 2 + 4 * 4
-    assert table["compare"] == [
+    assert table["compare"][:3] == [
         "2",
         f"{len(MEASURES) * (images + text)} pairs of representations",
         f"0 of {len(MEASURES) * (images + text)}",
     ]
     nulls = 20 * len(MEASURES)
-    assert table["calibrate"] == ["2", f"{nulls} pairs of encoders", f"0 of {nulls}"]
+    assert table["calibrate"][:3] == ["2", f"{nulls} pairs of encoders", f"0 of {nulls}"]
     assert "compared on 64 images, " in result.output
 
 
@@ -106,7 +106,7 @@ def test_plan__setting_of_any_depth(zoo: Zoo) -> None:
         "--set", "compare.measures.knn9.measure=mutual_knn", "--set", "subset.n=32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert rows(result.output)["compare"][-1] == f"0 of {196 * (len(MEASURES) + 1)}"
+    assert rows(result.output)["compare"][2] == f"0 of {196 * (len(MEASURES) + 1)}"
     assert "compared on 32 images" in result.output
 
 
@@ -125,7 +125,7 @@ def test_run__one_more_model_on_a_cluster_that_runs(copied: Zoo, cluster: str) -
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "tasks run: 1 extract, 1 compare, 1 competence" in result.output
-    assert "extract: 1 models in" in result.output
+    assert "extract: 1,194 stimuli in" in result.output  # 597 of each of two checkpoints
 
 
 def test_measures__all_and_one(zoo: Zoo) -> None:

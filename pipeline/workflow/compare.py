@@ -19,6 +19,7 @@ from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import create_variable, open_root
+from pipeline.workflow.cost import compare_cost
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
 
@@ -159,7 +160,7 @@ def compare_tasks(
                 _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
                 blocks,
             )
-            cost = float(sum(b.sum() for b in blocks.values()))
+            cost = compare_cost(job, subset).operations
             yield Task(f"compare {subset.key} {i},{j}", compare_job, (job,), cost=cost)
 
 

@@ -18,9 +18,10 @@ from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
 from pipeline.store.layout import activations_path, delete, open_root
+from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
-    from pipeline.extraction import TowerInfo
+    from pipeline.towers import TowerInfo
 
 Block = tuple[int, int]
 
@@ -293,7 +294,7 @@ def extract_tasks(
                     device,
                 ),
             ),
-            cost=plan.flops(len(stimuli)),
+            cost=extract_cost(plan, stimuli, batch_size, device).operations,
             gpu=device != "cpu",
         )
         for plan in plans

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
-from dask.utils import parse_bytes
 from rich.console import Console
 
-from pipeline.cluster import Executor, Task, cpu_count, describe_failure, executor, override
+from pipeline.cluster import (
+    ClusterSpec,
+    Executor,
+    Task,
+    cpu_count,
+    describe_failure,
+    executor,
+    override,
+)
 from pipeline.progress import stage
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding, outstanding
@@ -20,9 +30,11 @@ from pipeline.store.layout import open_root, sweep_partial
 from pipeline.store.lease import lease
 from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
+from pipeline.workers import check_report_file, performance_report, rooms_of, rooms_to_be, timed
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import extract_tasks, prepare_model
-from pipeline.workflow.members import Budget
+from pipeline.workflow.log import RunLog, at, run_log
+from pipeline.workflow.memory import check_memory
 from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
 from pipeline.workflow.spec import Workflow
@@ -36,6 +48,8 @@ class RunReport:
     seconds: float = 0.0
     tasks: dict[str, int] = field(default_factory=dict)
     """Stage → tasks that were run."""
+    finished: dict[str, int] = field(default_factory=dict)
+    """Stage → tasks among them that came to an end and are kept."""
     failures: dict[str, str] = field(default_factory=dict)
     """What failed → why; the rest was finished and kept."""
     report: Path | None = None
@@ -47,6 +61,14 @@ class RunReport:
         """0, or 1 where something failed."""
         return 1 if self.failures else 0
 
+    @property
+    def kept(self) -> str:
+        """What was finished in this run, stage by stage, in words."""
+        parts = [
+            f"{stage} {self.finished.get(stage, 0)} of {n}" for stage, n in self.tasks.items() if n
+        ]
+        return f"tasks finished in this run: {', '.join(parts)}" if parts else ""
+
 
 def run_workflow(
     workflow: Workflow,
@@ -54,6 +76,7 @@ def run_workflow(
     cluster: str | None = None,
     replace: Sequence[str] = (),
     console: Console | None = None,
+    report_file: Path | None = None,
 ) -> RunReport:
     """Do what a workflow asks and its store lacks.
 
@@ -65,6 +88,8 @@ def run_workflow(
         Ids whose stored activations are dropped and extracted anew.
     console
         Where progress goes; default: standard error.
+    report_file
+        Where to write Dask's performance report of the run, as HTML.
 
     Returns
     -------
@@ -75,35 +100,75 @@ def run_workflow(
     ------
     ConsilienceError
         For everything that is known to be wrong before a task runs; the store is left as it was.
+    KeyboardInterrupt
+        Where the run was interrupted; a note says what was finished before.
     """
     started = time.monotonic()
     console = console or Console(stderr=True)
     report = RunReport(Path(workflow.store))
+    spec = override(workflow.cluster, cluster)
+    if report_file is not None:
+        check_report_file(report_file)
     plan = plan_workflow(workflow, replace=replace)
-    if plan.untrained:
-        _train(plan.untrained, console)
-        report.tasks["train"] = len(plan.untrained)
-        plan = plan_workflow(workflow, replace=replace)
-    path = Path(workflow.store)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with executor(override(workflow.cluster, cluster)) as pool:
-        if plan.needs_workers:
-            pool.start()  # a wrong address is known before the store is touched
-        root = open_root(path, "a")
-        with lease(path):
-            _Run(root, plan, pool, console, report).all_stages()
+    if plan.needs:
+        check_memory(plan, rooms_to_be(spec), local=True)
+    try:
+        if plan.untrained:
+            report.tasks["train"] = len(plan.untrained)
+            _train(plan.untrained, console)
+            report.finished["train"] = len(plan.untrained)
+            plan = plan_workflow(workflow, replace=replace)
+        _run_stages(plan, spec, console, report, report_file)
+    except KeyboardInterrupt as stop:
+        if report.kept:
+            stop.add_note(report.kept)
+        raise
     report.seconds = time.monotonic() - started
     return report
+
+
+def _run_stages(
+    plan: Plan, spec: ClusterSpec, console: Console, report: RunReport, report_file: Path | None
+) -> None:
+    path = Path(plan.workflow.store)
+    with ExitStack() as stack:
+        pool = stack.enter_context(executor(spec))
+        if plan.needs_workers:
+            client = pool.start()  # a wrong address is known before the store is touched
+            check_memory(plan, rooms_of(client), local=spec.kind == "local")
+            if report_file is not None:
+                stack.enter_context(performance_report(client, report_file))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        root = open_root(path, "a")
+        stack.enter_context(lease(path))
+        log = None
+        if not plan.is_done:
+            log = stack.enter_context(run_log(root, path, **_about(plan, spec)))
+        _Run(root, plan, pool, console, report, log).all_stages()
+        if log is not None:
+            log.end("failures" if report.failures else "done", failures=report.failures)
+
+
+def _about(plan: Plan, spec: ClusterSpec) -> dict[str, Any]:
+    """Return what the log of a run begins with."""
+    return {
+        "workflow": plan.workflow.model_dump(mode="json"),
+        "cluster": spec.model_dump(mode="json"),
+        "stimuli": plan.stimuli.key,
+        "subsets": [c.subset.key for c in plan.comparisons],
+        "tasks": plan.tasks,
+        "needs": {stage: asdict(needs) for stage, needs in plan.needs.items()},
+    }
 
 
 def _train(recipes: Sequence[TrainingRecipe], console: Console) -> None:
     total = sum(r.options.steps for r in recipes)
     before: dict[str, int] = {}
-    with stage(console, "train", total, f"steps of {len(recipes)} models") as advance:
+    with stage(console, "train", total, f"steps of {len(recipes)} models") as shown:
 
         def show(event: Any) -> None:
-            advance(event.step - before.get(event.model, 0))
+            shown.advance(event.step - before.get(event.model, 0))
             before[event.model] = event.step
 
         train_all(recipes, workers=cpu_count(), on_progress=show)
@@ -113,15 +178,19 @@ class _Run:
     """The stages after training, on one store under its lease."""
 
     def __init__(
-        self, root: zarr.Group, plan: Plan, pool: Executor, console: Console, report: RunReport
+        self,
+        root: zarr.Group,
+        plan: Plan,
+        pool: Executor,
+        console: Console,
+        report: RunReport,
+        log: RunLog | None,
     ) -> None:
         self.root, self.plan, self.pool = root, plan, pool
-        self.console, self.report = console, report
+        self.console, self.report, self.log = console, report, log
         self.workflow = plan.workflow
         self.specs = plan.workflow.compare.specs
-        self.budget = Budget(
-            parse_bytes(plan.workflow.compare.memory), parse_bytes(plan.workflow.compare.scratch)
-        )
+        self.budget = plan.workflow.compare.budget
         # workers may stand in another folder
         self.location = str(Path(plan.workflow.store).absolute())
 
@@ -142,18 +211,41 @@ class _Run:
         changed = self.aggregate(comparisons, competence)
         self.write_report(subset, changed)
 
-    def tasks(self, name: str, unit: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield (task, result) of those that succeed; note the others as failures."""
-        self.report.tasks[name] = len(tasks)
+    def tasks(
+        self, name: str, unit: str, tasks: Sequence[Task], size: Callable[[Task], int]
+    ) -> Iterator[tuple[Task, Any]]:
+        """Yield (task, result) of those that succeed; note the others as failures.
+
+        Parameters
+        ----------
+        size
+            Gives the units that a task stands for.
+        """
+        report = self.report
+        report.tasks[name] = len(tasks)
         if not tasks:
             return
-        with stage(self.console, name, len(tasks), unit) as advance:
-            for outcome in self.pool.run(tasks):
-                advance(1)
+        total = sum(size(task) for task in tasks)
+        cost = sum(task.cost for task in tasks)
+        self.note("stage", stage=name, tasks=len(tasks))
+        measured = [replace(task, function=partial(timed, task.function)) for task in tasks]
+        with stage(self.console, name, total, unit, cost=cost) as shown:
+            for outcome in self.pool.run(measured):
+                task, before = outcome.task, set(report.failures)
                 if outcome.error is not None:
-                    self.report.failures[outcome.task.name] = describe_failure(outcome)
+                    errors = [describe_failure(outcome)]
+                    report.failures[task.name] = errors[0]
                 else:
-                    yield outcome.task, outcome.result
+                    yield task, outcome.result.result
+                    report.finished[name] = report.finished.get(name, 0) + 1
+                    errors = [report.failures[each] for each in report.failures.keys() - before]
+                shown.advance(size(task), cost=task.cost, failed=len(errors))
+                self.note("task", **_record(name, task, outcome.result, errors))
+
+    def note(self, event: str, **what: Any) -> None:
+        """Add a line to the log of the run, where it has one."""
+        if self.log is not None:
+            self.log.write(event, **what)
 
     def extract(self) -> list[Encoder]:
         plan, settings = self.plan, self.workflow.extract
@@ -167,7 +259,7 @@ class _Run:
             settings.batch_size,
             settings.device,
         )
-        for task, errors in self.tasks("extract", "models", tasks):
+        for task, errors in self.tasks("extract", "stimuli", tasks, _n_stimuli):
             for label, error in errors.items():
                 self.report.failures[f"{task.name.removeprefix('extract ')}@{label}"] = error
         return [
@@ -198,7 +290,7 @@ class _Run:
                 self.budget,
                 self.workflow.compare.device,
             )
-        for task, facts in self.tasks("compare", "blocks", tasks):
+        for task, facts in self.tasks("compare", "pairs", tasks, _n_pairs):
             compare.record_facts(grids[task.arguments[0].subset], facts)
 
     def calibrate(self, comparisons: Sequence[Comparison]) -> None:
@@ -216,7 +308,7 @@ class _Run:
             tasks += calibrate.null_tasks(
                 todo, self.specs, c.encoders, settings, self.location, c.subset, self.budget
             )
-        for _ in self.tasks("calibrate", "blocks", tasks):
+        for _ in self.tasks("calibrate", "pairs of encoders", tasks, _n_nulls):
             pass
 
     def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
@@ -224,7 +316,7 @@ class _Run:
         missing = analyse.missing_competence(known, images)
         tasks = analyse.competence_tasks(missing, self.location, images.subset)
         found = dict(known)
-        for _, result in self.tasks("competence", "tasks", tasks):
+        for _, result in self.tasks("competence", "encoders", tasks, _n_encoders):
             found |= result
         if tasks:
             analyse.write_competence(self.root, images.subset.key, found)
@@ -249,11 +341,53 @@ class _Run:
         store = open_store(self.workflow.store)
         folder = default_folder(store, subset)
         if changed or not (folder / "index.html").is_file():
-            with stage(self.console, "report", 1, "page") as advance:
+            with stage(self.console, "report", 1, "page") as shown:
                 written = write_report(store, folder, subset=subset)
-                advance(1)
+                shown.advance(1)
             self.report.figures, self.report.report = list(written.figures), written.html
         else:
             self.report.figures = sorted(folder.glob("*.png"))
             self.report.report = folder / "index.html"
         self.report.findings = findings(store, subset=subset)
+
+
+def _record(stage: str, task: Task, measured: Any, errors: Sequence[str]) -> dict[str, Any]:
+    """Return what the log says of a task."""
+    found: dict[str, Any] = {"stage": stage, "name": task.name, "operations": task.cost}
+    if measured is not None:
+        found |= {
+            "worker": measured.worker,
+            "started": at(measured.started),
+            "ended": at(measured.started + measured.seconds),
+            "seconds": round(measured.seconds, 3),
+            "read": measured.read,
+            "written": measured.written,
+            "memory": measured.memory,
+        }
+    return {**found, "errors": list(errors)}
+
+
+def _n_stimuli(task: Task) -> int:
+    """Count forward passes: stimuli of every checkpoint and tower."""
+    missing = task.arguments[0].missing
+    return sum(
+        stop - start
+        for towers in missing.values()
+        for blocks in towers.values()
+        for start, stop in blocks
+    )
+
+
+def _n_pairs(task: Task) -> int:
+    job = task.arguments[0]
+    masks = job.missing.values()
+    return int(sum((np.triu(mask) if job.i == job.j else mask).sum() for mask in masks))
+
+
+def _n_nulls(task: Task) -> int:
+    job = task.arguments[0]
+    return int(job.missing.sum()) * len(job.specs)
+
+
+def _n_encoders(task: Task) -> int:
+    return len(task.arguments[-1])
