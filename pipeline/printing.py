@@ -124,16 +124,16 @@ def new_table(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table, in a pipe with columns as wide as their cells."""
-    if OUT.is_terminal:
-        OUT.print(table)
-        return
+    """Print a table with columns as wide as their cells: folded into slivers nobody reads them."""
     cells = [list(column.cells) for column in table.columns]
     rows: Iterable[tuple[Any, ...]] = zip(*cells, strict=True)
     widths = [
         max(len(str(column.header)), *map(len, map(str, c or [""])))
         for column, c in zip(table.columns, cells, strict=True)
     ]
+    if OUT.is_terminal and sum(widths) + 2 * (len(widths) - 1) <= OUT.width:
+        OUT.print(table)
+        return
     for row in [tuple(column.header for column in table.columns), *rows]:
         text = "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True))
         click.echo(text.rstrip())

@@ -33,6 +33,9 @@ class Stage:
         self.started = time.monotonic()
         self.lock = RLock()
         self._parts: dict[str, tuple[float, float]] = {}
+        self._ended: set[str] = set()
+        self.ended: float | None = None
+        """Seconds that the stage took, once it has ended."""
 
     def advance(
         self, done: float, *, cost: float | None = None, failed: int = 0, part: str = ""
@@ -42,9 +45,10 @@ class Stage:
         Parameters
         ----------
         part
-            Name of a task of which some was told before, which is taken off now.
+            Name of a task that ends; what was told of it before is taken off.
         """
         with self.lock:
+            self._ended.add(part)
             told, told_cost = self._parts.pop(part, (0.0, 0.0))
             self.done += done - told
             self.cost_done += (done if cost is None else cost) - told_cost
@@ -54,6 +58,8 @@ class Stage:
     def within(self, part: str, done: float, cost: float) -> None:
         """Say how much of a task that is not finished is done by now."""
         with self.lock:
+            if part in self._ended:  # word of it came after its result
+                return
             told, told_cost = self._parts.get(part, (0.0, 0.0))
             self.done += done - told
             self.cost_done += cost - told_cost
@@ -83,13 +89,20 @@ class Stage:
         """Units a second, or a minute where that is less than one."""
         each = self.done / max(self.seconds, 1e-3)
         if 0 < each < 1:
-            return f"{60 * each:.2g} {self.unit}/min"
-        return f"{each:,.0f} {self.unit}/s" if each >= 10 else f"{each:.2g} {self.unit}/s"
+            return f"{60 * each:.2g}/min"
+        return f"{each:,.0f}/s" if each >= 10 else f"{each:.2g}/s"
 
     @property
     def count(self) -> str:
         """What is done of what there is."""
         return f"{self.done:,.0f}/{self.total:,} {self.unit}"
+
+    @property
+    def clock(self) -> str:
+        """Time that is left; in the end, time it took."""
+        if self.ended is not None:
+            return f"took {_clock(self.ended)}"
+        return f"left {_clock(self.left)}"
 
     @property
     def failures(self) -> str:
@@ -124,6 +137,7 @@ def stage(
         shown = kind(title, total, unit, cost)
         shown.begin(console, stack)
         yield shown
+        shown.ended = shown.seconds
         shown.end()
 
 
@@ -166,10 +180,7 @@ class _Column(ProgressColumn):
         self.name, self.style = name, style
 
     def render(self, task: Any) -> Text:
-        value = getattr(task.fields["stage"], self.name)
-        if self.name in ("left", "seconds"):
-            value = _clock(value)
-        return Text(f"left {value}" if self.name == "left" else value, style=self.style)
+        return Text(getattr(task.fields["stage"], self.name), style=self.style)
 
 
 def _clock(seconds: float | None) -> str:
@@ -186,11 +197,10 @@ class _Bar(Stage):
         self.bars = stack.enter_context(
             Progress(
                 TextColumn(f"{self.title:<10}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=12),  # all of it fits into 80 columns
                 _Column("count"),
                 _Column("rate", "cyan"),
-                _Column("seconds", "yellow"),
-                _Column("left"),
+                _Column("clock", "yellow"),
                 _Column("failures", "red"),
                 console=console,
             )
@@ -225,8 +235,7 @@ class _Cell(Stage):
 
         show: Any = display.display
         self.last = time.monotonic()
-        told = [self.count, self.rate, _clock(self.seconds), f"left {_clock(self.left)}"]
-        text = "  ".join(filter(None, [*told, self.failures]))
+        text = "  ".join(filter(None, [self.count, self.rate, self.clock, self.failures]))
         bar = f'<progress value="{self.share:.3f}" max="1" style="width: 16em"></progress>'
         bundle = {
             "text/plain": f"{self.title:<10} {100 * self.share:3.0f}%  {text}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,19 @@ class Timed:
     """Bytes that the process took at the end."""
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> Timed:
-    """Call a function on a worker, and say where, when, and what it took."""
+_running = threading.local()
+TELL_SECONDS = 1.0
+"""How often a task says how far it is."""
+
+
+def timed(function: Callable[..., Any], *arguments: Any, topic: str, name: str) -> Timed:
+    """Call a function on a worker, and say where, when, and what it took.
+
+    Parameters
+    ----------
+    topic, name
+        Under which the function's `tell` is heard.
+    """
     import psutil
     from distributed import get_worker
 
@@ -76,7 +88,12 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Timed:
     except ValueError:
         worker = ""
     before, started, tick = _moved(process), time.time(), time.monotonic()
-    result = function(*arguments)
+    _running.about = topic, name
+    _running.told = tick
+    try:
+        result = function(*arguments)
+    finally:
+        del _running.about
     after = _moved(process)
     return Timed(
         result,
@@ -87,6 +104,31 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Timed:
         after[1] - before[1],
         process.memory_info().rss,
     )
+
+
+def tell(done: int) -> None:
+    """Say from within a task how much of it is done, for whoever shows it. Costs next to nothing.
+
+    Outside of a worker nobody hears it.
+    """
+    about, now = getattr(_running, "about", None), time.monotonic()
+    if about is None or now - _running.told < TELL_SECONDS:
+        return
+    from distributed import get_worker
+
+    _running.told = now
+    with suppress(ValueError):
+        get_worker().log_event(about[0], (about[1], done))
+
+
+@contextmanager
+def heard(client: Client, topic: str, hear: Callable[[str, int], None]) -> Iterator[None]:
+    """Pass on what tasks tell under a topic, as (name, done), in another thread."""
+    client.subscribe_topic(topic, lambda event: hear(*event[1]))
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic(topic)
 
 
 def _moved(process: Any) -> tuple[int, int]:

@@ -183,7 +183,7 @@ def scoring_bytes(
     steps = [0.0]
     n_panels = n_xs + (0 if alike else n_ys)
     for labels in sharing(specs):
-        per_pair = 2 * SINGLE * max(1, n_panels)
+        per_pair = SINGLE * max(1, n_panels)  # where one product does: panels are widest then
         if spilled:
             side = min(n, max(1, isqrt(memory // per_pair)))
             height = width = side
@@ -204,9 +204,22 @@ def scoring_bytes(
 
 
 def permuting_bytes(
-    n: int, n_orders: int, n_xs: int, n_ys: int, specs: Specs, *, memory: int = MEMORY
+    n: int,
+    n_orders: int,
+    n_xs: int,
+    widths: NDArray[np.int64],
+    specs: Specs,
+    *,
+    memory: int = MEMORY,
 ) -> float:
-    """Give what a null by permutation takes beside prepared representations and its results."""
+    """Give what a null by permutation takes beside prepared representations and its results.
+
+    Parameters
+    ----------
+    widths
+        Of the representations of Y, whose stimuli are permuted.
+    """
+    n_ys = len(widths)
     capacity = max(1, memory // working_bytes(n, n_orders, n_xs, 1, np.float32))
     at_once = min(n_ys, capacity)
     scores = float(DOUBLE * n_orders * n_xs * at_once)
@@ -221,8 +234,9 @@ def permuting_bytes(
     for k in _neighbour_counts(specs):
         lists = n * k * (8 * SINGLE * n_xs + 4 * SINGLE * at_once)
         steps.append(lists + SINGLE * 2.0 * n * n + 3 * scores)
-    if _kernels(specs):
-        steps.append(scores)
+    if _kernels(specs):  # each permutation is prepared anew while the one before is there
+        kernels = {spec.name: spec for spec in _kernels(specs)}
+        steps.append(scores + 2 * float(kept_bytes(n, widths, kernels).fixed.sum()))
     # all measures' scores, and how they are brought together over layers
     return orders + max(steps) + scores * (len(specs) + 4)
 

@@ -1,7 +1,9 @@
 """What a task takes: operations, bytes, and the memory of the worker that runs it.
 
 Everything is worked out from the task's own arguments, so that a plan speaks of what will be run,
-and the longest tasks go first. Memory is what a task adds to an idle worker, as an upper bound.
+and the longest tasks go first. Memory is what a task adds to an idle worker, as an upper bound:
+what preparing takes for a moment is added to what comparing takes afterwards, because memory that
+is given back between arrays that stay is seldom of use to larger ones.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ READ_AT_ONCE = 10
 """Chunks of an array that zarr reads at a time."""
 Specs = Mapping[str, MeasureSpec]
 
+OVERHEAD = 24 * 2**20
+"""What BLAS and the threads in which zarr reads and writes keep for themselves, as measured."""
 DECODED = 256 * 2**20
 """What a worker keeps of decoded images."""
 
@@ -50,9 +54,9 @@ class Cost:
 
     operations: float
     read: float
-    """Bytes, if nothing is held of what was read before."""
+    """Bytes of the store, if nothing is held of what was read before."""
     written: float
-    """Bytes."""
+    """Bytes of the store."""
     working: float
     """Bytes of memory while it runs, beside what is held."""
     held: float = 0.0
@@ -61,7 +65,7 @@ class Cost:
     @property
     def memory(self) -> float:
         """Bytes that the task adds to an idle worker."""
-        return self.working + self.held
+        return self.working + self.held + OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Needs:
             sum(c.operations for c in costs),
             sum(c.read for c in costs),
             sum(c.written for c in costs),
-            max(c.working + max(c.held, at_least) for c in costs),
+            max(c.working + max(c.held, at_least) for c in costs) + OVERHEAD,
             held,
         )
 
@@ -150,7 +154,7 @@ def compare_cost(job: CompareJob, subset: Subset) -> Cost:
         prepared.operations + scoring_operations(n, prepared.widths, max(pairs.values()), specs),
         prepared.read + written,
         written,
-        max(prepared.working, scoring) + 6 * SINGLE * float(cells),
+        prepared.working + scoring + 6 * SINGLE * float(cells),
         prepared.held,
     )
 
@@ -160,6 +164,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     n = len(subset)
     sides = [[m for layers in side.values() for m in layers] for side in (job.left, job.right)]
     n_xs, n_ys = map(len, sides)
+    widths_y = np.array([m.width for m in sides[1]], dtype=np.int64)
     members = list(dict.fromkeys([*sides[0], *sides[1]]))
     prepared = _Prepared(members, subset, job.specs, job.budget)
     of_left, of_right = (
@@ -184,7 +189,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
         else:
             operations += permuting_operations(n, count, prepared.widths, pairs, specs)
         operations += permuting_operations(n, count, prepared.widths, pairs, turned)
-        working = max(working, permuting_bytes(n, count, n_xs, n_ys, specs))
+        working = max(working, permuting_bytes(n, count, n_xs, widths_y, specs))
         nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
         cells = float(len(AGGREGATES) * job.missing.size * count)
         results += 3 * nulls * len(specs)
@@ -195,7 +200,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
         operations,
         prepared.read + written,
         written,
-        max(prepared.working, working) + results,
+        prepared.working + working + results,
         prepared.held,
     )
 
@@ -210,7 +215,7 @@ def competence_cost(encoders: Sequence[Encoder], subset: Subset) -> Cost:
     probe = DOUBLE * (5.0 * n * widest + 3.0 * min(n, widest) ** 2)
     return Cost(
         preparing_operations(n, each, spec) + fits,
-        float(SINGLE * base * each.sum()),
+        float(SINGLE * _stored_rows(base) * each.sum()),
         0.0,
         max(probe, preparing_bytes(n, widest, spec)) + _reading(base, n, widest),
     )
@@ -218,8 +223,15 @@ def competence_cost(encoders: Sequence[Encoder], subset: Subset) -> Cost:
 
 def _reading(base: int, n: int, width: int) -> float:
     """Give what reading a layer takes: all its rows, which are finite, and those chosen."""
-    in_flight = min(base, READ_AT_ONCE * rows_per_chunk(base))
+    # of each chunk there are the bytes that were read and the array they give
+    in_flight = 2 * min(_stored_rows(base), READ_AT_ONCE * rows_per_chunk(base))
     return float(width * (SINGLE * (base + in_flight + n) + base))
+
+
+def _stored_rows(n: int) -> int:
+    """Give the rows that a layer has on disk: its last chunk is as long as the others."""
+    rows = rows_per_chunk(n)
+    return -(-n // rows) * rows
 
 
 class _Prepared:
@@ -249,7 +261,7 @@ class _Prepared:
             SINGLE * float(n * widest) + preparing_bytes(n, widest, specs, layers),
         )
         self.operations = preparing_operations(n, self.widths, specs)
-        self.read = SINGLE * float(base * self.widths.sum())
+        self.read = SINGLE * float(_stored_rows(base) * self.widths.sum())
         if any(m.stack for m in members):  # thresholds are found in passes of their own
             self.read *= 4
 

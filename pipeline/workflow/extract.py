@@ -18,6 +18,7 @@ from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
 from pipeline.store.layout import activations_path, delete, open_root
+from pipeline.workers import tell
 from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ModelPlan:
             return 0
         rows = rows_per_chunk(n_stimuli)
         return sum(
-            4 * min(rows * len(blocks), n_stimuli) * sum(self.described[tower].widths)
+            # the last chunk is as long as the others
+            4 * rows * len(blocks) * sum(self.described[tower].widths)
             for towers in self.missing.values()
             for tower, blocks in towers.items()
         )
@@ -326,6 +328,7 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     root = open_root(job.store, "r+")
     errors: dict[str, str] = {}
+    done = 0
     source, model = get_source(job.spec.source), None
     for label, towers in job.missing.items():
         try:
@@ -347,6 +350,8 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
                     device=device,
                 ):
                     group.write_block(label, block, {n: values[n] for n in group.layers})
+                    done += block[1] - block[0]
+                    tell(done)
         except ModelError as error:
             errors[label] = str(error)
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,14 @@ from pipeline.store.layout import open_root, sweep_partial
 from pipeline.store.lease import lease
 from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
-from pipeline.workers import check_report_file, performance_report, rooms_of, rooms_to_be, timed
+from pipeline.workers import (
+    check_report_file,
+    heard,
+    performance_report,
+    rooms_of,
+    rooms_to_be,
+    timed,
+)
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import extract_tasks, prepare_model
 from pipeline.workflow.log import RunLog, at, run_log
@@ -228,8 +236,22 @@ class _Run:
         total = sum(size(task) for task in tasks)
         cost = sum(task.cost for task in tasks)
         self.note("stage", stage=name, tasks=len(tasks))
-        measured = [replace(task, function=partial(timed, task.function)) for task in tasks]
-        with stage(self.console, name, total, unit, cost=cost) as shown:
+        topic = f"consilience-{uuid.uuid4().hex[:8]}"
+        known = {task.name: task for task in tasks}
+        measured = [
+            replace(task, function=partial(timed, task.function, topic=topic, name=task.name))
+            for task in tasks
+        ]
+
+        def hear(part: str, done: int) -> None:
+            task = known[part]
+            shown.within(part, done, task.cost * done / size(task))
+
+        client = self.pool.start()
+        with (
+            stage(self.console, name, total, unit, cost=cost) as shown,
+            heard(client, topic, hear),
+        ):
             for outcome in self.pool.run(measured):
                 task, before = outcome.task, set(report.failures)
                 if outcome.error is not None:
@@ -239,7 +261,7 @@ class _Run:
                     yield task, outcome.result.result
                     report.finished[name] = report.finished.get(name, 0) + 1
                     errors = [report.failures[each] for each in report.failures.keys() - before]
-                shown.advance(size(task), cost=task.cost, failed=len(errors))
+                shown.advance(size(task), cost=task.cost, failed=len(errors), part=task.name)
                 self.note("task", **_record(name, task, outcome.result, errors))
 
     def note(self, event: str, **what: Any) -> None:
@@ -308,7 +330,7 @@ class _Run:
             tasks += calibrate.null_tasks(
                 todo, self.specs, c.encoders, settings, self.location, c.subset, self.budget
             )
-        for _ in self.tasks("calibrate", "pairs of encoders", tasks, _n_nulls):
+        for _ in self.tasks("calibrate", "pairs", tasks, _n_nulls):
             pass
 
     def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
