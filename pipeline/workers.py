@@ -128,7 +128,8 @@ def heard(client: Client, topic: str, hear: Callable[[str, int], None]) -> Itera
     try:
         yield
     finally:
-        client.unsubscribe_topic(topic)
+        if client.status == "running":  # a scheduler that is lost has its own message
+            client.unsubscribe_topic(topic)
 
 
 def _moved(process: Any) -> tuple[int, int]:

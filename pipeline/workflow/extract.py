@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
+from pipeline.allocator import own_pages
 from pipeline.cluster import Task
 from pipeline.errors import InputError, ModelError
 from pipeline.modelspec import Checkpoint, ModelSpec
@@ -311,6 +312,11 @@ def _stimuli(spec: StimuliSpec) -> StimulusSet:
 
 def extract_job(job: ExtractJob) -> dict[str, str]:
     """Extract one model on a worker; return checkpoint → error for those that failed."""
+    with own_pages():
+        return _extract(job)
+
+
+def _extract(job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
