@@ -1,27 +1,59 @@
 """The command line. Thin: it parses, calls, prints, and turns errors into exit codes.
 
 0: done. 1: done, but something failed and is named. 2: a person's mistake, nothing was changed.
+130, 143: interrupted (Ctrl-C), terminated; what was finished is kept.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from pipeline import __version__
 from pipeline.errors import ConsilienceError
+from pipeline.printing import (
+    ERR,
+    OUT,
+    count_text,
+    new_table,
+    print_plan,
+    print_report,
+    print_run,
+    print_runs,
+    print_table,
+)
 
 if TYPE_CHECKING:
-    from pipeline.workflow import Plan, RunReport
+    from pipeline.workflow import Workflow
 
-OUT = Console(highlight=False, soft_wrap=False)
-ERR = Console(stderr=True, highlight=False)
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as by a batch system: it stops as by Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM an exception, so that workers are stopped and the store is left unlocked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can signals be handled
+        return
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Commands(click.Group):
@@ -30,20 +62,27 @@ class _Commands(click.Group):
     def main(self, *args: Any, **keywords: Any) -> Any:
         keywords["standalone_mode"] = False
         try:
-            sys.exit(super().main(*args, **keywords))
+            with _terminable():
+                sys.exit(super().main(*args, **keywords))
         except ConsilienceError as error:
             click.echo(f"consilience: {error}", err=True)
             sys.exit(2)
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as stop:
+            # click turns an interrupt into its own exception, and keeps it as the cause
+            cause = stop.__cause__ or stop.__context__ or stop
+            terminated = isinstance(stop, _Terminated) or isinstance(cause, _Terminated)
+            how = "terminated" if terminated else "interrupted"
+            notes = [*getattr(stop, "__notes__", ()), *getattr(cause, "__notes__", ())]
+            told = "".join(f" ({note})" for note in dict.fromkeys(notes))
             click.echo(
-                "consilience: interrupted. What was finished is kept; the same command goes on "
+                f"consilience: {how}. What was finished is kept{told}; the same command goes on "
                 "from there.",
                 err=True,
             )
-            sys.exit(130)
+            sys.exit(143 if terminated else 130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,6 +130,13 @@ def _with_settings(function: Any) -> Any:
     metavar="SECONDS",
     help="Wait so long for another run on the store to end.  [default: refuse at once]",
 )
+@click.option(
+    "--performance-report",
+    "report_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write Dask's report of what the workers did to this HTML file.",
+)
 def run(
     workflow: Path,
     store: str | None,
@@ -99,16 +145,24 @@ def run(
     dry_run: bool,
     cluster: str | None,
     wait: float | None,
+    report_file: Path | None,
 ) -> None:
     """Do what a workflow asks and its store lacks."""
-    from pipeline.workflow import load_workflow, plan_workflow, run_workflow
+    from pipeline.workflow import load_workflow, run_workflow
 
     spec, _ = load_workflow(workflow, settings=settings, store=store)
     if dry_run:
-        _print_plan(plan_workflow(spec, replace=replace))
+        _plan(spec, replace, cluster)
         return
-    report = run_workflow(spec, cluster=cluster, replace=replace, console=ERR, wait=wait)
-    _print_report(report)
+    report = run_workflow(
+        spec,
+        cluster=cluster,
+        replace=replace,
+        console=ERR,
+        wait=wait,
+        report_file=report_file,
+    )
+    print_report(report)
     sys.exit(report.exit_code)
 
 
@@ -117,11 +171,24 @@ def run(
 def plan(
     workflow: Path, store: str | None, settings: Sequence[str], replace: Sequence[str]
 ) -> None:
-    """Say what a workflow has done already and what it would do."""
-    from pipeline.workflow import load_workflow, plan_workflow
+    """Say what a workflow has done already, and what it would do and take."""
+    from pipeline.workflow import load_workflow
 
     spec, _ = load_workflow(workflow, settings=settings, store=store)
-    _print_plan(plan_workflow(spec, replace=replace))
+    _plan(spec, replace, None)
+
+
+def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
+    """Print a plan; raise where its workers have not the memory."""
+    from pipeline.cluster import override
+    from pipeline.cluster.workers import rooms_to_be
+    from pipeline.workflow import check_memory, plan_workflow
+
+    made = plan_workflow(spec, replace=replace)
+    print_plan(made)
+    if made.needs:
+        where = override(spec.cluster, cluster)
+        check_memory(made, rooms_to_be(where), where)
 
 
 @main.command()
@@ -132,13 +199,13 @@ def measures(name: str | None) -> None:
     from pipeline.measures.catalog import PRESET
 
     if name is None:
-        table = _table("measure", "kind", "symmetric", "range", "parameters")
+        table = new_table("measure", "kind", "symmetric", "range", "parameters")
         for measure in list_measures():
             parameters = ", ".join(f"{p.name}={p.default}" for p in measure.parameters)
             low, high = measure.range
             symmetric = "yes" if measure.symmetric else "no"
             table.add_row(measure.name, measure.kind, symmetric, f"{low:g} to {high:g}", parameters)
-        _print_table(table)
+        print_table(table)
         OUT.print("`consilience measures NAME` tells more of one")
         return
     measure = get_measure(name)
@@ -171,7 +238,7 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)
-    table = _table("id", "family", "towers", "checkpoints", "sets")
+    table = new_table("id", "family", "towers", "checkpoints", "sets")
     for spec in specs:
         checkpoints = spec.checkpoints
         shown = checkpoints if isinstance(checkpoints, str) else ", ".join(checkpoints)
@@ -182,7 +249,7 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
             shown or "pretrained",
             ", ".join(spec.sets),
         )
-    _print_table(table)
+    print_table(table)
     OUT.print(f"{len(specs)} models")
 
 
@@ -196,7 +263,7 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)
-    table = _table("id", "tower", "layers", "widths", "parameters", "GFLOP", "pool")
+    table = new_table("id", "tower", "layers", "widths", "parameters", "GFLOP", "pool")
     faults = []
     for spec in specs:
         try:
@@ -211,11 +278,11 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
                 tower,
                 str(len(info.layers)),
                 ", ".join(map(str, widths)),
-                _count(info.n_parameters),
+                count_text(info.n_parameters),
                 f"{info.flops / 1e9:.3g}",
                 info.pooling,
             )
-    _print_table(table)
+    print_table(table)
     if faults:
         raise ConsilienceError(
             f"{len(faults)} of {len(specs)} entries are wrong:\n  " + "\n  ".join(faults)
@@ -260,15 +327,33 @@ def ls(path: str, set_key: str | None) -> None:
     """List the encoders of a store."""
     from pipeline.store import open_store
 
-    table = _table("encoder", "layers", "parameters", "step")
+    table = new_table("encoder", "layers", "parameters", "step")
     for encoder in open_store(path).encoders(set_key):
         table.add_row(
             encoder.id,
             str(len(encoder.layers)),
-            _count(encoder.attributes["n_parameters"]),
+            count_text(encoder.attributes["n_parameters"]),
             str(encoder.step) if encoder.step >= 0 else "",
         )
-    _print_table(table)
+    print_table(table)
+
+
+@store.command("log")
+@_STORE
+@click.argument("name", metavar="[RUN]", required=False)
+def show_log(path: Path, name: str | None) -> None:
+    """List the runs that wrote to a store, or the tasks of one RUN (or the beginning of its name).
+
+    The runs' logs are files of JSON lines in the store's folder runs/log.
+    """
+    from pipeline.store import open_store
+    from pipeline.workflow.log import read_run, read_runs
+
+    open_store(path)  # says where there is none
+    if name is not None:
+        print_run(read_run(path, name))
+        return
+    print_runs(read_runs(path))
 
 
 @store.command()
@@ -297,98 +382,3 @@ def report(path: str, out: Path | None, subset: str | None) -> None:
     for figure in written.figures:
         OUT.print(str(figure), soft_wrap=True)
     OUT.print(str(written.html), soft_wrap=True)
-
-
-def _print_plan(plan: Plan) -> None:
-    n = len(plan.stimuli)
-    extract = [m for m in plan.models if m.missing]
-    written = sum(m.bytes_to_write(n) for m in extract)
-    operations = sum(m.flops(n) for m in extract)
-    table = _table("stage", "tasks", "to do", "done already")
-    table.add_row("train", str(plan.tasks["train"]), f"{plan.tasks['train']} models", "")
-    blocks = sum(m.n_missing for m in extract)
-    table.add_row(
-        "extract",
-        str(plan.tasks["extract"]),
-        f"{len(extract)} models, {blocks} blocks, {_bytes(written)}, {operations:.2g} operations",
-        f"{len(plan.models) - len(extract)} of {len(plan.models)} models",
-    )
-    for stage, unit in (
-        ("compare", "pairs of representations"),
-        ("calibrate", "pairs of encoders"),
-        ("competence", "encoders"),
-    ):
-        missing, wanted = plan.pairs[stage]
-        table.add_row(
-            stage,
-            str(plan.tasks[stage]),
-            f"{missing:,} {unit}",
-            f"{wanted - missing:,} of {wanted:,}",
-        )
-    done = [label for label in plan.workflow.compare.specs if label not in plan.stale]
-    table.add_row("alignment", "", ", ".join(plan.stale), ", ".join(done))
-    _print_table(table)
-    rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in plan.comparisons)
-    OUT.print(f"stimuli {plan.stimuli.key}: {n}; compared on {rows}")
-    OUT.print("nothing to do" if plan.is_done else f"store {plan.workflow.store}")
-
-
-def _print_report(report: RunReport) -> None:
-    if report.findings:
-        columns = list(report.findings[0])
-        table = _table(*columns)
-        for row in report.findings:
-            table.add_row(*(_cell(row[c]) for c in columns))
-        _print_table(table)
-    for name, why in report.failures.items():
-        OUT.print(f"failed: {name}: {why}", soft_wrap=True)
-    tasks = ", ".join(f"{n} {stage}" for stage, n in report.tasks.items() if n) or "none"
-    OUT.print(f"tasks run: {tasks}; {report.seconds:.0f} s")
-    OUT.print(f"store    {report.store}", soft_wrap=True)
-    for figure in report.figures:
-        OUT.print(f"figure   {figure}", soft_wrap=True)
-    if report.report:
-        OUT.print(f"report   {report.report}", soft_wrap=True)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_table(table: Table) -> None:
-    if OUT.is_terminal:
-        OUT.print(table)
-        return
-    # a pipe has no width: columns as wide as their cells
-    cells = [list(column.cells) for column in table.columns]
-    rows: Iterable[tuple[Any, ...]] = zip(*cells, strict=True)
-    widths = [
-        max(len(str(column.header)), *map(len, map(str, c or [""])))
-        for column, c in zip(table.columns, cells, strict=True)
-    ]
-    for row in [tuple(column.header for column in table.columns), *rows]:
-        text = "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True))
-        click.echo(text.rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def _count(n: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.3g} {letter}"
-    return f"{n:.0f}"
-
-
-def _bytes(n: float) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f} B"

@@ -17,41 +17,10 @@ from pipeline.modelspec import EveryN, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import Source, Tokens, differences, misfit_message
 from pipeline.stimuli import StimulusSet
+from pipeline.towers import PeakMemory, TowerInfo
 from pipeline.yamlfile import did_you_mean
 
 Float32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TowerInfo:
-    """What is known of a tower without its weights.
-
-    Attributes
-    ----------
-    layers
-        Layer names, from input to output.
-    widths
-        Features of each layer after pooling.
-    n_parameters
-        Parameters without classifier head and without token embeddings.
-    n_embedding_parameters
-        Parameters of the token embedding.
-    flops
-        Floating-point operations of one forward pass for one stimulus (a multiply-add is two).
-    pooling
-        How each layer is pooled in the end: `auto` resolved; `eot` is the token that a text tower
-        reads out.
-    preprocessing
-        What the source does to an input.
-    """
-
-    layers: tuple[str, ...]
-    widths: tuple[int, ...]
-    n_parameters: int
-    n_embedding_parameters: int
-    flops: float
-    pooling: str
-    preprocessing: dict[str, Any]
 
 
 class Tap:
@@ -200,7 +169,7 @@ def _architecture(spec: ModelSpec) -> _Architecture:
         tap = Tap(spec, model, tower)
         example = source.example(spec, model, tower)
         try:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
                 pooled = tap(example)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             if isinstance(error, ConsilienceError):
@@ -218,6 +187,9 @@ def _architecture(spec: ModelSpec) -> _Architecture:
             flops=float(counter.get_total_flops()),
             pooling=str(tap.pooling),
             preprocessing=_jsonable(source.preprocessing(spec, model)),
+            input_bytes=example.nbytes,
+            working_bytes=memory.peak,
+            weight_bytes=sum(weight.nbytes for weight in model.state_dict().values()),
         )
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     _architectures[key] = _Architecture(towers, shapes)

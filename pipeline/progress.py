@@ -1,62 +1,248 @@
-"""Progress of a stage: a bar in terminal and notebook, plain lines elsewhere."""
+"""Progress of a stage: a bar in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import html
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import RLock
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.text import Text
 
 LINE_SECONDS = 15.0
 """How often a line is printed where there is no terminal."""
+NOTEBOOK_SECONDS = 0.5
+"""How often a notebook's bar is drawn."""
 
-Advance = Callable[[int], None]
+
+class Stage:
+    """How far a stage is.
+
+    Units are what a person counts (pairs, stimuli); time goes by cost, since tasks differ. May be
+    told from several threads.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, cost: float | None) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.cost = float(total) if cost is None else cost
+        self.done, self.cost_done, self.failed = 0.0, 0.0, 0
+        self.started = time.monotonic()
+        self.lock = RLock()
+        self._parts: dict[str, tuple[float, float]] = {}
+        self._ended: set[str] = set()
+        self.ended: float | None = None
+        """Seconds that the stage took, once it has ended."""
+
+    def advance(
+        self, done: float, *, cost: float | None = None, failed: int = 0, part: str = ""
+    ) -> None:
+        """Count what was done since the last call, and what failed.
+
+        Parameters
+        ----------
+        part
+            Name of a task that ends; what was told of it before is taken off.
+        """
+        with self.lock:
+            self._ended.add(part)
+            told, told_cost = self._parts.pop(part, (0.0, 0.0))
+            self.done += done - told
+            self.cost_done += (done if cost is None else cost) - told_cost
+            self.failed += failed
+            self.changed()
+
+    def within(self, part: str, done: float, cost: float) -> None:
+        """Say how much of a task that is not finished is done by now."""
+        with self.lock:
+            if part in self._ended:  # word of it came after its result
+                return
+            told, told_cost = self._parts.get(part, (0.0, 0.0))
+            self.done += done - told
+            self.cost_done += cost - told_cost
+            self._parts[part] = done, cost
+            self.changed()
+
+    def changed(self) -> None:
+        """Show it."""
+
+    @property
+    def seconds(self) -> float:
+        """Time since the stage began."""
+        return time.monotonic() - self.started
+
+    @property
+    def share(self) -> float:
+        """Part of the cost that is done, 0 to 1."""
+        return min(1.0, self.cost_done / self.cost) if self.cost > 0 else 1.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left at the rate so far; None before anything is done."""
+        return self.seconds * (1 - self.share) / self.share if self.share > 0 else None
+
+    @property
+    def rate(self) -> str:
+        """Units a second, or a minute where that is less than one."""
+        each = self.done / max(self.seconds, 1e-3)
+        if 0 < each < 1:
+            return f"{60 * each:.2g}/min"
+        return f"{each:,.0f}/s" if each >= 10 else f"{each:.2g}/s"
+
+    @property
+    def count(self) -> str:
+        """What is done of what there is."""
+        return f"{self.done:,.0f}/{self.total:,} {self.unit}"
+
+    @property
+    def clock(self) -> str:
+        """Time that is left; in the end, time it took."""
+        if self.ended is not None:
+            return f"took {_clock(self.ended)}"
+        return f"left {_clock(self.left)}"
+
+    @property
+    def failures(self) -> str:
+        """How many failed, or nothing."""
+        return f"{self.failed} failed" if self.failed else ""
 
 
 @contextmanager
-def stage(console: Console, title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show how far a stage is, with the time left.
+def stage(
+    console: Console, title: str, total: int, unit: str, *, cost: float | None = None
+) -> Iterator[Stage]:
+    """Show how far a stage is, at what rate, with the time left and what has failed.
+
+    Parameters
+    ----------
+    total
+        Units there are.
+    cost
+        What all of them cost; default: each the same.
 
     Yields
     ------
-    callable
-        Call it with the number of units done since the last call.
+    Stage
+        Tell it what was done.
     """
-    started = time.monotonic()
-    if console.is_terminal or console.is_jupyter:
-        with Progress(
-            TextColumn(f"{title:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        ) as bars:
-            bar = bars.add_task(title, total=total)
-            yield lambda n: bars.advance(bar, n)
-        return
-    done, last = 0, started
-    console.print(f"{title}: {total} {unit}")
+    kind: type[_Bar | _Cell | _Lines] = _Lines
+    if console.is_jupyter:
+        kind = _Cell
+    elif console.is_terminal:
+        kind = _Bar
+    with ExitStack() as stack:
+        shown = kind(title, total, unit, cost)
+        shown.begin(console, stack)
+        yield shown
+        shown.ended = shown.seconds
+        shown.end()
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
+
+class _Lines(Stage):
+    """Plain lines, now and then."""
+
+    def begin(self, console: Console, stack: ExitStack) -> None:
+        del stack
+        self.console, self.last = console, self.started
+        self._print(f"{self.title}: {self.total:,} {self.unit}")
+
+    def changed(self) -> None:
         now = time.monotonic()
-        if now - last >= LINE_SECONDS:
-            last = now
-            left = (now - started) / max(done, 1) * (total - done)
-            console.print(f"{title}: {done} of {total} {unit}, about {left:.0f} s left")
+        if now - self.last < LINE_SECONDS:
+            return
+        self.last = now
+        parts = [f"{self.title}: {self.done:,.0f} of {self.total:,} {self.unit}"]
+        if self.left is not None:
+            parts += [self.rate, f"about {self.left:.0f} s left"]
+        self._print(", ".join([*parts, *filter(None, [self.failures])]))
 
-    yield advance
-    console.print(f"{title}: {done} {unit} in {time.monotonic() - started:.1f} s")
+    def end(self) -> None:
+        parts = [
+            f"{self.title}: {self.done:,.0f} {self.unit} in {self.seconds:.1f} s",
+            self.failures,
+        ]
+        self._print(", ".join(filter(None, parts)))
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Column(ProgressColumn):
+    """One property of a stage."""
+
+    max_refresh = 0.5
+
+    def __init__(self, name: str, style: str = "") -> None:
+        super().__init__()
+        self.name, self.style = name, style
+
+    def render(self, task: Any) -> Text:
+        return Text(getattr(task.fields["stage"], self.name), style=self.style)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class _Bar(Stage):
+    """A bar in a terminal."""
+
+    def begin(self, console: Console, stack: ExitStack) -> None:
+        self.bars = stack.enter_context(
+            Progress(
+                TextColumn(f"{self.title:<10}"),
+                BarColumn(bar_width=12),  # all of it fits into 80 columns
+                _Column("count"),
+                _Column("rate", "cyan"),
+                _Column("clock", "yellow"),
+                _Column("failures", "red"),
+                console=console,
+            )
+        )
+        self.bar = self.bars.add_task(self.title, total=1.0, stage=self)
+
+    def changed(self) -> None:
+        self.bars.update(self.bar, completed=self.share)
+
+    def end(self) -> None:
+        self.bars.update(self.bar, completed=self.share)
+
+
+class _Cell(Stage):
+    """A bar in a notebook's cell, which no widgets are needed for."""
+
+    def begin(self, console: Console, stack: ExitStack) -> None:
+        del console
+        self.last = self.started
+        self.handle: Any = None
+        stack.callback(self._draw)
+
+    def changed(self) -> None:
+        if self.handle is None or time.monotonic() - self.last >= NOTEBOOK_SECONDS:
+            self._draw()
+
+    def end(self) -> None:
+        """Leave the bar as it is; it is drawn once more in any case."""
+
+    def _draw(self) -> None:
+        from IPython import display
+
+        show: Any = display.display
+        self.last = time.monotonic()
+        text = "  ".join(filter(None, [self.count, self.rate, self.clock, self.failures]))
+        bar = f'<progress value="{self.share:.3f}" max="1" style="width: 16em"></progress>'
+        bundle = {
+            "text/plain": f"{self.title:<10} {100 * self.share:3.0f}%  {text}",
+            "text/html": f"<code>{html.escape(f'{self.title:<10}')}</code> {bar} "
+            f"<code>{html.escape(text)}</code>",
+        }
+        if self.handle is None:
+            self.handle = show(bundle, raw=True, display_id=True)
+        else:
+            self.handle.update(bundle, raw=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 from zoo import MEASURES, TIMM, Zoo, inside, tree
@@ -15,6 +18,7 @@ from pipeline.cli import main
 from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.store import Store
+from pipeline.workflow.log import read_runs
 
 
 def consilience(zoo: Zoo, *arguments: str) -> Result:
@@ -73,20 +77,20 @@ def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
     # 597 rows of float32: conv 2 × (4+6+8+12), vit-a 2 × 24, vit-b 2 × 48, clip 2 × (32 + 24)
     written = 4 * 597 * 2 * (30 + 24 + 48 + 56) / 1024
     assert table["extract"][0] == "4"
-    assert table["extract"][1].startswith(f"4 models, 10 blocks, {written:.3g} KiB, ")
-    assert table["extract"][2] == "0 of 4 models"
+    assert table["extract"][1:3] == ["4 models, 10 blocks", "0 of 4 models"]
+    assert table["extract"][5] == f"{written:.3g} KiB"
     # image layers 4, 2, 2, 2 and text layers 2, each at two steps
     layers = [4, 2, 2, 2]
     across = sum(a * b for i, a in enumerate(layers) for b in layers[:i])
     images = 2 * across + sum(2 * n * (2 * n + 1) // 2 for n in layers)
     text = 2 * 2 * sum(layers[:3]) + 4 * 5 // 2 + 4 * 4
-    assert table["compare"] == [
+    assert table["compare"][:3] == [
         "2",
         f"{len(MEASURES) * (images + text)} pairs of representations",
         f"0 of {len(MEASURES) * (images + text)}",
     ]
     nulls = 20 * len(MEASURES)
-    assert table["calibrate"] == ["2", f"{nulls} pairs of encoders", f"0 of {nulls}"]
+    assert table["calibrate"][:3] == ["2", f"{nulls} pairs of encoders", f"0 of {nulls}"]
     assert "compared on 64 images, " in result.output
 
 
@@ -106,7 +110,7 @@ def test_plan__setting_of_any_depth(zoo: Zoo) -> None:
         "--set", "compare.measures.knn9.measure=mutual_knn", "--set", "subset.n=32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert rows(result.output)["compare"][-1] == f"0 of {196 * (len(MEASURES) + 1)}"
+    assert rows(result.output)["compare"][2] == f"0 of {196 * (len(MEASURES) + 1)}"
     assert "compared on 32 images" in result.output
 
 
@@ -121,11 +125,14 @@ def test_run__finished(zoo: Zoo) -> None:
 def test_run__one_more_model_on_a_cluster_that_runs(copied: Zoo, cluster: str) -> None:
     result = consilience(
         copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]",
-        "--set", "compare.measures={cka: {}}",
+        "--set", "compare.measures={cka: {}}", "--performance-report", "tasks.html",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    page = (copied.folder / "tasks.html").read_text()
+    assert "Dask Performance Report" in page
+    assert "timed" in page or "extract" in page  # its tasks are in it
     assert "tasks run: 1 extract, 1 compare, 1 competence" in result.output
-    assert "extract: 1 models in" in result.output
+    assert "extract: 1,194 stimuli in" in result.output  # 597 of each of two checkpoints
 
 
 def test_measures__all_and_one(zoo: Zoo) -> None:
@@ -174,10 +181,69 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.workflow.run._Run.compare", interrupt)
-    result = consilience(copied, "run", "workflow.yaml", "--cluster", cluster)
+    result = consilience(
+        copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]"
+    )
     assert result.exit_code == 130
-    assert "interrupted. What was finished is kept; the same command goes on" in result.output
+    said = " ".join(result.output.split())
+    assert (
+        "interrupted. What was finished is kept (tasks finished in this run: extract 1 of 1); the "
+        "same command goes on" in said
+    )
     assert not (copied.path / "consilience.lock").exists()
+    assert read_runs(copied.path)[-1].outcome == "interrupted"
+
+
+def test_run__terminated(copied: Zoo) -> None:
+    """SIGTERM, as a batch system sends it: workers stopped, store unlocked, and it is said."""
+    code = "if __name__ == '__main__':\n    from pipeline.cli import main\n    main()\n"
+    script = copied.folder / "main.py"
+    script.write_text(code)
+    process = subprocess.Popen(
+        [sys.executable, str(script), "run", "workflow.yaml", "--set", "models.sets=[late]",
+         "--cluster", "local", "--set", "cluster.n_workers=1"],
+        cwd=copied.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watchdog = threading.Timer(300, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        said = ""
+        while "extract: " not in said:  # ends with the process
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        said += process.stderr.read()
+        assert process.wait() == 143, said
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert (
+        "consilience: terminated. What was finished is kept (tasks finished in this run: " in said
+    )
+    assert "extract 0 of 1); the same command goes on from there." in said
+    assert "Traceback" not in said
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    assert not (copied.path / "consilience.lock").exists()
+    assert read_runs(copied.path)[-1].outcome == "terminated"
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("none/tasks.html", "there is no folder"), ("run", "this is a folder. Name a file in it")],
+)
+def test_run__performance_report_that_could_not_be_written(
+    zoo: Zoo, file: str, expected: str
+) -> None:
+    result = consilience(zoo, "run", "workflow.yaml", "--performance-report", file)
+    assert result.exit_code == 2
+    assert expected in result.output
 
 
 def test_run__cluster_that_does_not_answer(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ class Location(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Record | None:
-        """Return a small record, or None where there is none."""
+        """Return a file's content, or None where there is none."""
 
     @abstractmethod
     def update(self, name: str, decide: Decide) -> None:
@@ -85,6 +85,14 @@ class Location(ABC):
         OSError
             Where it cannot be written.
         """
+
+    @abstractmethod
+    def files(self, folder: str) -> list[str]:
+        """Return the names of the files right below a path."""
+
+    @abstractmethod
+    def appending(self, name: str) -> AbstractContextManager[Callable[[str], None]]:
+        """Give what adds text to a new file, so that it is there also if this process is killed."""
 
     @abstractmethod
     def partials(self) -> Iterator[str]:
@@ -156,7 +164,7 @@ class Folder(Location):
         return LocalStore(self.path, read_only=read_only)
 
     def read(self, name: str) -> Record | None:
-        """Return a small file's content, or None where there is none."""
+        """Return a file's content, or None where there is none."""
         try:
             with open(self.path / name, "rb") as file:
                 return _record(file.fileno())
@@ -205,6 +213,22 @@ class Folder(Location):
             finally:
                 os.close(descriptor)
 
+    def files(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder."""
+        where = self.path / folder
+        return [p.name for p in where.iterdir() if p.is_file()] if where.is_dir() else []
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Give what adds text to a new file, and hands it to the system at once."""
+        with (self.path / name).open("x", encoding="utf-8") as file:
+
+            def add(text: str) -> None:
+                file.write(text)
+                file.flush()
+
+            yield add
+
     def partials(self) -> Iterator[str]:
         """Yield the `*.partial` files that killed writers leave."""
         for folder, _, files in os.walk(self.path):
@@ -226,7 +250,7 @@ class Folder(Location):
 
 def _record(descriptor: int) -> Record:
     about = os.fstat(descriptor)
-    return Record(os.pread(descriptor, 2**16, 0), time.time() - about.st_mtime)
+    return Record(os.pread(descriptor, about.st_size, 0), time.time() - about.st_mtime)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

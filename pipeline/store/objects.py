@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,7 @@ from pipeline.store.location import LOCK, Decide, Location, Record
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+_PUT_SECONDS = 5.0
 _CONFLICTS = 100  # of conditional puts, one after the other
 _CLIENTS: dict[str, Any] = {}
 """URL → client. A store in memory is its client."""
@@ -72,7 +74,7 @@ class Bucket(Location):
         return ObjectStore(self._objects, read_only=read_only)
 
     def read(self, name: str) -> Record | None:
-        """Return a small object's content, or None where there is none."""
+        """Return an object's content, or None where there is none."""
         with _plain_errors(self.url):
             found = self._get(name)
         return found[0] if found else None
@@ -108,6 +110,31 @@ class Bucket(Location):
             except (AlreadyExistsError, PreconditionError):
                 continue
         raise OSError(f"{self.url}/{name} is changed by others all the time")
+
+    def files(self, folder: str) -> list[str]:
+        """Return the names of the objects right below a path."""
+        with _plain_errors(self.url):
+            found = self._objects.list_with_delimiter(f"{folder}/")["objects"]
+        return [each["path"].rpartition("/")[2] for each in found]
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Give what adds text to a new object, put whole every few seconds and at last."""
+        text, put = "", 0.0
+
+        def add(more: str) -> None:
+            nonlocal text, put
+            text += more
+            if time.monotonic() - put > _PUT_SECONDS:
+                with _plain_errors(self.url):
+                    self._objects.put(name, text.encode())
+                put = time.monotonic()
+
+        try:
+            yield add
+        finally:
+            put = -math.inf
+            add("")
 
     def partials(self) -> Iterator[str]:
         """Yield nothing: a put that is not finished leaves nothing."""

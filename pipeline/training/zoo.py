@@ -120,6 +120,11 @@ def train_all(
                     records[name] = future.result()
                 else:
                     failures[name] = f"{type(error).__name__}: {error}"
+    except BaseException:
+        # interrupted: what is half trained would be waited for, and begun again all the same
+        for process in list(executor._processes.values()):
+            process.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
         report()

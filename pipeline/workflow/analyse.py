@@ -23,6 +23,7 @@ from pipeline.store.chunks import array_of, read_whole
 from pipeline.store.layout import CODECS, ensure_parents, find_group, open_root, subset_rows
 from pipeline.workflow.calibrate import find_null
 from pipeline.workflow.compare import find_grid
+from pipeline.workflow.cost import competence_cost
 from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.spec import CalibrateSpec
 
@@ -108,9 +109,13 @@ def missing_competence(
     ]
 
 
+def competence_parts(missing: Sequence[Encoder]) -> list[Sequence[Encoder]]:
+    """Return the encoders of each task."""
+    return [missing[i : i + ENCODERS_PER_TASK] for i in range(0, len(missing), ENCODERS_PER_TASK)]
+
+
 def competence_tasks(missing: Sequence[Encoder], store: str, subset: Subset) -> list[Task]:
     """Return tasks of a few encoders each."""
-    parts = [missing[i : i + ENCODERS_PER_TASK] for i in range(0, len(missing), ENCODERS_PER_TASK)]
     return [
         Task(
             f"competence {subset.key} {k}",
@@ -121,9 +126,9 @@ def competence_tasks(missing: Sequence[Encoder], store: str, subset: Subset) -> 
                 subset.base.key,
                 [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in part],
             ),
-            cost=float(len(part)),
+            cost=competence_cost(part, subset).operations,
         )
-        for k, part in enumerate(parts)
+        for k, part in enumerate(competence_parts(missing))
     ]
 
 

@@ -24,6 +24,7 @@ from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import find_group, open_root
+from pipeline.workflow.cost import null_cost
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
 from pipeline.workflow.spec import CalibrateSpec
@@ -143,8 +144,7 @@ def null_tasks(
                 block,
                 budget,
             )
-            n_layers = sum(map(len, left.values())) * sum(map(len, right.values()))
-            cost = float(n_layers) * len(subset) ** 2
+            cost = null_cost(job, subset).operations
             yield Task(f"calibrate {subset.key} {i},{j}", null_job, (job,), cost=cost)
 
 

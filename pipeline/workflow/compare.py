@@ -25,6 +25,7 @@ from pipeline.store.layout import (
     find_group,
     open_root,
 )
+from pipeline.workflow.cost import compare_cost
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
 
@@ -166,12 +167,11 @@ def compare_tasks(
                 _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
                 blocks,
             )
-            cost = float(sum(b.sum() for b in blocks.values()))
             yield Task(
                 f"compare {subset.key} {i},{j}",
                 compare_job,
                 (job,),
-                cost=cost,
+                cost=compare_cost(job, subset).operations,
                 # on a cluster of both, `auto` leaves no worker idle
                 device="cuda" if device == "cuda" else "cpu",
             )

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
+from pipeline.allocator import own_pages
 from pipeline.cluster import Device, Task
+from pipeline.cluster.workers import tell
 from pipeline.errors import InputError, ModelError
 from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
@@ -18,9 +20,10 @@ from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
 from pipeline.store.layout import activations_path, delete, find_group, open_root
+from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
-    from pipeline.extraction import TowerInfo
+    from pipeline.towers import TowerInfo
 
 Block = tuple[int, int]
 
@@ -52,7 +55,8 @@ class ModelPlan:
             return 0
         rows = rows_per_chunk(n_stimuli)
         return sum(
-            4 * min(rows * len(blocks), n_stimuli) * sum(self.described[tower].widths)
+            # the last chunk is as long as the others
+            4 * rows * len(blocks) * sum(self.described[tower].widths)
             for towers in self.missing.values()
             for tower, blocks in towers.items()
         )
@@ -289,7 +293,7 @@ def extract_tasks(
                     device,
                 ),
             ),
-            cost=plan.flops(len(stimuli)),
+            cost=extract_cost(plan, stimuli, batch_size, device).operations,
             device=device,
         )
         for plan in plans
@@ -304,6 +308,11 @@ def _stimuli(spec: StimuliSpec) -> StimulusSet:
 
 def extract_job(job: ExtractJob) -> dict[str, str]:
     """Extract one model on a worker; return checkpoint → error for those that failed."""
+    with own_pages():
+        return _extract(job)
+
+
+def _extract(job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
@@ -321,6 +330,7 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     root = open_root(job.store, "r+")
     errors: dict[str, str] = {}
+    done = 0
     source, model = get_source(job.spec.source), None
     for label, towers in job.missing.items():
         try:
@@ -342,6 +352,8 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
                     device=device,
                 ):
                     group.write_block(label, block, {n: values[n] for n in group.layers})
+                    done += block[1] - block[0]
+                    tell(done)
         except ModelError as error:
             errors[label] = str(error)
         except Exception as error:

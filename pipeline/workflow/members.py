@@ -33,14 +33,16 @@ class Member:
     digest: str
     stack: tuple[str, ...] = ()
     """All layers of its encoder, where a measure's preset asks for them."""
+    width: int = 0
+    """Features."""
 
 
 def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Member]:
     """Return an encoder's layers as members, for the measures given."""
     stack = encoder.layers if any(spec.preset for spec in specs) else ()
     return [
-        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack)
-        for layer in encoder.layers
+        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
+        for layer, width in zip(encoder.layers, encoder.attributes["widths"], strict=True)
     ]
 
 
@@ -131,7 +133,7 @@ class PreparedCache:
     ) -> Prepared:
         clip = None
         if member.stack:
-            encoder = (*key[:2], replace(member, layer=""), key[-1])
+            encoder = (*key[:2], replace(member, layer="", width=0), key[-1])
             if encoder not in self.clip:
                 self.clip[encoder] = clip_thresholds(
                     lambda: (tower.read(member.checkpoint, layer, rows) for layer in member.stack),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,15 @@ from pipeline.store.layout import activations_path, find_group, open_root
 from pipeline.store.location import locate
 from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
 from pipeline.workflow import analyse, calibrate, compare
+from pipeline.workflow.cost import (
+    Cost,
+    Needs,
+    compare_cost,
+    competence_cost,
+    extract_cost,
+    kept_by_all,
+    null_cost,
+)
 from pipeline.workflow.extract import ModelPlan, plan_model, step_of
 from pipeline.workflow.pairs import Comparison, Mask, wanted_pairs, with_text
 from pipeline.workflow.spec import Workflow
@@ -39,6 +48,8 @@ class Plan:
     """Stage → (missing, wanted): unordered pairs over subsets and measures, or encoders."""
     tasks: dict[str, int] = field(default_factory=dict)
     """Stage → tasks to run."""
+    needs: dict[str, Needs] = field(default_factory=dict)
+    """Stage → what its tasks take; stages with nothing to do are left out."""
     stale: list[str] = field(default_factory=list)
     """Labels of the measures whose alignment and convergence are to be made (anew)."""
 
@@ -119,6 +130,11 @@ def plan_workflow(
     )
     plan.tasks["train"] = len(untrained)
     plan.tasks["extract"] = sum(bool(m.missing) for m in models)
+    settings = workflow.extract
+    costs = [
+        extract_cost(m, stimuli, settings.batch_size, settings.device) for m in models if m.missing
+    ]
+    _add_needs(plan, "extract", costs)
     _plan_pairs(plan, root)
     _plan_results(plan, root)
     return plan
@@ -137,11 +153,11 @@ def expected_encoders(
                 e.checkpoint: e
                 for e in stored_encoders(None if model.replace else root, model, tower, stimuli)
             }
-            layers = (
-                model.described[tower].layers
-                if model.described is not None
-                else next(iter(stored.values())).layers
-            )
+            if model.described is not None:
+                layers, widths = model.described[tower].layers, model.described[tower].widths
+            else:
+                known = next(iter(stored.values()))
+                layers, widths = known.layers, known.attributes["widths"]
             expected += [
                 stored.get(label)
                 or Encoder(
@@ -152,6 +168,7 @@ def expected_encoders(
                     tuple(layers),
                     initial=steps[label] == 0,
                     final=label == ordered[-1],
+                    attributes={"widths": widths},
                 )
                 for label in ordered
             ]
@@ -201,39 +218,69 @@ def comparisons_of(
 
 
 def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
-    settings = plan.workflow.calibrate
+    """Count what is missing of similarities and nulls, by the tasks that a run would make."""
+    workflow, specs = plan.workflow, plan.workflow.compare.specs
+    settings, device = workflow.calibrate, workflow.compare.device
+    budget = workflow.compare.budget
     pairs = {"compare": [0, 0], "calibrate": [0, 0]}
-    blocks: dict[str, set[Any]] = {"compare": set(), "calibrate": set()}
+    costs: dict[str, list[Cost]] = {"compare": [], "calibrate": []}
+    kept = 0.0
 
-    def count(stage: str, subset: Subset, todo: Outstanding, wanted: Mask) -> None:
-        pairs[stage][0] += todo.n_pairs
-        pairs[stage][1] += int(np.triu(wanted).sum())
-        # measures with the same slots share their tasks
-        key = (subset.key, tuple(todo.members.items()))
-        blocks[stage] |= {(key, block) for block in todo.blocks()}
+    def count(stage: str, todo: Mapping[str, Outstanding], wanted: Mask) -> None:
+        pairs[stage][0] += sum(each.n_pairs for each in todo.values())
+        pairs[stage][1] += len(todo) * int(np.triu(wanted).sum())
 
     for c in plan.comparisons:
-        for label, spec in plan.workflow.compare.specs.items():
-            grid = compare.find_grid(root, c.subset, label, spec)
-            digests, wanted = compare.wanted_scores(c)
-            count("compare", c.subset, outstanding(grid, digests, wanted, compare.CHUNK), wanted)
-            if settings is None:
-                continue
-            null = calibrate.find_null(root, c.subset, label, spec, settings)
-            digests, wanted = calibrate.wanted_nulls(c)
-            todo = outstanding(null, digests, wanted, calibrate.CHUNK)
-            count("calibrate", c.subset, todo, wanted)
+        digests, wanted = compare.wanted_scores(c)
+        todo = {
+            label: outstanding(
+                compare.find_grid(root, c.subset, label, spec), digests, wanted, compare.CHUNK
+            )
+            for label, spec in specs.items()
+        }
+        count("compare", todo, wanted)
+        tasks = compare.compare_tasks(
+            todo, specs, c.encoders, workflow.store, c.subset, budget, device
+        )
+        costs["compare"] += [compare_cost(task.arguments[0], c.subset) for task in tasks]
+        kept += kept_by_all(c.encoders, c.subset, specs)
+        if settings is None:
+            continue
+        digests, wanted = calibrate.wanted_nulls(c)
+        todo = {
+            label: outstanding(
+                calibrate.find_null(root, c.subset, label, spec, settings),
+                digests,
+                wanted,
+                calibrate.CHUNK,
+            )
+            for label, spec in specs.items()
+        }
+        count("calibrate", todo, wanted)
+        tasks = calibrate.null_tasks(
+            todo, specs, c.encoders, settings, workflow.store, c.subset, budget
+        )
+        costs["calibrate"] += [null_cost(task.arguments[0], c.subset) for task in tasks]
     for name, (n_missing, n_wanted) in pairs.items():
         plan.pairs[name] = (n_missing, n_wanted)
-        plan.tasks[name] = len(blocks[name])
+        plan.tasks[name] = len(costs[name])
+        # a worker keeps what it has prepared, for other tasks too
+        _add_needs(plan, name, costs[name], at_least=min(float(budget.memory), kept))
+
+
+def _add_needs(plan: Plan, stage: str, costs: Sequence[Cost], *, at_least: float = 0.0) -> None:
+    if costs:
+        plan.needs[stage] = Needs.of(costs, at_least)
 
 
 def _plan_results(plan: Plan, root: zarr.Group | None) -> None:
     workflow, images = plan.workflow, plan.comparisons[0]
     known = {} if root is None else analyse.read_competence(root, images.subset.key)
-    unmeasured = len(analyse.missing_competence(known, images))
-    plan.pairs["competence"] = unmeasured, len(analyse.missing_competence({}, images))
-    plan.tasks["competence"] = -(-unmeasured // analyse.ENCODERS_PER_TASK)
+    unmeasured = analyse.missing_competence(known, images)
+    plan.pairs["competence"] = len(unmeasured), len(analyse.missing_competence({}, images))
+    parts = analyse.competence_parts(unmeasured)
+    plan.tasks["competence"] = len(parts)
+    _add_needs(plan, "competence", [competence_cost(part, images.subset) for part in parts])
     changing = plan.needs_workers or plan.untrained or any(m.renamed for m in plan.models)
     plan.stale = [
         label

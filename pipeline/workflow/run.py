@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
-from dask.utils import parse_bytes
 from rich.console import Console
 
-from pipeline.cluster import Executor, Task, cpu_count, describe_failure, executor, override
+from pipeline.cluster import (
+    ClusterSpec,
+    Executor,
+    Task,
+    cpu_count,
+    describe_failure,
+    executor,
+    override,
+)
+from pipeline.cluster.workers import (
+    check_report_file,
+    heard,
+    performance_report,
+    rooms_of,
+    rooms_to_be,
+    timed,
+)
 from pipeline.errors import InputError
 from pipeline.progress import stage
 from pipeline.store.catalog import Encoder
@@ -27,7 +44,8 @@ from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.extract import extract_tasks, prepare_model
-from pipeline.workflow.members import Budget
+from pipeline.workflow.log import RunLog, at, run_log
+from pipeline.workflow.memory import check_memory
 from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
 from pipeline.workflow.spec import Workflow
@@ -41,6 +59,8 @@ class RunReport:
     seconds: float = 0.0
     tasks: dict[str, int] = field(default_factory=dict)
     """Stage → tasks that were run."""
+    finished: dict[str, int] = field(default_factory=dict)
+    """Stage → tasks among them that came to an end and are kept."""
     failures: dict[str, str] = field(default_factory=dict)
     """What failed → why; the rest was finished and kept."""
     report: Path | None = None
@@ -52,6 +72,14 @@ class RunReport:
         """0, or 1 where something failed."""
         return 1 if self.failures else 0
 
+    @property
+    def kept(self) -> str:
+        """What was finished in this run, stage by stage, in words."""
+        parts = [
+            f"{stage} {self.finished.get(stage, 0)} of {n}" for stage, n in self.tasks.items() if n
+        ]
+        return f"tasks finished in this run: {', '.join(parts)}" if parts else ""
+
 
 def run_workflow(
     workflow: Workflow,
@@ -60,6 +88,7 @@ def run_workflow(
     replace: Sequence[str] = (),
     console: Console | None = None,
     wait: float | None = None,
+    report_file: Path | None = None,
 ) -> RunReport:
     """Do what a workflow asks and its store lacks.
 
@@ -73,6 +102,8 @@ def run_workflow(
         Where progress goes; default: standard error.
     wait
         Seconds to wait for another run on the store to end; default: the workflow's.
+    report_file
+        Where to write Dask's performance report of the run, as HTML.
 
     Returns
     -------
@@ -83,39 +114,60 @@ def run_workflow(
     ------
     ConsilienceError
         For everything that is known to be wrong before a task runs; the store is left as it was.
+    KeyboardInterrupt
+        Where the run was interrupted; a note says what was finished before.
     """
     started = time.monotonic()
     console = console or Console(stderr=True)
     report = RunReport(workflow.store)
     location = locate(workflow.store)
+    where = override(workflow.cluster, cluster)
+    if report_file is not None:
+        check_report_file(report_file)
 
     def told(holder: str) -> None:
         console.print(f"{location} is in use by {holder}: waiting for it to end")
 
-    where = override(workflow.cluster, cluster)
-    with ExitStack() as stack:
-        take = partial(lease, location, wait=workflow.wait if wait is None else wait, on_wait=told)
-        held = None
-        if not location.is_empty():
-            open_root(location)  # what is no store of ours is left alone
-            held = stack.enter_context(take())  # a plan is of what no other run is changing
-        plan = plan_workflow(workflow, replace=replace)
-        if plan.untrained:
-            _train(plan.untrained, console)
-            report.tasks["train"] = len(plan.untrained)
+    try:
+        with ExitStack() as stack:
+            patience = workflow.wait if wait is None else wait
+            take = partial(lease, location, wait=patience, on_wait=told)
+            held = None
+            if not location.is_empty():
+                open_root(location)  # what is no store of ours is left alone
+                held = stack.enter_context(take())  # a plan is of what no other run is changing
             plan = plan_workflow(workflow, replace=replace)
-        pool = stack.enter_context(executor(where))
-        if plan.needs_workers:
-            client = pool.start()  # a wrong address is known before the store is touched
-            _check_shared(location, client)
-        if held is None:
-            open_root(location, "a")
-            held = stack.enter_context(take())
-            if has_parts(location):  # another run has been quicker
+            if plan.needs:
+                check_memory(plan, rooms_to_be(where), where)
+            if plan.untrained:
+                report.tasks["train"] = len(plan.untrained)
+                _train(plan.untrained, console)
+                report.finished["train"] = len(plan.untrained)
                 plan = plan_workflow(workflow, replace=replace)
-        stack.callback(pool.close)  # workers end before the lease does
-        root = open_root(location, "r+", lease=held)
-        _Run(root, plan, pool, console, report, held).all_stages()
+            pool = stack.enter_context(executor(where))
+            if plan.needs_workers:
+                client = pool.start()  # a wrong address is known before the store is touched
+                _check_shared(location, client)
+                check_memory(plan, rooms_of(client), where)
+            if held is None:
+                open_root(location, "a")
+                held = stack.enter_context(take())
+                if has_parts(location):  # another run has been quicker
+                    plan = plan_workflow(workflow, replace=replace)
+            stack.callback(pool.close)  # workers end before the lease does
+            if report_file is not None and plan.needs_workers:
+                stack.enter_context(performance_report(pool.start(), report_file))
+            root = open_root(location, "r+", lease=held)
+            log = None
+            if not plan.is_done:
+                log = stack.enter_context(run_log(root, location, **_about(plan, where)))
+            _Run(root, plan, pool, console, report, held, log).all_stages()
+            if log is not None:
+                log.end("failures" if report.failures else "done", failures=report.failures)
+    except KeyboardInterrupt as stop:
+        if report.kept:
+            stop.add_note(report.kept)
+        raise
     report.seconds = time.monotonic() - started
     return report
 
@@ -128,13 +180,25 @@ def _check_shared(location: Location, client: Any) -> None:
         )
 
 
+def _about(plan: Plan, spec: ClusterSpec) -> dict[str, Any]:
+    """Return what the log of a run begins with."""
+    return {
+        "workflow": plan.workflow.model_dump(mode="json"),
+        "cluster": spec.model_dump(mode="json"),
+        "stimuli": plan.stimuli.key,
+        "subsets": [c.subset.key for c in plan.comparisons],
+        "tasks": plan.tasks,
+        "needs": {stage: asdict(needs) for stage, needs in plan.needs.items()},
+    }
+
+
 def _train(recipes: Sequence[TrainingRecipe], console: Console) -> None:
     total = sum(r.options.steps for r in recipes)
     before: dict[str, int] = {}
-    with stage(console, "train", total, f"steps of {len(recipes)} models") as advance:
+    with stage(console, "train", total, f"steps of {len(recipes)} models") as shown:
 
         def show(event: Any) -> None:
-            advance(event.step - before.get(event.model, 0))
+            shown.advance(event.step - before.get(event.model, 0))
             before[event.model] = event.step
 
         train_all(recipes, workers=cpu_count(), on_progress=show)
@@ -151,14 +215,13 @@ class _Run:
         console: Console,
         report: RunReport,
         held: Lease,
+        log: RunLog | None,
     ) -> None:
         self.root, self.plan, self.pool, self.lease = root, plan, pool, held
-        self.console, self.report = console, report
+        self.console, self.report, self.log = console, report, log
         self.workflow = plan.workflow
         self.specs = plan.workflow.compare.specs
-        self.budget = Budget(
-            parse_bytes(plan.workflow.compare.memory), parse_bytes(plan.workflow.compare.scratch)
-        )
+        self.budget = plan.workflow.compare.budget
         # workers may stand in another folder
         self.location = absolute(plan.workflow.store)
 
@@ -179,19 +242,55 @@ class _Run:
         changed = self.aggregate(comparisons, competence)
         self.write_report(subset, changed)
 
-    def tasks(self, name: str, unit: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield (task, result) of those that succeed; note the others as failures."""
-        self.report.tasks[name] = len(tasks)
+    def tasks(
+        self, name: str, unit: str, tasks: Sequence[Task], size: Callable[[Task], int]
+    ) -> Iterator[tuple[Task, Any]]:
+        """Yield (task, result) of those that succeed; note the others as failures.
+
+        Parameters
+        ----------
+        size
+            Gives the units that a task stands for.
+        """
+        report = self.report
+        report.tasks[name] = len(tasks)
         if not tasks:
             return
-        with stage(self.console, name, len(tasks), unit) as advance:
-            for outcome in self.pool.run(tasks):
-                advance(1)
+        total = sum(size(task) for task in tasks)
+        cost = sum(task.cost for task in tasks)
+        self.note("stage", stage=name, tasks=len(tasks))
+        topic = f"consilience-{uuid.uuid4().hex[:8]}"
+        known = {task.name: task for task in tasks}
+        measured = [
+            replace(task, function=timed(task.function, topic, task.name)) for task in tasks
+        ]
+
+        def hear(part: str, done: int) -> None:
+            task = known[part]
+            shown.within(part, done, task.cost * done / size(task))
+
+        client = self.pool.start()
+        with (
+            stage(self.console, name, total, unit, cost=cost) as shown,
+            heard(client, topic, hear),
+        ):
+            for outcome in self.pool.run(measured):
                 self.lease.check()
+                task, before = outcome.task, set(report.failures)
                 if outcome.error is not None:
-                    self.report.failures[outcome.task.name] = describe_failure(outcome)
+                    errors = [describe_failure(outcome)]
+                    report.failures[task.name] = errors[0]
                 else:
-                    yield outcome.task, outcome.result
+                    yield task, outcome.result.result
+                    report.finished[name] = report.finished.get(name, 0) + 1
+                    errors = [report.failures[each] for each in report.failures.keys() - before]
+                shown.advance(size(task), cost=task.cost, failed=len(errors), part=task.name)
+                self.note("task", **_record(name, task, outcome.result, errors))
+
+    def note(self, event: str, **what: Any) -> None:
+        """Add a line to the log of the run, where it has one."""
+        if self.log is not None:
+            self.log.write(event, **what)
 
     def extract(self) -> list[Encoder]:
         plan, settings = self.plan, self.workflow.extract
@@ -205,7 +304,7 @@ class _Run:
             settings.batch_size,
             settings.device,
         )
-        for task, errors in self.tasks("extract", "models", tasks):
+        for task, errors in self.tasks("extract", "stimuli", tasks, _n_stimuli):
             for label, error in errors.items():
                 self.report.failures[f"{task.name.removeprefix('extract ')}@{label}"] = error
         return [
@@ -236,7 +335,7 @@ class _Run:
                 self.budget,
                 self.workflow.compare.device,
             )
-        for task, facts in self.tasks("compare", "blocks", tasks):
+        for task, facts in self.tasks("compare", "pairs", tasks, _n_pairs):
             compare.record_facts(grids[task.arguments[0].subset], facts)
 
     def calibrate(self, comparisons: Sequence[Comparison]) -> None:
@@ -254,7 +353,7 @@ class _Run:
             tasks += calibrate.null_tasks(
                 todo, self.specs, c.encoders, settings, self.location, c.subset, self.budget
             )
-        for _ in self.tasks("calibrate", "blocks", tasks):
+        for _ in self.tasks("calibrate", "pairs", tasks, _n_nulls):
             pass
 
     def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
@@ -262,7 +361,7 @@ class _Run:
         missing = analyse.missing_competence(known, images)
         tasks = analyse.competence_tasks(missing, self.location, images.subset)
         found = dict(known)
-        for _, result in self.tasks("competence", "tasks", tasks):
+        for _, result in self.tasks("competence", "encoders", tasks, _n_encoders):
             found |= result
         if tasks:
             analyse.write_competence(self.root, images.subset.key, found)
@@ -287,11 +386,53 @@ class _Run:
         store = open_store(self.workflow.store)
         folder = default_folder(store, subset)
         if changed or not (folder / "index.html").is_file():
-            with stage(self.console, "report", 1, "page") as advance:
+            with stage(self.console, "report", 1, "page") as shown:
                 written = write_report(store, folder, subset=subset)
-                advance(1)
+                shown.advance(1)
             self.report.figures, self.report.report = list(written.figures), written.html
         else:
             self.report.figures = sorted(folder.glob("*.png"))
             self.report.report = folder / "index.html"
         self.report.findings = findings(store, subset=subset)
+
+
+def _record(stage: str, task: Task, measured: Any, errors: Sequence[str]) -> dict[str, Any]:
+    """Return what the log says of a task."""
+    found: dict[str, Any] = {"stage": stage, "name": task.name, "operations": task.cost}
+    if measured is not None:
+        found |= {
+            "worker": measured.worker,
+            "started": at(measured.started),
+            "ended": at(measured.started + measured.seconds),
+            "seconds": round(measured.seconds, 3),
+            "read": measured.read,
+            "written": measured.written,
+            "memory": measured.memory,
+        }
+    return {**found, "errors": list(errors)}
+
+
+def _n_stimuli(task: Task) -> int:
+    """Count forward passes: stimuli of every checkpoint and tower."""
+    missing = task.arguments[0].missing
+    return sum(
+        stop - start
+        for towers in missing.values()
+        for blocks in towers.values()
+        for start, stop in blocks
+    )
+
+
+def _n_pairs(task: Task) -> int:
+    job = task.arguments[0]
+    masks = job.missing.values()
+    return int(sum((np.triu(mask) if job.i == job.j else mask).sum() for mask in masks))
+
+
+def _n_nulls(task: Task) -> int:
+    job = task.arguments[0]
+    return int(job.missing.sum()) * len(job.specs)
+
+
+def _n_encoders(task: Task) -> int:
+    return len(task.arguments[-1])

@@ -13,6 +13,7 @@ from pipeline.cluster import AnyCluster, Device, LocalSpec
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
+from pipeline.workflow.members import Budget
 from pipeline.yamlfile import Document, OneOrMany, Spec, as_many, load_yaml, validate
 
 
@@ -81,6 +82,11 @@ class CompareSpec(Spec):
         for label, options in value.items():
             _measure(label, options)
         return value
+
+    @property
+    def budget(self) -> Budget:
+        """What a worker may hold, in bytes."""
+        return Budget(parse_bytes(self.memory), parse_bytes(self.scratch))
 
     @property
     def specs(self) -> dict[str, MeasureSpec]:

@@ -1,0 +1,252 @@
+"""What comparing takes, before it is done: memory and operations, from numbers and shapes alone.
+
+The formulas follow the code they speak of, buffer by buffer; memory is an upper bound of what is
+alive at once. A multiply-add is two operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.entries import HEIGHT, laid_bytes
+from pipeline.measures.neighbours import BLOCK_BYTES
+from pipeline.measures.neighbours import HEIGHT as RANKED_ROWS
+from pipeline.measures.pairs import LARGEST_PANEL, LONGEST_SUM, MEMORY, sharing
+from pipeline.measures.permuted import CHUNK, working_bytes
+from pipeline.measures.relations import MEDIAN_ROWS, RelationKey
+
+Float64 = NDArray[np.float64]
+Specs = Mapping[str, MeasureSpec]
+
+SINGLE, DOUBLE = 4, 8
+"""Bytes of the dtype that products are made in, and of float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What prepared representations take, in bytes, each `(M,)`."""
+
+    movable: Float64
+    """Of relations, which can go to files."""
+    fixed: Float64
+    """Of the rest."""
+
+
+def kept_bytes(n: int, widths: NDArray[np.int64], specs: Specs) -> Kept:
+    """Give what is kept of representations `n` × `widths` that are prepared for the measures."""
+    movable = np.zeros(len(widths))
+    fixed = np.zeros(len(widths))
+    laid = float(laid_bytes(n, np.dtype(np.float32)))
+    for key in _relations(specs):
+        movable += np.minimum(laid, n * widths * float(_entry_bytes(key, n, widths)))
+        fixed += n * (DOUBLE + SINGLE)
+    for k in _neighbour_counts(specs):
+        fixed += DOUBLE * n * k
+    for spec in _kernels(specs):
+        # the features, what a kernel makes of them, and batches of Grams where it makes those
+        fixed += 3.0 * DOUBLE * n * widths + DOUBLE * _batched(n, spec)
+    return Kept(movable, fixed)
+
+
+def _relations(specs: Specs) -> list[RelationKey]:
+    return list({s.relation: 0 for s in specs.values() if s.measure.engine == "dense"})
+
+
+def _kernels(specs: Specs) -> list[MeasureSpec]:
+    found = [s for s in specs.values() if s.measure.engine == "kernel"]
+    return list({s.relation: s for s in found}.values())
+
+
+def _neighbour_counts(specs: Specs) -> list[int]:
+    """Give k of every kind of neighbours."""
+    found = [s for s in specs.values() if s.measure.engine == "neighbours"]
+    keys = {(s.preset, s["neighbours"], s["k"]): int(s["k"]) for s in found}
+    return list(keys.values())
+
+
+def _batched(n: int, spec: MeasureSpec) -> float:
+    options = dict(spec.parameters)
+    if "batch_size" not in options:
+        return 0.0
+    return float(options["n_passes"]) * n * float(options["batch_size"]) / 2
+
+
+def _in_distances(key: RelationKey) -> bool:
+    """Tell whether a relation comes from distances in float64."""
+    return key[1] in ("rbf", "distance") or key[1:3] == ("rsa", "euclidean")
+
+
+def _ranks(key: RelationKey) -> bool:
+    return key[1] == "rsa" and key[-1] == "spearman"
+
+
+def _entry_bytes(key: RelationKey, n: int, widths: NDArray[np.int64]) -> Any:
+    if _ranks(key):
+        return DOUBLE * n / np.maximum(widths, 1)  # a table (n, n)
+    return DOUBLE if _in_distances(key) else SINGLE
+
+
+def preparing_bytes(n: int, width: int, specs: Specs, layers: Sequence[int] = ()) -> float:
+    """Give what preparing one representation takes for a moment, beside what is kept of it.
+
+    Parameters
+    ----------
+    layers
+        Widths of all layers of its encoder, where a preset clips over them.
+    """
+    features = float(n * width)
+    values = SINGLE * features + features  # and which of them are finite
+    steps = [0.0]
+    if any(s.preset for s in specs.values()):
+        values += DOUBLE * features
+        steps.append(3 * DOUBLE * features)
+        # magnitudes, their bits and the places that are counted, one layer at a time
+        steps.append((3 * SINGLE + DOUBLE) * n * float(max(layers, default=width)))
+    for key in _relations(specs):
+        steps.append(HEIGHT * n * SINGLE * 2.0 + _forming_bytes(key, n, width))
+    if _neighbour_counts(specs):
+        similarities = 2.0 * SINGLE * min(RANKED_ROWS, n) * n
+        exact = 4.0 * min(BLOCK_BYTES, DOUBLE * min(RANKED_ROWS, n) * n)
+        steps.append(SINGLE * features + similarities + exact)
+    for _ in _kernels(specs):
+        steps.append(DOUBLE * (4 * features + 4.0 * min(n, width) ** 2))
+    return values + max(steps)
+
+
+def _forming_bytes(key: RelationKey, n: int, width: int) -> float:
+    features = float(n * width)
+    if _ranks(key):
+        return DOUBLE * (8.0 * n * n + 4 * features)
+    some = min(n, MEDIAN_ROWS)
+    median = 2.0 * DOUBLE * some**2 if key[1] == "rbf" else 0.0
+    rows = 3.0 * DOUBLE * min(512, n) * n
+    if _in_distances(key):
+        return DOUBLE * features + median + rows
+    return DOUBLE * 4 * features + rows if key[1] == "rsa" else SINGLE * features
+
+
+def preparing_operations(n: int, widths: NDArray[np.int64], specs: Specs) -> float:
+    """Give the operations of preparing representations: relations that are laid out, neighbours."""
+    total = 0.0
+    everything = float(widths.sum())
+    laid = laid_bytes(n, np.dtype(np.float32))
+    for key in _relations(specs):
+        small = laid <= n * widths * _entry_bytes(key, n, widths)
+        total += n * n * float(widths[small].sum())
+        if _in_distances(key):
+            total += 2.0 * n * n * everything  # row sums, which no formula gives
+    rankings = {(s.preset, s["neighbours"]) for s in specs.values()
+                if s.measure.engine == "neighbours"}  # fmt: skip
+    total += 2.0 * n * n * everything * len(rankings)
+    return total + 2.0 * len(_kernels(specs)) * float((n * widths * np.minimum(n, widths)).sum())
+
+
+def scoring_operations(n: int, widths: NDArray[np.int64], pairs: float, specs: Specs) -> float:
+    """Give the operations of scoring pairs of prepared representations.
+
+    Notes
+    -----
+    n²·Σd for forming what lies above the diagonal of each relation that is not laid out, and n² for
+    each pair, by every relation; n·k look-ups for each pair by neighbours; one product of features
+    for each pair by kernels, of which this is the least they take.
+    """
+    total = 0.0
+    laid = laid_bytes(n, np.dtype(np.float32))
+    for key in _relations(specs):
+        formed = laid > n * widths * _entry_bytes(key, n, widths)
+        total += n * n * (float(widths[formed].sum()) + pairs)
+    total += sum(n * k * pairs for k in _neighbour_counts(specs))
+    mean = float(widths.mean()) if len(widths) else 0.0
+    return total + 2.0 * n * mean**2 * pairs * len(_kernels(specs))
+
+
+def scoring_bytes(
+    n: int, n_xs: int, n_ys: int, specs: Specs, *, alike: bool, spilled: bool, memory: int = MEMORY
+) -> float:
+    """Give what `score_pairs` takes beside prepared representations.
+
+    Parameters
+    ----------
+    alike
+        Whether both sides are the same.
+    spilled
+        Whether relations are in files.
+    """
+    results = float(DOUBLE * n_xs * n_ys)
+    steps = [0.0]
+    n_panels = n_xs + (0 if alike else n_ys)
+    for labels in sharing(specs):
+        per_pair = SINGLE * max(1, n_panels)  # where one product does: panels are widest then
+        if spilled:
+            side = min(n, max(1, isqrt(memory // per_pair)))
+            height = width = side
+        else:
+            area = max(1, min(memory, LARGEST_PANEL) // per_pair)
+            height = min(HEIGHT, n, isqrt(area))
+            width = min(area // height, n)
+        block = 0
+        if _in_distances(specs[labels[0]].relation):
+            block = 4 * DOUBLE * height * width
+        panels = SINGLE * n_panels * (height * width + min(LONGEST_SUM, height * width))
+        vectors = DOUBLE * n * (n_xs + n_ys)
+        steps.append(panels + block + vectors + 8 * results)
+    for k in _neighbour_counts(specs):
+        rows = max(1, min(n, memory // (n + DOUBLE * k * max(1, n_ys))))
+        steps.append(rows * (n + DOUBLE * k * (n_ys + 2)) + 3 * results)
+    return max(steps) + 2 * results * len(specs)
+
+
+def permuting_bytes(
+    n: int,
+    n_orders: int,
+    n_xs: int,
+    widths: NDArray[np.int64],
+    specs: Specs,
+    *,
+    memory: int = MEMORY,
+) -> float:
+    """Give what a null by permutation takes beside prepared representations and its results.
+
+    Parameters
+    ----------
+    widths
+        Of the representations of Y, whose stimuli are permuted.
+    """
+    n_ys = len(widths)
+    capacity = max(1, memory // working_bytes(n, n_orders, n_xs, 1, np.float32))
+    at_once = min(n_ys, capacity)
+    scores = float(DOUBLE * n_orders * n_xs * at_once)
+    orders = 3.0 * DOUBLE * n_orders * n
+    chunk = max(CHUNK, n)
+    steps = [0.0]
+    if _relations(specs):
+        tiles = chunk * (SINGLE * (n_xs + 2 * at_once) + 6 * DOUBLE)
+        vectors = DOUBLE * n * (n_xs + 2 * at_once)
+        relations = working_bytes(n, n_orders, n_xs, at_once, np.float32)
+        steps.append(relations + tiles + vectors + 2 * scores)
+    for k in _neighbour_counts(specs):
+        lists = n * k * (8 * SINGLE * n_xs + 4 * SINGLE * at_once)
+        steps.append(lists + SINGLE * 2.0 * n * n + 3 * scores)
+    if _kernels(specs):  # each permutation is prepared anew while the one before is there
+        kernels = {spec.name: spec for spec in _kernels(specs)}
+        steps.append(scores + 2 * float(kept_bytes(n, widths, kernels).fixed.sum()))
+    # all measures' scores, and how they are brought together over layers
+    return orders + max(steps) + scores * (len(specs) + 4)
+
+
+def permuting_operations(
+    n: int, n_orders: int, widths: NDArray[np.int64], pairs: float, specs: Specs
+) -> float:
+    """Give the operations of a null by permutation: n² for each pair of layers, K times."""
+    total = n * n * float(widths.sum()) * len(_relations(specs))
+    total += n_orders * pairs * n * n * len(_relations(specs))
+    total += sum(n_orders * pairs * n * k for k in _neighbour_counts(specs))
+    mean = float(widths.mean()) if len(widths) else 0.0
+    return total + 2.0 * n * mean**2 * n_orders * pairs * len(_kernels(specs))

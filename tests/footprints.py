@@ -1,0 +1,210 @@
+"""Measure what tasks take: run by a test as a process of its own, prints a line for each task.
+
+Peak memory is what the kernel says of the process (VmHWM, set back before each task), above what
+it held before; bytes are those that it read and wrote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import zarr
+
+from pipeline.cluster import Task
+from pipeline.measures import measure_spec
+from pipeline.stimuli import Subset
+from pipeline.stimuli.base import StimulusSet
+from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store.catalog import Encoder, tower_encoders
+from pipeline.store.grid import Outstanding, outstanding
+from pipeline.store.layout import open_root
+from pipeline.store.stimuli import write_stimuli
+from pipeline.workflow import analyse, calibrate, compare, members
+from pipeline.workflow.cost import Cost, compare_cost, competence_cost, extract_cost, null_cost
+from pipeline.workflow.members import Budget, PreparedCache
+from pipeline.workflow.pairs import Comparison
+from pipeline.workflow.spec import CalibrateSpec
+
+THREE = {"cka": {}, "cka_debiased": {}, "mutual_knn": {}}
+CASES = [
+    ("three", THREE, 2**29, CalibrateSpec(n_permutations=19)),
+    ("spilled", {"cka": {}}, 2**25, None),
+    ("distances", {"distance_correlation": {}}, 2**29, None),
+    ("analytic", THREE, 2**29, CalibrateSpec(method="analytic", n_permutations=99)),
+    ("kernel", {"procrustes": {}}, 2**29, None),
+]
+Work = tuple[Task, Cost]
+
+
+class Made:
+    """A store of random activations."""
+
+    def __init__(self, path: str, n: int, widths: tuple[int, ...], n_models: int) -> None:
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 255, (4, 4), np.uint8) for _ in range(n)]
+        self.path, self.root = path, open_root(path, "a")
+        self.stimuli = StimulusSet("made", {}, images, labels=rng.integers(0, 5, n))
+        self.encoders: list[Encoder] = []
+        write_stimuli(self.root, self.stimuli)
+        for model in range(n_models):
+            self._add(f"made/m{model}", widths, rng)
+
+    def _add(self, model: str, widths: tuple[int, ...], rng: np.random.Generator) -> None:
+        where = f"activations/{self.stimuli.key}/{model}/image"
+        group = TowerGroup.create(
+            self.root,
+            where,
+            stimulus_ids=[str(i) for i in self.stimuli.image_ids],
+            layers={f"l{i}": width for i, width in enumerate(widths)},
+            attributes={
+                "model": model,
+                "recipe_digest": model,
+                "stimuli_fingerprint": self.stimuli.fingerprint,
+                "widths": list(widths),
+            },
+        )
+        group.add_checkpoints({"final": (10, Weights(model))})
+        for start, stop in group.blocks:
+            values = {
+                layer: rng.normal(size=(stop - start, width)).astype(np.float32)
+                for layer, width in zip(group.layers, widths, strict=True)
+            }
+            group.write_block("final", (start, stop), values)
+        found = self.root[where]
+        assert isinstance(found, zarr.Group)
+        self.encoders += tower_encoders(model, "image", TowerGroup(found), self.stimuli.key)
+
+    def tasks(
+        self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
+    ) -> Iterator[Work]:
+        """Give the tasks that compare everything, each with what it is said to take."""
+        subset, budget = self.stimuli.subset(n), Budget(memory)
+        specs = {f"{name}-{tag}": measure_spec(name, **o) for name, o in measures.items()}
+        every = np.ones((len(self.encoders),) * 2, bool)
+        comparison = Comparison(
+            subset, self.encoders, every, every & ~np.eye(len(every), dtype=bool)
+        )
+        compare.ensure_subset(self.root, subset, subset.key)
+        digests, wanted = compare.wanted_scores(comparison)
+        todo: dict[str, Outstanding] = {}
+        for label, spec in specs.items():
+            grid = compare.ensure_grid(self.root, subset, label, spec)
+            grid.admit(digests)
+            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+        about = (specs, self.encoders)
+        for task in compare.compare_tasks(todo, *about, self.path, subset, budget, "cpu"):
+            yield task, compare_cost(task.arguments[0], subset)
+        if null is not None:
+            yield from self._nulls(comparison, specs, null, budget)
+
+    def _nulls(
+        self, comparison: Comparison, specs: dict[str, Any], null: CalibrateSpec, budget: Budget
+    ) -> Iterator[Work]:
+        subset = comparison.subset
+        digests, wanted = calibrate.wanted_nulls(comparison)
+        todo = {}
+        for label, spec in specs.items():
+            grid = calibrate.ensure_null(self.root, subset, label, spec, null)
+            grid.admit(digests)
+            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+        for task in calibrate.null_tasks(
+            todo, specs, self.encoders, null, self.path, subset, budget
+        ):
+            yield task, null_cost(task.arguments[0], subset)
+
+    def competence(self, subset: Subset) -> Iterator[Work]:
+        """Give the tasks that measure competence."""
+        for task in analyse.competence_tasks(self.encoders[:8], self.path, subset):
+            yield task, competence_cost(self.encoders[:8], subset)
+
+
+def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work:
+    """Give the task of extracting one model."""
+    from pipeline.modelspec import ModelSpec
+    from pipeline.stimuli import StimuliSpec, load_stimuli
+    from pipeline.workflow.extract import extract_tasks, plan_model, prepare_model
+
+    stimuli = load_stimuli(StimuliSpec())
+    spec = ModelSpec(
+        id=f"timm/b{batch_size}",
+        source="timm",
+        name="vit_tiny_patch16_224",
+        arguments={"num_classes": 10, **arguments},
+        preprocessing={"input_size": arguments["img_size"]},
+        checkpoints={"init": {"init": {"seed": 0}}},
+    )
+    root = open_root(folder / "s.zarr", "a")
+    plan = plan_model(root, spec, stimuli)
+    prepare_model(root, plan, stimuli)
+    (task,) = extract_tasks(
+        [plan], stimuli, StimuliSpec(), str(folder / "s.zarr"), batch_size, "cpu"
+    )
+    return task, extract_cost(plan, stimuli, batch_size, "cpu")
+
+
+def peak() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise LookupError("VmHWM")
+
+
+def show(case: str, task: Task, cost: Cost) -> None:
+    """Run a task and print what it took, and what it was said to take."""
+    members.CACHE = PreparedCache()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    process = psutil.Process()
+    before, moved = process.memory_info().rss, process.io_counters()
+    task.function(*task.arguments)
+    after = process.io_counters()
+    measured = {
+        "memory": peak() - before,
+        "read": after.read_chars - moved.read_chars,
+        "written": after.write_chars - moved.write_chars,
+    }
+    said = {"memory": cost.memory, "read": cost.read, "written": cost.written}
+    line = {"case": case, "stage": task.name.split()[0], "measured": measured, "said": said}
+    print(json.dumps(line), flush=True)
+
+
+def main(what: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if what == "extract":
+            import open_clip  # noqa: F401  (as every worker that extracts does)
+            import timm  # noqa: F401
+
+            small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+            large = {"img_size": 96, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
+            task, _ = extraction(Path(folder), small, 8)
+            task.function(*task.arguments)  # what is imported late is no part of what is measured
+            show("vit", *extraction(Path(folder), large, 64))
+            return
+        warm, made = (
+            Made(f"{folder}/w.zarr", 64, (8, 8), 2),
+            Made(f"{folder}/s.zarr", 3000, (256, 768), 8),
+        )
+        for case, measures, memory, null in CASES:
+            for task, _ in warm.tasks(48, measures, memory, null, case):
+                task.function(*task.arguments)
+            for task, cost in made.tasks(1536, measures, memory, null, case):
+                show(case, task, cost)
+        subset = made.stimuli.subset(1536)
+        for task, _ in warm.competence(warm.stimuli.subset(48)):
+            task.function(*task.arguments)
+        for task, cost in made.competence(subset):
+            show("competence", task, cost)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
