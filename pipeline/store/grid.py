@@ -149,7 +149,7 @@ class Grid:
                 for d in variable.dims
             ]
             create_variable(group, variable, shape, chunks)
-        group.attrs["chunk"] = chunk
+        group.attrs.update({**attributes, "chunk": chunk})  # last: what marks the group as whole
         return cls(group, axis)
 
     def array(self, name: str) -> zarr.Array[Any]:
@@ -213,7 +213,8 @@ class Grid:
         """Give every member a slot; retire the slot of one whose digest changed. Driver only."""
         allocation = allocate(self, digests, self.chunk)
         if allocation.length > self.array("slot").shape[0]:
-            for _, array in self.group.arrays():
+            # the slots last: as long as they say, all the others are
+            for _, array in sorted(self.group.arrays(), key=lambda named: named[0] == "slot"):
                 metadata: Any = array.metadata
                 dims = metadata.dimension_names
                 array.resize(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ENCODERS_PER_TASK = 8
 COMPETENCE = ("knn_accuracy", "probe_accuracy")
 _DIGEST = "activations_digest"
+_INPUTS = "inputs"  # written last: what marks a final dataset as whole
 
 
 def inputs_digest(*inputs: Any) -> str:

@@ -297,6 +297,16 @@ def extract_tasks(
     ]
 
 
+def _check_loaded(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
+    """Raise where the weights, loaded by now, need not be those on record."""
+    stored = group.weights(label)
+    if weights_identity(spec, checkpoint, stored).digest != stored.digest:
+        raise ModelError(
+            f"model {spec.id}, checkpoint {label}: its weights changed while the run went on. "
+            "Once they are written, run again."
+        )
+
+
 @lru_cache(maxsize=2)
 def _stimuli(spec: StimuliSpec) -> StimulusSet:
     return load_stimuli(spec)
@@ -332,6 +342,7 @@ def extract_job(job: ExtractJob) -> dict[str, str]:
             for tower, blocks in towers.items():
                 group = _stored(root, job.spec, tower, stimuli)
                 assert group is not None
+                _check_loaded(job.spec, label, job.checkpoints[label], group)
                 for block, values in extract(
                     job.spec,
                     model,

@@ -216,7 +216,8 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         for label, spec in plan.workflow.compare.specs.items():
             grid = compare.find_grid(root, c.subset, label, spec)
             digests, wanted = compare.wanted_scores(c)
-            count("compare", c.subset, outstanding(grid, digests, wanted, compare.CHUNK), wanted)
+            todo = compare.outstanding_scores(grid, digests, wanted, spec)
+            count("compare", c.subset, todo, wanted)
             if settings is None:
                 continue
             null = calibrate.find_null(root, c.subset, label, spec, settings)
