@@ -149,7 +149,8 @@ class Grid:
                 for d in variable.dims
             ]
             create_variable(group, variable, shape, chunks)
-        group.attrs.update({**attributes, "chunk": chunk})  # last: what marks the group as whole
+        # last, and in one write: what marks the group as whole
+        group.update_attributes({**attributes, "chunk": chunk})
         return cls(group, axis)
 
     def array(self, name: str) -> zarr.Array[Any]:

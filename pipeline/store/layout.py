@@ -225,8 +225,8 @@ def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
 def find_group(root: zarr.Group | None, path: str) -> zarr.Group | None:
     """Return a group if it is there and whole, or None.
 
-    A group's attributes are written last: one without any was being made, or removed, when a run
-    was killed.
+    A group's attributes are written last, in one write: one without any was being made, or
+    removed, when a run was killed.
     """
     if root is None or path not in root:
         return None

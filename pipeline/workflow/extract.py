@@ -196,7 +196,7 @@ def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
             delete(root, path)
         group = _stored(root, spec, tower, stimuli) or _create(root, path, plan, tower, stimuli)
         if plan.renamed:
-            group.group.attrs.update(plan.about)
+            group.group.update_attributes(dict(plan.about))
         rows: dict[str, tuple[int, Weights]] = {}
         for label in in_training_order(steps.items()):
             checkpoint = plan.checkpoints[label]
