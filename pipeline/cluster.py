@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -216,19 +217,33 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
             yield client
             return
         gpus = n_gpus()
-        if gpus:
-            cluster: Any = SpecCluster(**gpu_cluster(spec, gpus))
-        else:
-            cluster = LocalCluster(
-                n_workers=spec.n_workers or cpu_count(),
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=spec.memory_limit,
-                dashboard_address=":0",
-                env=_thread_limits(spec.threads_per_worker),
-            )
+        with _interrupts_for_this_thread():
+            if gpus:
+                cluster: Any = SpecCluster(**gpu_cluster(spec, gpus))
+            else:
+                cluster = LocalCluster(
+                    n_workers=spec.n_workers or cpu_count(),
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit=spec.memory_limit,
+                    dashboard_address=":0",
+                    env=_thread_limits(spec.threads_per_worker),
+                )
         stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+@contextmanager
+def _interrupts_for_this_thread() -> Iterator[None]:
+    """Keep Ctrl-C from what is started here, and from what that starts: masks are inherited.
+
+    A terminal sends it to the workers too, which would each end with a traceback of its own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _probe(address: str) -> None:
