@@ -239,6 +239,9 @@ def _interrupts_for_this_thread() -> Iterator[None]:
 
     A terminal sends it to the workers too, which would each end with a traceback of its own.
     """
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # in the thread that first starts a process it would take the mask away
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
