@@ -1,4 +1,8 @@
-"""A small workflow, and the store of an undisturbed run: every disturbed one has to equal it."""
+"""A small workflow, and the store of an undisturbed run: every disturbed one has to equal it.
+
+`pytest tests/faults --rounds 20 --seed 1` causes every random fault twenty times, elsewhere than
+seed 0; what was caused is counted at the end.
+"""
 
 from __future__ import annotations
 

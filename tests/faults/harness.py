@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import psutil
 import zarr
-from zoo import read_yaml, write_yaml
 
 from pipeline.store import lease
 
@@ -46,20 +45,14 @@ class Ground:
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.zarr", "*.report"))
         return Ground(folder)
 
-    def edit(self, model: str, **changes: Any) -> None:
-        registry = read_yaml(self.folder / "registry.yaml")
-        (found,) = (e for e in registry["models"] if e["id"] == model)
-        found.update(changes)
-        write_yaml(self.folder / "registry.yaml", registry)
-
 
 class Run:
-    """A `consilience run` in a process of its own, forked from one that has imported everything."""
+    """A `consilience run` in a process of its own, forked from one with everything imported."""
 
     def __init__(
-        self, drivers: Drivers, ground: Ground, arguments: tuple[str, ...], at: int | None
-    ):
-        self.drivers, self.ground = drivers, ground
+        self, drivers: Drivers, ground: Ground, arguments: tuple[str, ...], at: Moment | None
+    ) -> None:
+        self.ground = ground
         self.record = ground.folder.with_name(f"{ground.folder.name}-{time.monotonic_ns()}")
         self.started = time.monotonic()
         drivers.order(
@@ -161,9 +154,6 @@ class Drivers:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(30)
-
-
-STAGES = ("plan", "extract", "compare", "calibrate", "results")
 
 
 def stage(store: Path) -> str:
