@@ -135,3 +135,4 @@ def serve() -> None:
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # tearing down all that is imported takes long

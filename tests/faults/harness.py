@@ -153,7 +153,7 @@ class Drivers:
         assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
 
 def stage(store: Path) -> str:
