@@ -92,9 +92,8 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
             figures.append(folder / f"{section.name}.png")
             figures[-1].write_bytes(section.png)
     html = folder / PAGE
-    partial = html.with_suffix(
-        ".partial"
-    )  # the page last and at once: it says what it is made from
+    # the page last and at once: it says what it was made from
+    partial = html.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(html)
     return Report(html, figures)
@@ -141,6 +140,7 @@ def render(results: Results, sections: list[Section]) -> str:
     environment.tests["finite"] = math.isfinite
     rows = detailed(results)
     return environment.get_template(TEMPLATE).render(
+        inputs=_inputs(results),
         title=results.store.location.name,
         summary=words.summary(results),
         notes=words.notes(results),

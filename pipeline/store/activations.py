@@ -89,8 +89,10 @@ class TowerGroup:
                 (1, rows, width),
                 attributes={"layer_index": index},
             )
-        # last: without them the group counts as not there
-        group.attrs.update({**attributes, "layers": list(layers), "widths": list(layers.values())})
+        # last, and in one write: without them the group counts as not there
+        group.update_attributes(
+            {**attributes, "layers": list(layers), "widths": list(layers.values())}
+        )
         return cls(group)
 
     @cached_property

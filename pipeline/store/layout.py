@@ -222,20 +222,10 @@ def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
     return read_whole(array_of(group, "row")).astype(np.int64)
 
 
-def find_group(root: zarr.Group | None, path: str) -> zarr.Group | None:
-    """Return a group if it is there and whole, or None.
-
-    A group's attributes are written last, in one write: one without any was being made, or
-    removed, when a run was killed.
-    """
-    if root is None or path not in root:
-        return None
-    found = root[path]
-    return found if isinstance(found, zarr.Group) and len(found.attrs) else None
-
-
 def delete(root: zarr.Group, path: str) -> None:
     """Remove a group or array, damaged or not, if it is there."""
+    # what says that it is there goes first: a run may be killed while the rest goes, in any order
+    sync(root.store.delete(f"{path}/zarr.json"))
     sync(root.store.delete_dir(path))
 
 

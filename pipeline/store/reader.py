@@ -218,7 +218,7 @@ class Store:
         return [
             label
             for label in child_groups(self.root, "measures", key)
-            if find_group(self.root, f"measures/{key}/{label}") is not None
+            if find_group(self.root, f"measures/{key}/{label}", "chunk") is not None
         ]
 
     def subset(self, key: str | None = None) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import zarr
 
-from pipeline.store import lease
+from pipeline.store.location import LOCK
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 600.0
@@ -169,7 +169,7 @@ def stage(store: Path) -> str:
 
 TIMES = {"weights_mtime_ns"}
 """What may differ between two stores made from the same things at different times."""
-LEFTOVERS = (".partial", lease.NAME)
+LEFTOVERS = (".partial", LOCK)
 
 
 def differences(left: Path, right: Path) -> list[str]:
