@@ -6,7 +6,8 @@ import logging
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,33 @@ def _local(spec: LocalSpec) -> Any:
     from distributed import LocalCluster, SpecCluster
 
     gpus = machine.n_gpus()
-    if gpus:
-        return SpecCluster(**gpu_cluster(spec, gpus))
-    return LocalCluster(
-        n_workers=spec.n_workers or machine.cpu_count(),
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=spec.memory_limit,
-        dashboard_address=":0",
-        env=_environment(spec),
-    )
+    with _interrupts_for_this_thread():
+        if gpus:
+            return SpecCluster(**gpu_cluster(spec, gpus))
+        return LocalCluster(
+            n_workers=spec.n_workers or machine.cpu_count(),
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=spec.memory_limit,
+            dashboard_address=":0",
+            env=_environment(spec),
+        )
+
+
+@contextmanager
+def _interrupts_for_this_thread() -> Iterator[None]:
+    """Keep Ctrl-C from what is started here, and from what that starts: masks are inherited.
+
+    A terminal sends it to the workers too, which would each end with a traceback of its own.
+    """
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()  # in the thread that first starts a process it would take the mask away
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def gpu_cluster(spec: LocalSpec, gpus: int) -> dict[str, Any]:

@@ -5,6 +5,6 @@ report is written.
 """
 
 from pipeline.report.findings import findings
-from pipeline.report.write import Report, default_folder, write_report
+from pipeline.report.write import Report, default_folder, is_current, write_report
 
-__all__ = ["Report", "default_folder", "findings", "write_report"]
+__all__ = ["Report", "default_folder", "findings", "is_current", "write_report"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.store import Store
 
 TEMPLATE = "template.html.j2"
+PAGE = "index.html"
+_HEAD = 1000  # characters, among which the page says what it is made from
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,29 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
         if section.png is not None:
             figures.append(folder / f"{section.name}.png")
             figures[-1].write_bytes(section.png)
-    html = folder / "index.html"
-    html.write_text(page, encoding="utf-8")
+    html = folder / PAGE
+    # the page last and at once: it says what it was made from
+    partial = html.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(html)
     return Report(html, figures)
+
+
+def is_current(store: Store, folder: Path, subset: str) -> bool:
+    """Tell whether the report in a folder was made from what the store holds now."""
+    try:
+        with (folder / PAGE).open(encoding="utf-8") as page:
+            head = page.read(_HEAD)
+    except OSError:
+        return False
+    return _inputs(load_results(store, subset)) in head
+
+
+def _inputs(results: Results) -> str:
+    """Return the identity of the datasets that a report is made from."""
+    root, key = results.store.root, results.key
+    made_from = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 def default_folder(store: Store, subset_key: str) -> Path:
@@ -116,6 +140,7 @@ def render(results: Results, sections: list[Section]) -> str:
     environment.tests["finite"] = math.isfinite
     rows = detailed(results)
     return environment.get_template(TEMPLATE).render(
+        inputs=_inputs(results),
         title=results.store.location.name,
         summary=words.summary(results),
         notes=words.notes(results),

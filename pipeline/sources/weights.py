@@ -16,7 +16,7 @@ def weights_identity(
     """Return the identity of a checkpoint's weights.
 
     A file, or a folder of files (`local-dir:`), is hashed only where size or modification time
-    differ from what is `known`.
+    differ from what is `known`: one that was overwritten with both kept passes for the same.
     """
     if checkpoint.init is not None:
         return Weights(f"init:seed={checkpoint.init.seed}")

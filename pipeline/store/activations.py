@@ -89,8 +89,10 @@ class TowerGroup:
                 (1, rows, width),
                 attributes={"layer_index": index},
             )
-        # last: without them the group counts as not there
-        group.attrs.update({**attributes, "layers": list(layers), "widths": list(layers.values())})
+        # last, and in one write: without them the group counts as not there
+        group.update_attributes(
+            {**attributes, "layers": list(layers), "widths": list(layers.values())}
+        )
         return cls(group)
 
     @cached_property
@@ -203,12 +205,13 @@ class TowerGroup:
     def add_checkpoints(self, rows: Mapping[str, tuple[int, Weights]]) -> None:
         """Append checkpoints (label → step, weights); those that are there stay. Driver only."""
         new = {label: row for label, row in rows.items() if label not in self.checkpoints}
-        if not new:
-            return
         start, stop = len(self.checkpoints), len(self.checkpoints) + len(new)
         for name in (*self.layers, *GROWING):
             array = self.array(name)
-            array.resize((stop, *array.shape[1:]))
+            if array.shape[0] != stop:  # also where a run was killed while it did this
+                array.resize((stop, *array.shape[1:]))
+        if not new:
+            return
         region = slice(start, stop)
         self.array("step")[region] = [step for step, _ in new.values()]
         self._write_weights(region, [weights for _, weights in new.values()])

@@ -58,7 +58,8 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
     """Return the state of every pair of slots, of a grid that will have `length` of them."""
     state = np.full((length, length), State.MISSING, np.uint8)
     if grid is not None:
-        held = grid.state()
+        # longer than the axis where a run was killed while the arrays grew
+        held = grid.state()[:length, :length]
         state[: len(held), : len(held)] = held
     return state
 
@@ -140,7 +141,7 @@ class Grid:
             Sizes of the dimensions other than the axis; each is one chunk.
         """
         ensure_parents(root, path)
-        group = root.create_group(path, overwrite=True, attributes=dict(attributes))
+        group = root.create_group(path, overwrite=True)
         for variable in table.values():
             pairwise = {f"{axis}_x", f"{axis}_y"} & set(variable.dims)
             shape = [0 if d.startswith(axis) else sizes[d] for d in variable.dims]
@@ -149,7 +150,8 @@ class Grid:
                 for d in variable.dims
             ]
             create_variable(group, variable, shape, chunks)
-        group.attrs["chunk"] = chunk
+        # last, and in one write: what marks the group as whole
+        group.update_attributes({**attributes, "chunk": chunk})
         return cls(group, axis)
 
     def array(self, name: str) -> zarr.Array[Any]:
@@ -185,7 +187,11 @@ class Grid:
             member would take the slot, with all its results.
         """
         slots = read(self.array("slot"))
-        named = (read(self.array(self.axis)) != "") & (read(self.array("activations_digest")) != "")
+        # longer than the slots where a run was killed while the arrays grew
+        names, digests = (
+            read(self.array(name))[: len(slots)] for name in (self.axis, "activations_digest")
+        )
+        named = (names != "") & (digests != "")
         used = np.flatnonzero(slots)  # Slot.FREE is 0
         n = int(used[-1]) + 1 if used.size else 0
         # slots are marked after their names, and results come after the marks
@@ -213,7 +219,8 @@ class Grid:
         """Give every member a slot; retire the slot of one whose digest changed. Driver only."""
         allocation = allocate(self, digests, self.chunk)
         if allocation.length > self.array("slot").shape[0]:
-            for _, array in self.group.arrays():
+            # the slots last: as long as they say, all the others are
+            for _, array in sorted(self.group.arrays(), key=lambda named: named[0] == "slot"):
                 metadata: Any = array.metadata
                 dims = metadata.dimension_names
                 array.resize(

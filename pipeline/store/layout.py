@@ -224,6 +224,8 @@ def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
 
 def delete(root: zarr.Group, path: str) -> None:
     """Remove a group or array, damaged or not, if it is there."""
+    # what says that it is there goes first: a run may be killed while the rest goes, in any order
+    sync(root.store.delete(f"{path}/zarr.json"))
     sync(root.store.delete_dir(path))
 
 

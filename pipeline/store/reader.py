@@ -214,7 +214,12 @@ class Store:
 
     def labels(self, subset: str | None = None) -> list[str]:
         """Return the labels of the measures that were computed on a subset."""
-        return list(child_groups(self.root, "measures", self.subset(subset)))
+        key = self.subset(subset)
+        return [
+            label
+            for label in child_groups(self.root, "measures", key)
+            if find_group(self.root, f"measures/{key}/{label}", "chunk") is not None
+        ]
 
     def subset(self, key: str | None = None) -> str:
         """Return the key of the subset that is meant; ambiguity is an error that lists all."""

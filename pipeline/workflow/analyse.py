@@ -20,7 +20,14 @@ from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
 from pipeline.store.chunks import array_of, read_whole
-from pipeline.store.layout import CODECS, ensure_parents, find_group, open_root, subset_rows
+from pipeline.store.layout import (
+    CODECS,
+    delete,
+    ensure_parents,
+    find_group,
+    open_root,
+    subset_rows,
+)
 from pipeline.workflow.calibrate import find_null
 from pipeline.workflow.compare import find_grid
 from pipeline.workflow.cost import competence_cost
@@ -52,6 +59,7 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
     dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
     dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
     ensure_parents(root, path)
+    delete(root, path)
     with warnings.catch_warnings():
         # xarray speaks of consolidated metadata, which this store never has
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")

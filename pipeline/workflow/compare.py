@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from pipeline.measures.panels import resolve_device
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding
+from pipeline.store.chunks import read_whole
+from pipeline.store.grid import Grid, Outstanding, outstanding
 from pipeline.store.layout import (
     create_variable,
     delete,
@@ -106,6 +107,35 @@ def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
     encoders = comparison.encoders
     digests = {r: e.digest for e in encoders for r in e.representations}
     return digests, spread(comparison.wanted, [len(e.layers) for e in encoders])
+
+
+def outstanding_scores(
+    grid: Grid | None, digests: Mapping[str, str], wanted: Mask, spec: MeasureSpec
+) -> Outstanding:
+    """Compare what is wanted of one measure with its grid, or with none.
+
+    What there is to say of single representations comes back from workers and is written by the
+    driver. Where a driver was killed in between, the pairs are done and it is lost: one pair of
+    such a representation is then asked for again.
+    """
+    todo = outstanding(grid, digests, wanted, CHUNK)
+    if grid is None:
+        return todo
+    slots = np.array([todo.members[m] for m in digests], dtype=np.int64)
+    finished = wanted.any(1) & ~todo.missing[slots].any(1)
+    for row in np.flatnonzero(finished & ~_has_facts(grid, spec, len(todo.missing))[slots]):
+        other = slots[row if wanted[row, row] else int(np.argmax(wanted[row]))]
+        todo.missing[slots[row], other] = todo.missing[other, slots[row]] = True
+    return todo
+
+
+def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
+    """Return, for each slot, whether all there is to say of it is written."""
+    has = np.ones(length, bool)
+    for name in _fact_names(spec):
+        held = read_whole(grid.array(name))[:length]
+        has[: len(held)] &= ~np.isnan(held) if held.dtype.kind == "f" else held >= 0
+    return has
 
 
 @dataclass(frozen=True)
@@ -243,13 +273,23 @@ def compare_job(job: CompareJob) -> Facts:
     return facts
 
 
+_FACTS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
+    "n_ties": lambda p, spec: p.ties(spec),
+    "clip": lambda p, spec: p.clip[spec.preset],
+}
+
+
+def _fact_names(spec: MeasureSpec) -> list[str]:
+    """Return the variables that a measure has of single representations."""
+    has = {"n_ties": spec.measure.engine == "neighbours", "clip": bool(spec.preset)}
+    return [name for name in _FACTS if has[name]]
+
+
 def _facts(prepared: Mapping[int, Prepared], spec: MeasureSpec) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
-    if spec.measure.engine == "neighbours":
-        found["n_ties"] = {slot: p.ties(spec) for slot, p in prepared.items()}
-    if spec.preset:
-        found["clip"] = {slot: p.clip[spec.preset] for slot, p in prepared.items()}
-    return found
+    return {
+        name: {slot: _FACTS[name](p, spec) for slot, p in prepared.items()}
+        for name in _fact_names(spec)
+    }
 
 
 def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -> list[list[str]]:

@@ -200,7 +200,7 @@ def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
             delete(root, path)
         group = _stored(root, spec, tower, stimuli) or _create(root, path, plan, tower, stimuli)
         if plan.renamed:
-            group.group.attrs.update(plan.about)
+            group.group.update_attributes(dict(plan.about))
         rows: dict[str, tuple[int, Weights]] = {}
         for label in in_training_order(steps.items()):
             checkpoint = plan.checkpoints[label]
@@ -301,6 +301,16 @@ def extract_tasks(
     ]
 
 
+def _check_loaded(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
+    """Raise where the weights, loaded by now, need not be those on record."""
+    stored = group.weights(label)
+    if weights_identity(spec, checkpoint, stored).digest != stored.digest:
+        raise ModelError(
+            f"model {spec.id}, checkpoint {label}: its weights changed while the run went on. "
+            "Once they are written, run again."
+        )
+
+
 @lru_cache(maxsize=2)
 def _stimuli(spec: StimuliSpec) -> StimulusSet:
     return load_stimuli(spec)
@@ -342,6 +352,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
             for tower, blocks in towers.items():
                 group = _stored(root, job.spec, tower, stimuli)
                 assert group is not None
+                _check_loaded(job.spec, label, job.checkpoints[label], group)
                 for block, values in extract(
                     job.spec,
                     model,

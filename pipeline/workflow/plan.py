@@ -233,8 +233,8 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
     for c in plan.comparisons:
         digests, wanted = compare.wanted_scores(c)
         todo = {
-            label: outstanding(
-                compare.find_grid(root, c.subset, label, spec), digests, wanted, compare.CHUNK
+            label: compare.outstanding_scores(
+                compare.find_grid(root, c.subset, label, spec), digests, wanted, spec
             )
             for label, spec in specs.items()
         }

@@ -239,8 +239,10 @@ class _Run:
         self.compare(comparisons)
         self.calibrate(comparisons)
         competence = self.measure_competence(comparisons[0])
-        changed = self.aggregate(comparisons, competence)
-        self.write_report(subset, changed)
+        self.aggregate(comparisons, competence)
+        self.write_report(subset)
+        if any(self.report.tasks.values()):
+            sweep_partial(self.workflow.store)  # what workers that died have left
 
     def tasks(
         self, name: str, unit: str, tasks: Sequence[Task], size: Callable[[Task], int]
@@ -325,7 +327,7 @@ class _Run:
                 grid = compare.ensure_grid(self.root, c.subset, label, spec)
                 grid.admit(digests)
                 grids[c.subset.key][label] = grid
-                todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+                todo[label] = compare.outstanding_scores(grid, digests, wanted, spec)
             tasks += compare.compare_tasks(
                 todo,
                 self.specs,
@@ -369,23 +371,20 @@ class _Run:
 
     def aggregate(
         self, comparisons: Sequence[Comparison], competence: Mapping[str, Mapping[str, Any]]
-    ) -> bool:
-        changed = False
+    ) -> None:
         for label, spec in self.specs.items():
             made_from = (self.root, label, spec, comparisons, self.workflow.calibrate, competence)
             inputs = analyse.stale_inputs(*made_from)
             if inputs is not None:
                 analyse.write_alignment(*made_from, inputs)
-                changed = True
-        return changed
 
-    def write_report(self, subset: str, changed: bool) -> None:
-        from pipeline.report import default_folder, findings, write_report
+    def write_report(self, subset: str) -> None:
+        from pipeline.report import default_folder, findings, is_current, write_report
         from pipeline.store import open_store
 
         store = open_store(self.workflow.store)
         folder = default_folder(store, subset)
-        if changed or not (folder / "index.html").is_file():
+        if not is_current(store, folder, subset):
             with stage(self.console, "report", 1, "page") as shown:
                 written = write_report(store, folder, subset=subset)
                 shown.advance(1)

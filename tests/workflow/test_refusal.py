@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
-from zoo import SPARE_STEP, Zoo, inside, tree
+from zoo import PIXELS, SPARE_STEP, VIT, Zoo, inside, tree
 
 from pipeline.cli import main
 from pipeline.errors import InputError
@@ -37,6 +38,23 @@ def test_run__changed_recipe(copied: Zoo) -> None:
     assert "registry.yaml, line 2: model timm/vit-a: its recipe is not the one in" in message
     assert "pool was 'auto', is now 'max'" in message
     assert "give the new one another `id:`, or extract it anew with --replace timm/vit-a" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layers": "last"}, "layers was 'blocks', is now 'last'"),
+        ({"arguments": {**VIT, "embed_dim": 24, "drop_rate": 0.1}}, "arguments was {"),
+        ({"preprocessing": {**PIXELS, "mean": [0.4, 0.5, 0.5]}}, "preprocessing was {"),
+        ({"precision": "bfloat16"}, "precision was 'float32', is now 'bfloat16'"),
+    ],
+)
+def test_run__changed_entry(copied: Zoo, changes: dict[str, Any], expected: str) -> None:
+    copied.edit("timm/vit-b", **changes)
+    message = assert_refused(copied)
+    assert "model timm/vit-b: its recipe is not the one in the store" in message
+    assert expected in message
+    assert "--replace timm/vit-b" in message
 
 
 def test_run__changed_architecture_file(copied: Zoo) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from zoo import (
 
 from pipeline import similarity
 from pipeline.cluster import Executor, Outcome, Task
+from pipeline.errors import InputError
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
 from pipeline.workflow import RunReport
@@ -351,6 +354,136 @@ def test_run__touched_weights_are_the_same_weights(copied: Zoo) -> None:
     for file in (copied.folder / "run").rglob("*.safetensors"):
         file.touch()
     assert n_tasks(copied.run()) == [0, 0, 0, 0]
+
+
+def test_run__same_size_and_time_pass_for_the_same_weights(copied: Zoo) -> None:
+    """What is not looked at is not seen: a file is hashed only where its size or time differ."""
+    folder = copied.folder / "run" / "vit-b"
+    file, before = folder / "step-10.safetensors", (folder / "step-10.safetensors").stat()
+    file.write_bytes((folder / f"spare-{SPARE_STEP}.safetensors").read_bytes())
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert copied.plan().is_done
+    file.touch()
+    with pytest.raises(InputError, match=r"vit-b, checkpoint step10: its weights are not those"):
+        copied.plan()
+    assert copied.plan(replace=("timm/vit-b",)).tasks["extract"] == 1
+
+
+def test_run__weights_that_change_while_it_runs(
+    copied: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was recorded of a file is not what was loaded: nothing is stored."""
+    from pipeline.sources import base
+
+    folder, load = copied.folder / "run" / "late", base.load_weights
+
+    def swapped(source: Any, spec: Any, model: Any, file: str) -> Any:
+        shutil.copy(folder / f"spare-{SPARE_STEP}.safetensors", folder / "step-10.safetensors")
+        return load(source, spec, model, file)
+
+    setting = ("models.sets=[late]", ONE)
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "load_weights", swapped)
+        report = copied.run(*setting)
+    assert list(report.failures) == ["timm/late@step10"]
+    assert "its weights changed while the run went on" in report.failures["timm/late@step10"]
+    assert [e.checkpoint for e in copied.store().encoders() if e.model == "timm/late"] == ["step0"]
+    assert copied.run(*setting).failures == {}
+    late = next(e for e in copied.store().encoders() if e.id == "timm/late@step10#image")
+    group = zarr.open_group(copied.path, mode="r")[late.path]
+    assert isinstance(group, zarr.Group)
+    loaded = hashlib.sha256((folder / "step-10.safetensors").read_bytes()).hexdigest()
+    assert TowerGroup(group).weights("step10").digest == f"sha256:{loaded}"
+
+
+def test_run__what_is_said_of_representations_is_had_again_where_it_was_lost(
+    copied: Zoo, zoo: Zoo
+) -> None:
+    """A driver killed between a task's end and its result: the pairs are there, the rest is not."""
+    root = zarr.open_group(copied.path, mode="r+")["measures"]
+    assert isinstance(root, zarr.Group)
+    for _, subset in root.groups():
+        subset["knn/n_ties"][:3] = -1  # type: ignore[index]
+        subset["prh/clip"][2:] = np.nan  # type: ignore[index]
+    assert copied.plan().tasks["compare"] == 2
+    assert n_tasks(copied.run()) == [0, 2, 0, 0]
+    assert_same(copied.path, zoo.path)
+    assert copied.plan().is_done
+
+
+def test_run__other_stimuli_stand_beside_the_first(copied: Zoo) -> None:
+    setting = ("models={ids: [timm/vit-*]}", ONE, "calibrate=null")
+    before = tree(copied.path)
+    report = copied.run("stimuli.part=train", *setting)
+    assert n_tasks(report) == [2, 1, 0, 1]
+    after = tree(copied.path)
+    assert {file: after[file] for file in before} == before
+    assert len(copied.store().sets) == 2
+    assert n_tasks(copied.run("stimuli.part=train", *setting)) == [0, 0, 0, 0]
+
+
+def test_run__model_that_fails_after_its_first_block(
+    copied: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded by name, the rest goes on, and the next run asks for just the other block."""
+    setting = ("stimuli.part=train", "models={ids: [timm/late, timm/vit-a]}", ONE, "calibrate=null")
+    write = TowerGroup.write_block
+
+    def failing(self: TowerGroup, checkpoint: str, block: tuple[int, int], values: Any) -> None:
+        if (self.attrs["model"], checkpoint) == ("timm/late", "step0") and block[0] > 0:
+            raise RuntimeError("no more")
+        write(self, checkpoint, block, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TowerGroup, "write_block", failing)
+        report = copied.run(*setting)
+    assert report.failures == {
+        "timm/late@step0": "model timm/late, checkpoint step0: RuntimeError: no more"
+    }
+    (key,) = (s for s in copied.store().sets if "train" in s)
+    encoders = [e.id for e in copied.store().encoders(key)]
+    assert sorted(encoders) == [
+        f"timm/{n}#image" for n in ("late@step10", "vit-a@step0", "vit-a@step10")
+    ]
+    before = files_by_time(copied.path, f"activations/{key}/timm/late/image/blocks.0/c")
+    jobs = submitted(monkeypatch, "extract")
+    assert copied.run(*setting).failures == {}
+    assert [job.missing for job in jobs] == [{"step0": {"image": [(1024, 1200)]}}]
+    after = files_by_time(copied.path, f"activations/{key}/timm/late/image/blocks.0/c")
+    assert {file: after[file] for file in before} == before
+    assert len(after) == len(before) + 1
+
+
+def test_run__another_seed_is_another_null(copied: Zoo) -> None:
+    before = copied.store().alignment("cka")
+    assert n_tasks(copied.run("calibrate.seed=4", ONE)) == [0, 0, 2, 0]
+    after = copied.store().alignment("cka")
+    np.testing.assert_array_equal(after["score"], before["score"])
+    assert after.attrs["permutation_seed"] == 4
+    done = np.isfinite(after["threshold"].values)
+    assert (after["threshold"].values[done] != before["threshold"].values[done]).any()
+
+
+def test_run__planned_before_another_run_changed_the_store(
+    copied: Zoo,
+) -> None:
+    """One recipe was planned, another one is stored by the time that the store is free."""
+    setting = ("models.sets=[late]", ONE)
+    start = Executor.start
+    with pytest.MonkeyPatch.context() as patched:
+
+        def meanwhile(self: Executor) -> Any:
+            patched.undo()
+            copied.edit("timm/late", pool="max")
+            assert copied.run(*setting).failures == {}
+            copied.edit("timm/late", pool="auto")
+            return start(self)
+
+        patched.setattr(Executor, "start", meanwhile)
+        with pytest.raises(InputError, match=r"timm/late: its recipe is not the one in the store"):
+            copied.run(*setting)
+    assert copied.store().activations("timm/late@step0#image/blocks.0").attrs["pooling"] == "max"
 
 
 def test_run__replace_with_the_same_is_no_work_but_extraction(copied: Zoo, zoo: Zoo) -> None:
