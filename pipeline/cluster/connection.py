@@ -30,6 +30,16 @@ _LOGGERS = (
 )
 
 
+def silence() -> None:
+    """Keep Dask's own logs from the terminal, if `distributed` has not been imported yet.
+
+    What goes wrong is reported by the run itself, once and by name.
+    """
+    import dask
+
+    dask.config.set({"logging": dict.fromkeys(_LOGGERS, "critical")})
+
+
 @contextmanager
 def connect(spec: ClusterSpec) -> Iterator[Client]:
     """Connect to the cluster that a spec names, starting it unless it runs already.
@@ -42,8 +52,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
     """
     import dask
 
-    # what goes wrong is reported by the run itself, once and by name; read at the next import
-    dask.config.set({"logging": dict.fromkeys(_LOGGERS, "critical")})
+    silence()
     from distributed import Client
 
     with ExitStack() as stack:

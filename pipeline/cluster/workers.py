@@ -11,7 +11,7 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import machine
+from pipeline.cluster import connection, machine
 from pipeline.cluster.spec import ClusterSpec, LocalSpec
 from pipeline.errors import InputError
 
@@ -41,6 +41,7 @@ def rooms_to_be(spec: ClusterSpec) -> list[Room]:
         return []
     import logging
 
+    connection.silence()
     from distributed.worker_memory import parse_memory_limit
 
     # torch is asked only where there may be something to find

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
 from zoo import Zoo
 
-from pipeline import workers
+from pipeline.cluster import workers
 from pipeline.cluster.workers import tell, timed
 from pipeline.progress import Stage
 
@@ -21,7 +20,8 @@ def write_and_read(file: str, size: int) -> int:
 
 
 def test_timed__what_a_task_took(tmp_path: Path) -> None:
-    call = partial(timed, write_and_read, topic="t", name="n")
+    call = timed(write_and_read, "t", "n")
+    assert call.__name__ == "write_and_read"
     found = call(str(tmp_path / "file"), 2**20)
     assert found.result == 2**20
     assert found.worker == ""
@@ -34,7 +34,7 @@ def test_timed__what_a_task_took(tmp_path: Path) -> None:
 
 def test_timed__errors_pass() -> None:
     with pytest.raises(ZeroDivisionError):
-        timed(divmod, 1, 0, topic="t", name="n")
+        timed(divmod, "t", "n")(1, 0)
     tell(3)  # of no task
 
 

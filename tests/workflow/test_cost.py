@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import _MALLOC
+from pipeline.cluster.kinds import MALLOC
 
 ROOT = Path(__file__).parents[2]
 TOO_HIGH = 3.0
@@ -33,7 +33,7 @@ def measured(what: str) -> list[dict[str, Any]]:
         capture_output=True, text=True, check=False, timeout=600,
         env={
             **os.environ,
-            **{name: str(value) for name, value in _MALLOC.items()},
+            **{name: str(value) for name, value in MALLOC.items()},
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         },
