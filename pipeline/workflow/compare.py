@@ -17,7 +17,7 @@ from pipeline.measures.panels import resolve_device
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
-from pipeline.store.chunks import read_whole
+from pipeline.store.chunks import read
 from pipeline.store.grid import Grid, Outstanding, outstanding
 from pipeline.store.layout import (
     create_variable,
@@ -133,7 +133,7 @@ def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
     """Return, for each slot, whether all there is to say of it is written."""
     has = np.ones(length, bool)
     for name in _fact_names(spec):
-        held = read_whole(grid.array(name))[:length]
+        held = read(grid.array(name))[:length]
         has[: len(held)] &= ~np.isnan(held) if held.dtype.kind == "f" else held >= 0
     return has
 
