@@ -2,9 +2,11 @@
 
     python benchmarks/scale.py --only cluster
 
-`cluster`: what the driver and the scheduler spend on tasks that do nothing, for 10², 10³ and 10⁴ of
-them through the window, with the blocks of 10⁶ pairs among them. Scheduler and workers are
-processes of their own, so that the memory of each is known.
+`workers`: the quickstart's extraction and comparison with one worker and with two; its models must
+have been trained (`make quickstart`). `store`: a store of 10,000 representations, opened and read
+in a process of its own, and one more model. `cluster`: what the driver and the scheduler spend on
+tasks that do nothing, for 10², 10³ and 10⁴ of them through the window, with the blocks of 10⁶ pairs
+among them. Scheduler and workers are processes of their own, so that the memory of each is known.
 """
 
 from __future__ import annotations
@@ -18,9 +20,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.cluster import AddressSpec, Task, executor
+from pipeline.measures import measure_spec
+from pipeline.schema import MEASURES, State
+from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
+from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store.grid import Grid, outstanding
+from pipeline.store.layout import activations_path, open_root
+from pipeline.store.stimuli import write_stimuli
+from pipeline.workflow.log import RunRecord, read_runs
 
 SIDE = 128
 """Representations along the side of a block of pairs."""
@@ -108,7 +121,109 @@ def _known(dask_scheduler=None) -> int:
     return len(dask_scheduler.tasks)
 
 
-SECTIONS = {"cluster": cluster}
+def workers() -> None:
+    """Print how much faster two workers are than one."""
+    taken: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for n in (1, 2):
+            store = f"{folder}/{n}.zarr"
+            settings = (f"cluster.n_workers={n}", "calibrate=null")
+            command = [Path(sys.executable).with_name("consilience"), "run",
+                       "workflows/quickstart.yaml", "--store", store]  # fmt: skip
+            for setting in settings:
+                command += ["--set", setting]
+            subprocess.run(command, check=True, capture_output=True)
+            (log,) = read_runs(store)
+            taken[n] = {stage["stage"]: stage_seconds(log, stage) for stage in log.stages}
+    print("\nstage     1 worker s  2 workers s  efficiency")
+    for stage in ("extract", "compare"):
+        one, two = taken[1][stage], taken[2][stage]
+        print(f"{stage:<10}{one:<12.1f}{two:<13.1f}{one / two / 2:.0%}")
+
+
+def stage_seconds(log: RunRecord, stage: dict) -> float:
+    """Return the time from the beginning of a stage to the end of its last task."""
+    ends = [task["ended"] for task in log.tasks if task["stage"] == stage["stage"]]
+    begin, end = (datetime.fromisoformat(text) for text in (stage["time"], max(ends)))
+    return (end - begin).total_seconds()
+
+
+MODELS, CHECKPOINTS, LAYERS, FEATURES = 20, 50, 10, 4
+
+
+def add_model(root, stimuli: StimulusSet, name: str) -> list[str]:
+    """Write a model's activations; return its representations."""
+    rng = np.random.default_rng(0)
+    layers = [f"blocks.{i}" for i in range(LAYERS)]
+    steps = {f"step{10 * i}": (10 * i, Weights(f"sha256:{name}{i}")) for i in range(CHECKPOINTS)}
+    tower = TowerGroup.create(
+        root, activations_path(stimuli.key, f"made/{name}", "image"),
+        stimulus_ids=list(map(str, stimuli.image_ids)),
+        layers=dict.fromkeys(layers, FEATURES),
+        attributes={"model": f"made/{name}", "tower": "image", "recipe": {}, "recipe_digest": name,
+                    "n_parameters": 1, "stimuli_fingerprint": stimuli.fingerprint, "metadata": {}},
+    )  # fmt: skip
+    tower.add_checkpoints(steps)
+    for step in steps:
+        values = rng.normal(size=(LAYERS, len(stimuli), FEATURES)).astype(np.float32)
+        tower.write_block(step, (0, len(stimuli)), dict(zip(layers, values, strict=True)))
+    return [f"made/{name}@{step}#image/{layer}" for step in steps for layer in layers]
+
+
+READ = """
+import sys, time
+import xarray, pandas, zarr, dask.array, pipeline
+from pipeline.store import open_store
+def timed(what, call):
+    start = time.perf_counter()
+    found = call()
+    print(f"{what}: {time.perf_counter() - start:.3f} s", flush=True)
+    return found
+store = timed("opened", lambda: open_store(sys.argv[1]))
+catalog = timed("catalog of all", store.catalog)
+print(len(catalog), "representations")
+timed("one checkpoint's rows of it", lambda: catalog.query("model == 'made/m7' and step == 490"))
+one = "made/m7@step490#image/blocks.3"
+timed("one array of activations, the first", lambda: store.activations(one).values)
+timed("another", lambda: store.activations("made/m9@step10#image/blocks.1").values)
+assert "torch" not in sys.modules
+"""
+
+
+def store() -> None:
+    """Print how long it takes to make, open and read a store of many representations."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/many.zarr"
+        root = open_root(path, "a")
+        stimuli = load_stimuli(StimuliSpec(source="digits", part="test"))
+        write_stimuli(root, stimuli)
+        started = time.perf_counter()
+        names = [name for i in range(MODELS) for name in add_model(root, stimuli, f"m{i}")]
+        print(f"\n{len(names):,} representations made in {time.perf_counter() - started:.1f} s")
+        subprocess.run([sys.executable, "-c", READ, path], check=True)
+        digests = dict.fromkeys(names, "0")
+        spec = measure_spec("cka")
+        grid = Grid.create(
+            root, "measures/subset/cka", "representation", MEASURES, chunk=SIDE, sizes={},
+            attributes={"measure": {"name": "cka", "parameters": dict(spec.parameters)}},
+        )  # fmt: skip
+        grid.admit(digests)
+        grid.array("state")[:] = int(State.DONE)
+        started = time.perf_counter()
+        new = add_model(root, stimuli, "one-more")
+        written = time.perf_counter()
+        more = digests | dict.fromkeys(new, "0")
+        todo = outstanding(grid, more, np.ones((len(more),) * 2, bool), SIDE)
+        tasks = sum(1 for _ in todo.blocks())
+        known, pairs = time.perf_counter(), len(more) * (len(more) + 1) // 2
+        print(
+            f"one more model: {len(new)} representations written in {written - started:.2f} s; of "
+            f"{pairs:,} pairs {todo.n_pairs:,} are to be computed, in {tasks} tasks of "
+            f"{blocks(pairs)}; known after {known - written:.2f} s"
+        )
+
+
+SECTIONS = {"workers": workers, "store": store, "cluster": cluster}
 
 
 def main() -> None:

@@ -87,7 +87,9 @@ class Made:
         self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
     ) -> Iterator[Work]:
         """Give the tasks that compare everything, each with what it is said to take."""
-        subset, budget = self.stimuli.subset(n), Budget(memory)
+        # scratch files come on top of what is said to be written
+        budget = Budget(memory, scratch=2**34 if tag == "spilled" else 0)
+        subset = self.stimuli.subset(n)
         specs = {f"{name}-{tag}": measure_spec(name, **o) for name, o in measures.items()}
         every = np.ones((len(self.encoders),) * 2, bool)
         comparison = Comparison(

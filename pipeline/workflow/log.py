@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +24,9 @@ from typing import Any
 
 import zarr
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
+from pipeline.store.guard import write_errors
 from pipeline.store.layout import create_variable
 from pipeline.store.location import Location, locate
 
@@ -82,7 +83,12 @@ def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
         create_variable(root.require_group("runs"), _HOLDER, (0,), (1,))
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
     with store.appending(f"{FOLDER}/{started}-{uuid.uuid4().hex[:6]}{_SUFFIX}") as add:
-        log = RunLog(add)
+
+        def guarded(text: str) -> None:
+            with write_errors(store):
+                add(text)
+
+        log = RunLog(guarded)
         log.write(
             "start",
             host=socket.gethostname(),
@@ -98,10 +104,13 @@ def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
         try:
             yield log
         except KeyboardInterrupt as stop:
-            log.end("terminated" if type(stop) is not KeyboardInterrupt else "interrupted")
+            how = "terminated" if type(stop) is not KeyboardInterrupt else "interrupted"
+            with suppress(StoreError):
+                log.end(how)
             raise
         except BaseException as error:
-            log.end("error", error=f"{type(error).__name__}: {error}")
+            with suppress(StoreError):  # which may be what this is about
+                log.end("error", error=f"{type(error).__name__}: {error}")
             raise
 
 

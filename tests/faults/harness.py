@@ -201,7 +201,7 @@ def _unlike(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 def _files(store: Path) -> Iterator[str]:
     for file in store.rglob("*"):
-        if file.is_file() and not file.name.endswith(LEFTOVERS):
+        if file.is_file() and not file.name.endswith((*LEFTOVERS, ".jsonl")):  # logs of runs
             yield file.relative_to(store).as_posix()
 
 

@@ -31,7 +31,7 @@ def test_layout__whole_tree_opens_with_plain_xarray(zoo: Zoo) -> None:
     with tree:
         assert set(tree.children) == {
             "stimuli", "activations", "measures", "calibration",
-            "competence", "alignment", "convergence",
+            "competence", "alignment", "convergence", "runs",
         }  # fmt: skip
         (set_key,) = tree["activations"].children
         tower = tree[f"activations/{set_key}/timm/vit-a/image"].to_dataset()

@@ -97,7 +97,10 @@ def test_run__on_s3_with_processes_equals_one_on_disk(copied: Zoo, s3: str) -> N
     assert on_s3.keys() == on_disk.keys()
     for name, values in on_disk.items():
         if not name.endswith("weights_mtime_ns"):
-            np.testing.assert_array_equal(on_s3[name], values, err_msg=name)
+            if values.dtype.kind == "f":  # other threads of arithmetic round otherwise
+                np.testing.assert_allclose(on_s3[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
+            else:
+                np.testing.assert_array_equal(on_s3[name], values, err_msg=name)
     assert holder(url) is None
     again = run(copied, url, *SMALL)
     assert set(again.tasks.values()) == {0}

@@ -465,27 +465,6 @@ def test_run__another_seed_is_another_null(copied: Zoo) -> None:
     assert (after["threshold"].values[done] != before["threshold"].values[done]).any()
 
 
-def test_run__planned_before_another_run_changed_the_store(
-    copied: Zoo,
-) -> None:
-    """One recipe was planned, another one is stored by the time that the store is free."""
-    setting = ("models.sets=[late]", ONE)
-    start = Executor.start
-    with pytest.MonkeyPatch.context() as patched:
-
-        def meanwhile(self: Executor) -> Any:
-            patched.undo()
-            copied.edit("timm/late", pool="max")
-            assert copied.run(*setting).failures == {}
-            copied.edit("timm/late", pool="auto")
-            return start(self)
-
-        patched.setattr(Executor, "start", meanwhile)
-        with pytest.raises(InputError, match=r"timm/late: its recipe is not the one in the store"):
-            copied.run(*setting)
-    assert copied.store().activations("timm/late@step0#image/blocks.0").attrs["pooling"] == "max"
-
-
 def test_run__replace_with_the_same_is_no_work_but_extraction(copied: Zoo, zoo: Zoo) -> None:
     report = copied.run(replace=("timm/vit-a",))
     assert n_tasks(report) == [1, 0, 0, 0]
