@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 _M_MMAP_THRESHOLD = -3
-OWN_PAGES = 2**17
-"""From so many bytes on: what glibc itself begins with."""
+OWN_PAGES = 2**15
+"""From so many bytes on: less than one small image takes."""
 
 
 @contextmanager

@@ -151,11 +151,12 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work
     return task, extract_cost(plan, stimuli, batch_size, "cpu")
 
 
-def peak() -> int:
+def status(name: str) -> int:
+    """Read a size from what the kernel says of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise LookupError("VmHWM")
+    raise LookupError(name)
 
 
 def show(case: str, task: Task, cost: Cost) -> None:
@@ -165,11 +166,12 @@ def show(case: str, task: Task, cost: Cost) -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     process = psutil.Process()
-    before, moved = process.memory_info().rss, process.io_counters()
+    before, code, moved = status("VmRSS"), status("RssFile"), process.io_counters()
     task.function(*task.arguments)
     after = process.io_counters()
     measured = {
-        "memory": peak() - before,
+        # less the pages of libraries that were touched for the first time
+        "memory": status("VmHWM") - before - max(0, status("RssFile") - code),
         "read": after.read_chars - moved.read_chars,
         "written": after.write_chars - moved.write_chars,
     }

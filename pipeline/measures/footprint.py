@@ -45,7 +45,7 @@ def kept_bytes(n: int, widths: NDArray[np.int64], specs: Specs) -> Kept:
     fixed = np.zeros(len(widths))
     laid = float(laid_bytes(n, np.dtype(np.float32)))
     for key in _relations(specs):
-        movable += np.minimum(laid, n * widths * float(_entry_bytes(key, n, widths)))
+        movable += np.minimum(laid, n * widths * _entry_bytes(key, n, widths))
         fixed += n * (DOUBLE + SINGLE)
     for k in _neighbour_counts(specs):
         fixed += DOUBLE * n * k
