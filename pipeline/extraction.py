@@ -296,7 +296,8 @@ def _forward(tap: Tap, inputs: torch.Tensor, precision: str) -> dict[str, Float3
     dtype = getattr(torch, precision)
     with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not torch.float32):
         pooled = tap(inputs)
-    return {n: p.float().cpu().numpy() for n, p in pooled.items()}
+    # copies: a class token is a view, which would keep the tokens of all positions
+    return {n: p.float().cpu().numpy().copy() for n, p in pooled.items()}
 
 
 class _Inputs:
