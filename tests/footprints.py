@@ -1,7 +1,7 @@
 """Measure what tasks take: run by a test as a process of its own, prints a line for each task.
 
 Peak memory is what the kernel says of the process (VmHWM, set back before each task), above what
-it held before; bytes are those that it read and wrote.
+it held before; bytes are those that it read, and those of the store's files that it wrote.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ class Made:
         self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
     ) -> Iterator[Work]:
         """Give the tasks that compare everything, each with what it is said to take."""
-        # scratch files come on top of what is said to be written
-        budget = Budget(memory, scratch=2**34 if tag == "spilled" else 0)
-        subset = self.stimuli.subset(n)
+        subset, budget = self.stimuli.subset(n), Budget(memory)
         specs = {f"{name}-{tag}": measure_spec(name, **o) for name, o in measures.items()}
         every = np.ones((len(self.encoders),) * 2, bool)
         comparison = Comparison(
@@ -161,7 +160,13 @@ def status(name: str) -> int:
     raise LookupError(name)
 
 
-def show(case: str, task: Task, cost: Cost) -> None:
+def written_since(store: str, start: int) -> int:
+    """Sum the files of a store that were written since a time in nanoseconds."""
+    files = (file.stat() for file in Path(store).rglob("*") if file.is_file())
+    return sum(file.st_size for file in files if file.st_mtime_ns >= start)
+
+
+def show(case: str, store: str, task: Task, cost: Cost) -> None:
     """Run a task and print what it took, and what it was said to take."""
     members.CACHE = PreparedCache()
     gc.collect()
@@ -169,13 +174,14 @@ def show(case: str, task: Task, cost: Cost) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     process = psutil.Process()
     before, code, moved = status("VmRSS"), status("RssFile"), process.io_counters()
+    start = time.time_ns()
     task.function(*task.arguments)
     after = process.io_counters()
     measured = {
         # less the pages of libraries that were touched for the first time
         "memory": status("VmHWM") - before - max(0, status("RssFile") - code),
         "read": after.read_chars - moved.read_chars,
-        "written": after.write_chars - moved.write_chars,
+        "written": written_since(store, start),
     }
     said = {"memory": cost.memory, "read": cost.read, "written": cost.written}
     line = {"case": case, "stage": task.name.split()[0], "measured": measured, "said": said}
@@ -192,7 +198,7 @@ def main(what: str) -> None:
             large = {"img_size": 96, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
             task, _ = extraction(Path(folder), small, 8)
             task.function(*task.arguments)  # what is imported late is no part of what is measured
-            show("vit", *extraction(Path(folder), large, 64))
+            show("vit", f"{folder}/s.zarr", *extraction(Path(folder), large, 64))
             return
         warm, made = (
             Made(f"{folder}/w.zarr", 64, (8, 8), 2),
@@ -202,12 +208,12 @@ def main(what: str) -> None:
             for task, _ in warm.tasks(48, measures, memory, null, case):
                 task.function(*task.arguments)
             for task, cost in made.tasks(1536, measures, memory, null, case):
-                show(case, task, cost)
+                show(case, made.path, task, cost)
         subset = made.stimuli.subset(1536)
         for task, _ in warm.competence(warm.stimuli.subset(48)):
             task.function(*task.arguments)
         for task, cost in made.competence(subset):
-            show("competence", task, cost)
+            show("competence", made.path, task, cost)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,25 @@ def test_extract__keeps_no_gradients(model: torch.nn.Module) -> None:
     assert all(not o.requires_grad for o in output.values())
 
 
+def test_extract__keeps_what_was_pooled_and_no_more(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class token is a view: kept as it is, it keeps the tokens of every position of a block."""
+    kept: list[np.ndarray] = []
+    original = extraction._forward
+
+    def forward(*arguments: Any) -> dict[str, np.ndarray]:
+        found = original(*arguments)
+        kept.extend(found.values())
+        return found
+
+    monkeypatch.setattr(extraction, "_forward", forward)
+    for _ in extraction.extract(spec(), model, "image", stimuli(), [(0, 23)], batch_size=5):
+        pass
+    assert len(kept) == 5 * VIT["depth"]
+    assert all(values.flags.owndata for values in kept)
+
+
 def test_extract__deterministic(model: torch.nn.Module) -> None:
     one, two = run(spec(), model), run(spec(), model)
     np.testing.assert_array_equal(one["blocks.1"], two["blocks.1"])

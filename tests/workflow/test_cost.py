@@ -50,8 +50,8 @@ def test_cost__is_an_upper_bound_and_near(what: str) -> None:
         print(line)  # shown where it fails
         took, said = line["measured"], line["said"]
         assert took["memory"] <= said["memory"] <= TOO_HIGH * took["memory"], line
-        if line["case"] != "spilled":  # scratch files come on top
-            if said["written"]:
-                assert 1 <= took["written"] / said["written"] < 1.1, line
-            if what != "extract":  # which reads modules and images
-                assert 1 <= took["read"] / said["read"] < 1.1, line
+        if said["written"]:
+            assert 0.99 < took["written"] / said["written"] < 1.1, line
+        # extraction reads modules and images too, and scratch files come on top
+        if line["case"] not in ("vit", "spilled"):
+            assert 0.99 < took["read"] / said["read"] < 1.1, line
