@@ -221,11 +221,10 @@ class Folder(Location):
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
         """Give what adds text to a new file, and hands it to the system at once."""
-        with (self.path / name).open("x", encoding="utf-8") as file:
+        with (self.path / name).open("xb", buffering=0) as file:
 
             def add(text: str) -> None:
-                file.write(text)
-                file.flush()
+                file.write(text.encode())
 
             yield add
 

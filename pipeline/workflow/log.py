@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -82,7 +82,10 @@ def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
     if FOLDER not in root:
         create_variable(root.require_group("runs"), _HOLDER, (0,), (1,))
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-    with store.appending(f"{FOLDER}/{started}-{uuid.uuid4().hex[:6]}{_SUFFIX}") as add:
+    with ExitStack() as stack:
+        with write_errors(store):
+            name = f"{FOLDER}/{started}-{uuid.uuid4().hex[:6]}{_SUFFIX}"
+            add = stack.enter_context(store.appending(name))
 
         def guarded(text: str) -> None:
             with write_errors(store):

@@ -78,6 +78,7 @@ def test_run__changed_vocabulary_file(copied: Zoo) -> None:
 def test_run__changed_weights_file(copied: Zoo) -> None:
     folder = copied.folder / "run" / "vit-b"
     (folder / f"spare-{SPARE_STEP}.safetensors").replace(folder / "step-10.safetensors")
+    (folder / "step-10.safetensors").touch()  # the files were written in one tick of the clock
     message = assert_refused(copied)
     assert "model timm/vit-b, checkpoint step10: its weights are not those in the store" in message
     assert "(were sha256:" in message
