@@ -16,6 +16,7 @@ from threading import local
 from typing import BinaryIO
 from weakref import finalize
 
+from pipeline.errors import InputError
 from pipeline.measures import Prepared
 from pipeline.measures.spill import in_files, in_memory
 
@@ -169,7 +170,8 @@ class Scratch:
     def _enter(self) -> BinaryIO:
         """Come in, as one of the users; the first clears away what is left from before."""
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_owner()
             with suppress(FileNotFoundError):
                 users = (self.folder / "users").open("ab")
                 try:
@@ -184,6 +186,17 @@ class Scratch:
                 if _same_file(users, self.folder / "users"):
                     return users
                 users.close()  # the last user removed the folder meanwhile
+
+    def _check_owner(self) -> None:
+        """Refuse what somebody else has put there: objects are unpickled from it."""
+        with suppress(FileNotFoundError):  # the last user removed it meanwhile
+            about = self.folder.stat()
+            if about.st_uid != os.getuid() or about.st_mode & 0o022:
+                raise InputError(
+                    f"{self.folder}, for scratch files, belongs to somebody else, or others can "
+                    "write it. Remove it, or have Dask use another folder "
+                    "(DASK_TEMPORARY_DIRECTORY)."
+                )
 
 
 def _same_file(opened: BinaryIO, path: Path) -> bool:

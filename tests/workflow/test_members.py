@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from zoo import Zoo
 
+from pipeline.errors import InputError
 from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.store import Store, open_store
 from pipeline.workflow.members import Budget, PreparedCache, encoder_members
+from pipeline.workflow.scratch import Scratch
 
 SPECS = {
     "cka": measure_spec("cka"),
@@ -138,6 +141,7 @@ def test_get__prepares_once_what_fits(zoo_store: Store, monkeypatch: pytest.Monk
 WORKER = """
 import sys
 import pipeline.workflow.members as m
+from pipeline.errors import InputError
 from pipeline.measures import measure_spec
 from pipeline.store import open_store
 
@@ -186,6 +190,16 @@ def test_get__what_a_killed_process_leaves_is_cleared_away(zoo_store: Store, dis
         count, _ = following.communicate(timeout=120)[0].split()
     assert int(count) == len(members(zoo_store))  # nothing of unknown origin is used
     assert list(disk.glob("consilience-*")) == []
+
+
+def test_scratch__that_others_can_write_is_refused(disk: Path) -> None:
+    folder = disk / f"consilience-{os.getuid()}-{socket.gethostname()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(
+        InputError, match=r"others can write it\. Remove it, or"
+    ):
+        Scratch(disk)
 
 
 def test_run__within_hardly_any_memory_gives_the_same_scores(copied: Zoo, zoo_store: Store) -> None:
