@@ -253,7 +253,7 @@ def test_run__workers_that_vanish(
             outcomes = pool.run([evaluate(f"t{i}", str(i)) for i in range(9)])
             done = [next(outcomes)]
             end(only)
-            back = threading.Timer(1.0, made.add_worker)
+            back = threading.Timer(5.0, made.add_worker)  # so late that waiting is said
             back.start()
             done += outcomes
             back.join()

@@ -274,7 +274,7 @@ def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
     store = make_store(tmp_path / "small.zarr", SMALL)
     TowerGroup.create(
         open_root(store.path, "r+"), activations_path(SET, "timm/half", "image"),
-        stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={},
+        stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={"recipe_digest": "0"},
     )  # fmt: skip
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
     assert "or not wholly extracted): timm/half." in page
