@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,11 +110,6 @@ def chunks(array: zarr.Array[Any]) -> Iterator[Index]:
     """Yield the index of every chunk of an array, there or not."""
     counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     yield from product(*map(range, counts))
-
-
-def n_chunks(array: zarr.Array[Any]) -> int:
-    """Return the number of chunks, there or not."""
-    return prod(-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True))
 
 
 def region_of(array: zarr.Array[Any], index: Index) -> tuple[slice, ...]:

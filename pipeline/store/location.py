@@ -102,10 +102,6 @@ class Location(ABC):
     def remove(self, path: str) -> None:
         """Remove a file of the store, if it is there."""
 
-    @abstractmethod
-    def remove_tree(self, path: str) -> None:
-        """Remove everything below a path, whether or not Zarr can read it."""
-
 
 def locate(place: str | Path | Location) -> Location:
     """Return the location of a path or URL.
@@ -238,13 +234,6 @@ class Folder(Location):
     def remove(self, path: str) -> None:
         """Remove a file."""
         (self.path / path).unlink(missing_ok=True)
-
-    def remove_tree(self, path: str) -> None:
-        """Remove a folder with all in it."""
-        import shutil
-
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.path / path)
 
 
 def _record(descriptor: int) -> Record:

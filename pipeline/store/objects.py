@@ -145,12 +145,6 @@ class Bucket(Location):
         with _plain_errors(self.url), suppress(FileNotFoundError):
             self._objects.delete(path)
 
-    def remove_tree(self, path: str) -> None:
-        """Remove every object below a path."""
-        with _plain_errors(self.url):
-            for page in self._objects.list(f"{path}/"):
-                self._objects.delete([each["path"] for each in page])
-
 
 def _client(url: str) -> Any:
     try:
