@@ -29,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 # workers make and drop arrays of tens of megabytes all the time: where glibc gives each back to the
 # system at once, as distributed tells it to, the page faults cost more than the arithmetic
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
+# a worker whose scheduler ends first has a traceback for each heartbeat: the terminal is the run's
+_QUIET = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical"}
 SSH_SECONDS = 30
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
@@ -76,10 +78,11 @@ def _environment(spec: LocalSpec | SshSpec | BatchSpec) -> dict[str, str]:
 
 
 def _local(spec: LocalSpec) -> Any:
+    import dask
     from distributed import LocalCluster, SpecCluster
 
     gpus = machine.n_gpus()
-    with _interrupts_for_this_thread():
+    with _interrupts_for_this_thread(), dask.config.set(_QUIET):
         if gpus:
             return SpecCluster(**gpu_cluster(spec, gpus))
         return LocalCluster(
