@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FORMAT = "consilience"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class State(IntEnum):

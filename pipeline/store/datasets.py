@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.store.chunks import DAMAGE, array_of, chunks, is_there, key_of, quiet, remedy
+from pipeline.store.chunks import DAMAGE, array_of, chunks, is_there, key_of, remedy
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,18 +52,21 @@ def lost_keys(group: zarr.Group) -> list[str]:
     StoreError
         Where metadata is damaged.
     """
-    try:
-        with quiet():
-            there = sorted(name for name, _ in group.arrays())
-    except DAMAGE as error:
-        raise StoreError(
-            f"{group.path}: metadata below it cannot be read: {error}. {remedy(group.store)}"
-        ) from None
-    names = group.attrs.get("variables")
-    if not isinstance(names, list):
-        return []  # of a version that left out chunks of fill
-    lost = [f"{group.path}/{name}/zarr.json" for name in names if name not in there]
-    for name in there:
-        array = array_of(group, name)
-        lost += [key_of(array, index) for index in chunks(array) if not is_there(array, index)]
-    return lost
+    return [
+        key_of(array, index)
+        for array in variables(group)
+        for index in chunks(array)
+        if not is_there(array, index)
+    ]
+
+
+def variables(group: zarr.Group) -> list[zarr.Array[Any]]:
+    """Return all arrays of a finished dataset.
+
+    Raises
+    ------
+    StoreError
+        Where the metadata of one are damaged or lost.
+    """
+    names: Any = group.attrs["variables"]
+    return [array_of(group, name) for name in names]

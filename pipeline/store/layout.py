@@ -21,6 +21,7 @@ from pipeline.store.chunks import DAMAGE, array_of, quiet, read_whole, remedy
 from pipeline.store.guard import GuardedStore, write_errors
 from pipeline.store.lease import Lease
 from pipeline.store.location import Folder, Location, locate
+from pipeline.store.seal import SealedStore
 
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""
@@ -64,8 +65,8 @@ def open_root(
         _check_folder(location.path)
     if mode != "a" and location.is_empty():  # Zarr would make the folder
         raise InputError(_nothing_at(location))
-    plain = location.zarr_store(read_only=mode == "r")
-    store = plain if mode == "r" else GuardedStore(plain, location, lease)
+    sealed = SealedStore(location.zarr_store(read_only=mode == "r"))
+    store = sealed if mode == "r" else GuardedStore(sealed, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
             root = zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
@@ -83,9 +84,11 @@ def open_root(
         )
     version = root.attrs.get("format_version")
     if version != schema.FORMAT_VERSION:
+        older = isinstance(version, int) and version < schema.FORMAT_VERSION
         raise StoreError(
             f"{location} has store format {version}; this is Consilience for format "
-            f"{schema.FORMAT_VERSION}. Use a newer Consilience, or another path."
+            f"{schema.FORMAT_VERSION}. Use {'an older' if older else 'a newer'} Consilience, or "
+            "another path."
         )
     return root
 

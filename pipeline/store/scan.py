@@ -147,41 +147,28 @@ class Scan:
         self,
         path: str,
         variable: Variable,
-        shape: Sequence[int | None],
+        shape: Sequence[int],
         chunk: Sequence[int],
         attributes: Mapping[str, Any] | None = None,
-        *,
-        made: Sequence[int] | None = None,
-    ) -> zarr.Array[Any] | None:
-        """Return a declared array, or None where its metadata is not as declared; note that.
+    ) -> None:
+        """Look at the metadata of a declared array; note where it has to be made again.
 
         Parameters
         ----------
-        shape
-            As it has to be; None for a dimension that may have any length.
-        made
-            The shape with which it is made again; None where it cannot be.
+        shape, chunk, attributes
+            With which it is made again: its chunks stay.
         """
         where, _, name = path.rpartition("/")
         parent = self.root[where]
         assert isinstance(parent, zarr.Group)
         try:
-            array = array_of(parent, name)
+            self.seen.add(array_of(parent, name).path)
         except StoreError as error:
-            why = str(error).partition(". `")[0]
-        else:
-            why = _mismatch(array, variable, shape, chunk)
-            if not why:
-                self.seen.add(array.path)
-                return array
-        if made is not None:
             self.add(
-                path, why, f"{path}/zarr.json", "made again from its siblings",
-                partial(_new_array, where, variable, made, chunk, attributes or {}),
+                path, str(error).partition(". `")[0], f"{path}/zarr.json",
+                "made again from its siblings",
+                partial(_new_array, where, variable, shape, chunk, attributes or {}),
             )  # fmt: skip
-        else:
-            self.add(path, why, f"{path}/zarr.json", "", lambda _: None)
-        return None
 
     def faults(
         self, array: zarr.Array[Any], wanted: Iterable[Index] | None = None
@@ -228,35 +215,6 @@ def _fault(data: Any, size: int) -> str:
         return f"a chunk is damaged: it has {len(data)} bytes"
     if google_crc32c.value(data[:-4]) != int.from_bytes(bytes(data[-4:]), "little"):
         return "a chunk is damaged: its checksum does not match"
-    return ""
-
-
-def _mismatch(
-    array: zarr.Array[Any],
-    variable: Variable,
-    shape: Sequence[int | None],
-    chunk: Sequence[int],
-) -> str:
-    """Say in what an array's metadata differs from what is declared."""
-    metadata: Any = array.metadata
-    fits = len(array.shape) == len(shape) and all(
-        wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
-    )
-    fill, wanted_fill = array.fill_value, variable.fill_value
-    same_fill = fill == wanted_fill or (fill != fill and wanted_fill != wanted_fill)
-    if not fits:
-        return f"its zarr.json is damaged: shape {array.shape}"
-    if tuple(array.chunks) != tuple(chunk):
-        return f"its zarr.json is damaged: chunks {array.chunks}, not {tuple(chunk)}"
-    if tuple(metadata.dimension_names or ()) != variable.dims:
-        return f"its zarr.json is damaged: dimensions {metadata.dimension_names}"
-    text = variable.dtype == "str"
-    if (array.dtype.kind in "TO") != text or not (text or array.dtype == np.dtype(variable.dtype)):
-        return f"its zarr.json is damaged: dtype {array.dtype}, not {variable.dtype}"
-    if not same_fill:
-        return f"its zarr.json is damaged: fill value {fill}, not {wanted_fill}"
-    if type(metadata.codecs[-1]).__name__ != "Crc32cCodec":
-        return "its zarr.json is damaged: no checksum"
     return ""
 
 

@@ -7,7 +7,6 @@ computes.
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, has_parts, open_root
 from pipeline.store.lease import holder, lease
 from pipeline.store.location import Location, locate
 from pipeline.store.scan import Damage, Scan, Verification
+from pipeline.store.seal import SealedStore, unsealed
 from pipeline.store.verify_parts import VERIFIERS
 
 
@@ -46,9 +46,7 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
 
     Notes
     -----
-    Memory: one chunk, and the listing of one array. A bit that flips in a `zarr.json` and leaves
-    it readable is found where it changes a shape, a dtype, a chunk, a fill value or a codec; in
-    an attribute it is not.
+    Memory: one chunk, and the listing of one array.
     """
     location = locate(place)
     if repair:
@@ -77,15 +75,20 @@ def _root_damage(location: Location) -> Damage | None:
     record = location.read("zarr.json") if not location.is_empty() else None
     ours = has_parts(location)
     try:
-        readable = record is not None and isinstance(json.loads(record.content), dict)
-    except ValueError:
-        readable = False
-    if readable or not ours:
+        why = "its zarr.json is lost"
+        if record is not None:
+            unsealed(record.content, root=True)
+            open_root(location)  # raises where it is of another format, or not ours
+            unsealed(record.content)
+            why = ""
+    except ValueError as error:
+        why = f"its zarr.json cannot be read: {error}"
+    if not why or not ours:
         open_root(location)
         return None
     return Damage(
         "the store's root",
-        "its zarr.json is lost" if record is None else "its zarr.json cannot be read",
+        why,
         "zarr.json",
         "made again; what stands below was not looked at without it",
         lambda _: None,
@@ -100,7 +103,7 @@ def _write_root(location: Location) -> None:
     """Write the metadata of a store's root, which is the same for all."""
     location.remove("zarr.json")
     zarr.open_group(
-        location.zarr_store(read_only=False),
+        SealedStore(location.zarr_store(read_only=False)),
         mode="a",
         zarr_format=3,
         attributes=dict(ROOT_ATTRIBUTES),

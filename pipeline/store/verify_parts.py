@@ -11,8 +11,8 @@ import zarr
 from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, CALIBRATION, MEASURES, State, Variable, layer_variable
 from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
-from pipeline.store.chunks import Index, array_of, quiet, read_whole, stored_chunks
-from pipeline.store.datasets import lost_keys
+from pipeline.store.chunks import Index, array_of, read_whole, stored_chunks
+from pipeline.store.datasets import lost_keys, variables
 from pipeline.store.grid import COLUMN_CHUNK, Grid
 from pipeline.store.layout import create_variable, delete
 from pipeline.store.scan import Scan, drop_chunk, new_group
@@ -113,16 +113,13 @@ class _Tower:
         length, before = max(lengths), len(self.scan.found.damages)
         for name in GROWING:
             tail, chunk = ((blocks,), (1, 1)) if name == "complete" else ((), (CHECKPOINT_CHUNK,))
-            self.scan.array(
-                f"{self.path}/{name}", ACTIVATIONS[name], (None, *tail), chunk,
-                made=(length, *tail),
-            )  # fmt: skip
+            self.scan.array(f"{self.path}/{name}", ACTIVATIONS[name], (length, *tail), chunk)
         attributes: Any = group.attrs
         layers = zip(attributes.get("layers", ()), attributes.get("widths", ()), strict=False)
         for index, (layer, width) in enumerate(layers):
             self.scan.array(
-                f"{self.path}/{layer}", layer_variable(layer), (None, n, width),
-                (1, rows, width), {"layer_index": index}, made=(length, n, width),
+                f"{self.path}/{layer}", layer_variable(layer), (length, n, width),
+                (1, rows, width), {"layer_index": index},
             )  # fmt: skip
         return len(self.scan.found.damages) == before
 
@@ -274,13 +271,12 @@ class _Grid:
             return False
         length, before = max(lengths), len(self.scan.found.damages)
         for name, variable in self.table.items():
-            pairwise = self.is_pairwise(name)
+            side = grid.chunk if self.is_pairwise(name) else COLUMN_CHUNK
             own = [d.startswith(self.axis) for d in variable.dims]
-            tail = [None if o else sizes[d] for o, d in zip(own, variable.dims, strict=True)]
-            side = grid.chunk if pairwise else COLUMN_CHUNK
-            chunk = [side if t is None else t for t in tail]
-            made = [length if t is None else t for t in tail]
-            self.scan.array(f"{self.path}/{name}", variable, tail, chunk, made=made)
+            dims = list(zip(own, variable.dims, strict=True))
+            shape = [length if o else sizes[d] for o, d in dims]
+            chunk = [side if o else sizes[d] for o, d in dims]
+            self.scan.array(f"{self.path}/{name}", variable, shape, chunk)
         return len(self.scan.found.damages) == before
 
     def pairs(self, grid: Grid) -> None:
@@ -349,9 +345,7 @@ def _verify_datasets(scan: Scan, path: str, depth: int, what: str, mark: str) ->
         if group is not None:
             try:
                 faults = [f"{key} is lost" for key in lost_keys(group)]
-                with quiet():
-                    arrays = sorted(group.arrays())
-                for _, array in arrays:
+                for array in variables(group):
                     there = sorted(stored_chunks(array))
                     for _, fault in scan.faults(array, there):
                         faults.append(fault)

@@ -135,7 +135,7 @@ def lost(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (newer, "has store format 2; this is Consilience for format 1. Use a newer Consilience"),
+        (newer, "has store format 3; this is Consilience for format 2. Use a newer Consilience"),
         (another_group, "is a Zarr group, but not a Consilience store. Name another path."),
         (a_file, "is a file, and a store is a folder. Name another path."),
         (a_thesis, "is a folder with other things in it, not a store. Name another path."),

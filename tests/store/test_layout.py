@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store import Store, open_store
 from pipeline.store.layout import create_variable, open_root, sweep_partial
+from pipeline.store.verify import verify
 
 
 def arrays(path: Path) -> dict[str, zarr.Array]:
@@ -142,8 +144,16 @@ def test_open_root__a_zarr_array(tmp_path: Path) -> None:
 
 def test_open_root__newer_format(tmp_path: Path) -> None:
     open_root(tmp_path / "new.zarr", "a").attrs["format_version"] = schema.FORMAT_VERSION + 1
-    with pytest.raises(StoreError, match=r"store format 2; this is Consilience for format 1\. Use"):
+    with pytest.raises(StoreError, match=r"store format 3; this is Consilience for format 2\."):
         open_store(tmp_path / "new.zarr")
+
+
+def test_open_root__older_format(tmp_path: Path) -> None:
+    path = tmp_path / "old.zarr"
+    zarr.create_group(path, attributes={"format": schema.FORMAT, "format_version": 1})
+    for attempt in (open_store, verify, partial(verify, repair=True)):
+        with pytest.raises(StoreError, match=r"store format 1; .* for format 2\. Use an older C"):
+            attempt(path)  # type: ignore[operator]
 
 
 def test_open_root__missing(tmp_path: Path) -> None:
@@ -161,7 +171,7 @@ def test_open_root__damaged_root(tmp_path: Path) -> None:
 
 def test_open_root__makes_one_in_an_empty_folder(tmp_path: Path) -> None:
     root = open_root(tmp_path, "a")
-    assert dict(root.attrs) == {"format": "consilience", "format_version": 1}
+    assert dict(root.attrs) == {"format": "consilience", "format_version": 2}
     assert open_store(tmp_path).sets == []
     assert pipeline.open_store(tmp_path).encoders  # the public name is the same function
 

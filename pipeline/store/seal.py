@@ -1,0 +1,97 @@
+"""Checksums of metadata, which Zarr has for chunks alone.
+
+Each `zarr.json` has one among its attributes, of everything else in it. Any Zarr reads it as an
+attribute; here it is checked, and not seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+from zarr.core.buffer import cpu
+from zarr.storage import WrapperStore
+
+if TYPE_CHECKING:
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+SEAL = "checksum"
+"""The attribute."""
+_METADATA = "zarr.json"
+
+
+class SealedStore(WrapperStore[Any]):
+    """A Zarr store in which metadata that are not as they were written cannot be read."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read one object.
+
+        Raises
+        ------
+        ValueError
+            Where it is metadata, and not what was written.
+        """
+        found = await super().get(key, prototype, byte_range)
+        if found is None or not _is_metadata(key) or byte_range is not None:
+            return found
+        return prototype.buffer.from_bytes(unsealed(found.to_bytes(), root=key == _METADATA))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one object."""
+        await super().set(key, _sealed(key, value))
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write one object where there is none."""
+        await super().set_if_not_exists(key, _sealed(key, value))
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        await super()._set_many([(key, _sealed(key, value)) for key, value in values])
+
+
+def unsealed(text: bytes, *, root: bool = False) -> bytes:
+    """Return metadata without their checksum.
+
+    Parameters
+    ----------
+    root
+        Whether they are those of a store's root, which may have none: it may be of another format.
+
+    Raises
+    ------
+    ValueError
+        Where they are not what was written.
+    """
+    document = json.loads(text)
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    written = attributes.pop(SEAL, None) if isinstance(attributes, dict) else None
+    if written is None and root:
+        return text
+    if written is None:
+        raise ValueError("it has no checksum: it is damaged, or something else wrote it")
+    if written != _checksum(document):
+        raise ValueError("its checksum does not match: it is damaged, or something else wrote it")
+    return json.dumps(document).encode()
+
+
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] == _METADATA
+
+
+def _sealed(key: str, value: Buffer) -> Buffer:
+    if not _is_metadata(key):
+        return value
+    document = json.loads(value.to_bytes())
+    attributes = document.setdefault("attributes", {})
+    attributes.pop(SEAL, None)
+    attributes[SEAL] = _checksum(document)
+    return cpu.Buffer.from_bytes(json.dumps(document, indent=2).encode())
+
+
+def _checksum(document: Any) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return f"crc32c:{google_crc32c.value(text.encode()):08x}"
