@@ -28,6 +28,7 @@ from pipeline.store.activations import TowerGroup, Weights
 from pipeline.store.catalog import Encoder, tower_encoders
 from pipeline.store.grid import Outstanding, outstanding
 from pipeline.store.layout import open_root
+from pipeline.store.lease import Site
 from pipeline.store.stimuli import write_stimuli
 from pipeline.workflow import analyse, calibrate, compare, members
 from pipeline.workflow.cost import Cost, compare_cost, competence_cost, extract_cost, null_cost
@@ -102,7 +103,7 @@ class Made:
             grid.admit(digests)
             todo[label] = outstanding(grid, digests, wanted, grid.chunk)
         about = (specs, self.encoders)
-        for task in compare.compare_tasks(todo, *about, self.path, subset, budget, "cpu"):
+        for task in compare.compare_tasks(todo, *about, Site(self.path), subset, budget, "cpu"):
             yield task, compare_cost(task.arguments[0], subset)
         if null is not None:
             yield from self._nulls(comparison, specs, null, budget)
@@ -118,7 +119,7 @@ class Made:
             grid.admit(digests)
             todo[label] = outstanding(grid, digests, wanted, grid.chunk)
         for task in calibrate.null_tasks(
-            todo, specs, self.encoders, null, self.path, subset, budget
+            todo, specs, self.encoders, null, Site(self.path), subset, budget
         ):
             yield task, null_cost(task.arguments[0], subset)
 
@@ -147,7 +148,7 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work
     plan = plan_model(root, spec, stimuli)
     prepare_model(root, plan, stimuli)
     (task,) = extract_tasks(
-        [plan], stimuli, StimuliSpec(), str(folder / "s.zarr"), batch_size, "cpu"
+        [plan], stimuli, StimuliSpec(), Site(str(folder / "s.zarr")), batch_size, "cpu"
     )
     return task, extract_cost(plan, stimuli, batch_size, "cpu")
 

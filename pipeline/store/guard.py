@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import WrapperStore
 
 from pipeline.errors import StoreError
-from pipeline.store.lease import Lease
+from pipeline.store.lease import Watch
 from pipeline.store.location import Location
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 class GuardedStore(WrapperStore["ZarrStore"]):
     """A Zarr store that writes only while the lease, if one is given, is held."""
 
-    def __init__(self, store: ZarrStore, location: Location, lease: Lease | None = None) -> None:
+    def __init__(self, store: ZarrStore, location: Location, lease: Watch | None = None) -> None:
         super().__init__(store)
         self._location, self._lease = location, lease
 

@@ -19,7 +19,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store.chunks import DAMAGE, array_of, quiet, read_whole, remedy
 from pipeline.store.guard import GuardedStore, write_errors
-from pipeline.store.lease import Lease
+from pipeline.store.lease import Watch
 from pipeline.store.location import Folder, Location, locate
 from pipeline.store.seal import SealedStore
 
@@ -42,7 +42,7 @@ def open_root(
     place: str | Path | Location,
     mode: Literal["r", "r+", "a"] = "r",
     *,
-    lease: Lease | None = None,
+    lease: Watch | None = None,
 ) -> zarr.Group:
     """Open a store; with mode `a`, make it where there is none.
 

@@ -55,14 +55,13 @@ class Holder:
         )
 
 
-class Lease:
-    """A lock that is held, for as long as `check` says nothing."""
+class Watch:
+    """A lock that a run holds, as one of its tasks sees it: `check` says when it is lost."""
 
-    def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
-        self._location, self._mine = location, mine
-        self._beat, self._stale = beat, stale
+    def __init__(self, location: Location, token: str) -> None:
+        self._location, self.token = location, token
         self._guard, self._lost = RLock(), ""
-        self._renewed = self._looked = _clock()
+        self._looked = -LOOK
 
     def check(self) -> None:
         """Raise where the lock is no longer held. Cheap: it looks once a second at most.
@@ -75,16 +74,42 @@ class Lease:
         """
         with self._guard:
             if not self._lost and _clock() - self._looked > LOOK:
-                if _clock() - self._renewed > self._beat:
-                    self.renew()
-                else:
-                    self._look()
+                self._look()
             if self._lost:
                 raise StoreError(
                     f"{self._location}: this run has lost the store: {self._lost}. It has stopped "
                     "writing; what is written is whole and kept. Run again once no other run is "
                     "at work."
                 )
+
+    def _look(self) -> None:
+        with suppress(OSError, StoreError):
+            if not self._misses(self._location.read(LOCK)):
+                self._looked = _clock()
+
+    def _misses(self, record: Record | None) -> bool:
+        """Whether a record is not of this run; note why."""
+        if record is None or not record.content:
+            self._lost = "someone has removed its lock"
+        elif not _is(record, self.token):
+            holder = _decode(record)
+            self._lost = f"{holder.phrase if holder else 'another run'} has taken it over"
+        return bool(self._lost)
+
+
+class Lease(Watch):
+    """A lock that is held by this process, and renewed."""
+
+    def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
+        super().__init__(location, mine.token)
+        self._mine, self._beat, self._stale = mine, beat, stale
+        self._renewed = self._looked = _clock()
+
+    def _look(self) -> None:
+        if _clock() - self._renewed > self._beat:
+            self.renew()
+        else:
+            super()._look()
 
     def renew(self) -> None:
         """Say that this run is alive, or find out that the lock is lost."""
@@ -107,7 +132,7 @@ class Lease:
         """Give the lock back, if it is still this run's."""
 
         def removed(record: Record | None) -> bytes | None:
-            ours = record is not None and _is(record, self._mine)
+            ours = record is not None and _is(record, self.token)
             return None if record is None or ours else record.content
 
         with suppress(OSError, StoreError):  # it becomes stale instead
@@ -118,19 +143,18 @@ class Lease:
             return None if record is None else record.content
         return _encode(replace(self._mine, heartbeat=time.time()))
 
-    def _look(self) -> None:
-        with suppress(OSError, StoreError):
-            if not self._misses(self._location.read(LOCK)):
-                self._looked = _clock()
 
-    def _misses(self, record: Record | None) -> bool:
-        """Whether a record is not of this run; note why."""
-        if record is None or not record.content:
-            self._lost = "someone has removed its lock"
-        elif not _is(record, self._mine):
-            holder = _decode(record)
-            self._lost = f"{holder.phrase if holder else 'another run'} has taken it over"
-        return bool(self._lost)
+@dataclass(frozen=True)
+class Site:
+    """A store as tasks are told of it: where it stands, and under which lock they write."""
+
+    place: str
+    token: str = ""
+    """Of the lock; empty where nothing is locked."""
+
+    def watch(self) -> Watch | None:
+        """Return what has to be held for as long as anything is written."""
+        return Watch(locate(self.place), self.token) if self.token else None
 
 
 @contextmanager
@@ -247,9 +271,9 @@ def _decode(record: Record) -> Holder | None:
         return None
 
 
-def _is(record: Record, mine: Holder) -> bool:
+def _is(record: Record, token: str) -> bool:
     found = _decode(record)
-    return found is not None and found.token == mine.token
+    return found is not None and found.token == token
 
 
 def _is_gone(found: Holder) -> bool:
@@ -289,4 +313,4 @@ def _clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-__all__ = ["BEAT", "STALE", "Holder", "Lease", "holder", "lease"]
+__all__ = ["BEAT", "STALE", "Holder", "Lease", "Site", "Watch", "holder", "lease"]

@@ -24,6 +24,7 @@ from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
 from pipeline.store.layout import find_group, open_root
+from pipeline.store.lease import Site
 from pipeline.workflow.cost import null_cost
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask
@@ -90,7 +91,7 @@ def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
 class NullJob:
     """One block of encoder pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: str
+    store: Site
     subset: str
     specs: Mapping[str, MeasureSpec]
     calibrate: CalibrateSpec
@@ -108,7 +109,7 @@ def null_tasks(
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
     calibrate: CalibrateSpec,
-    store: str,
+    store: Site,
     subset: Subset,
     budget: Budget,
 ) -> Iterator[Task]:
@@ -153,7 +154,7 @@ def null_job(job: NullJob) -> int:
     left, right = (
         [m for layers in side.values() for m in layers] for side in (job.left, job.right)
     )
-    prepared = prepare_members(job.store, job.subset, [*left, *right], job.specs, job.budget)
+    prepared = prepare_members(job.store.place, job.subset, [*left, *right], job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared[len(left) :]
     x_groups, y_groups = (
         np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
@@ -161,7 +162,7 @@ def null_job(job: NullJob) -> int:
     )
     rows, columns = list(job.left), list(job.right)
     wanted = job.missing[np.ix_(rows, columns)]
-    root = open_root(job.store, "r+")
+    root = open_root(job.store.place, "r+", lease=job.store.watch())
     for (method, count), specs in _by_method(job).items():
         permuted = dict.fromkeys(specs, wanted)
         nulls: dict[str, dict[str, Float64]] = {}

@@ -26,6 +26,7 @@ from pipeline.store.layout import (
     find_group,
     open_root,
 )
+from pipeline.store.lease import Site
 from pipeline.workflow.cost import compare_cost
 from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.pairs import Comparison, Mask, spread
@@ -142,7 +143,7 @@ def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
 class CompareJob:
     """One block of pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: str
+    store: Site
     subset: str
     specs: Mapping[str, MeasureSpec]
     i: int
@@ -158,7 +159,7 @@ def compare_tasks(
     todo: Mapping[str, Outstanding],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
-    store: str,
+    store: Site,
     subset: Subset,
     budget: Budget,
     device: Device,
@@ -228,9 +229,9 @@ def compare_job(job: CompareJob) -> Facts:
         left = right = [m for m in either if m is not None]
         at_left = at_right = at_both
     both = left if diagonal else [*left, *right]
-    prepared = prepare_members(job.store, job.subset, both, job.specs, job.budget)
+    prepared = prepare_members(job.store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
-    root = open_root(job.store, "r+")
+    root = open_root(job.store.place, "r+", lease=job.store.watch())
     facts: Facts = {}
     device = resolve_device(job.device)
     refused: list[str] = []

@@ -20,6 +20,7 @@ from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
 from pipeline.store.layout import activations_path, delete, find_group, open_root
+from pipeline.store.lease import Site
 from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _create(
 class ExtractJob:
     """What a worker needs to extract one model: specs, never the model."""
 
-    store: str
+    store: Site
     stimuli: StimuliSpec
     set_key: str
     spec: ModelSpec
@@ -269,7 +270,7 @@ def extract_tasks(
     plans: Sequence[ModelPlan],
     stimuli: StimulusSet,
     stimuli_spec: StimuliSpec,
-    store: str,
+    store: Site,
     batch_size: int,
     device: Device,
 ) -> list[Task]:
@@ -338,7 +339,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    root = open_root(job.store, "r+")
+    root = open_root(job.store.place, "r+", lease=job.store.watch())
     errors: dict[str, str] = {}
     done = 0
     source, model = get_source(job.spec.source), None

@@ -16,6 +16,7 @@ from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
 from pipeline.store.grid import Outstanding, outstanding
 from pipeline.store.layout import activations_path, find_group, open_root
+from pipeline.store.lease import Site
 from pipeline.store.location import locate
 from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
 from pipeline.workflow import analyse, calibrate, compare
@@ -240,7 +241,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         }
         count("compare", todo, wanted)
         tasks = compare.compare_tasks(
-            todo, specs, c.encoders, workflow.store, c.subset, budget, device
+            todo, specs, c.encoders, Site(workflow.store), c.subset, budget, device
         )
         costs["compare"] += [compare_cost(task.arguments[0], c.subset) for task in tasks]
         kept += kept_by_all(c.encoders, c.subset, specs)
@@ -258,7 +259,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         }
         count("calibrate", todo, wanted)
         tasks = calibrate.null_tasks(
-            todo, specs, c.encoders, settings, workflow.store, c.subset, budget
+            todo, specs, c.encoders, settings, Site(workflow.store), c.subset, budget
         )
         costs["calibrate"] += [null_cost(task.arguments[0], c.subset) for task in tasks]
     for name, (n_missing, n_wanted) in pairs.items():

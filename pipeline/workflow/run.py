@@ -38,7 +38,7 @@ from pipeline.progress import stage
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding, outstanding
 from pipeline.store.layout import has_parts, open_root, sweep_partial
-from pipeline.store.lease import Lease, lease
+from pipeline.store.lease import Lease, Site, lease
 from pipeline.store.location import Location, absolute, locate
 from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
@@ -223,7 +223,7 @@ class _Run:
         self.specs = plan.workflow.compare.specs
         self.budget = plan.workflow.compare.budget
         # workers may stand in another folder
-        self.location = absolute(plan.workflow.store)
+        self.site = Site(absolute(plan.workflow.store), held.token)
 
     def all_stages(self) -> None:
         if not self.plan.is_done:
@@ -302,7 +302,7 @@ class _Run:
             plan.models,
             plan.stimuli,
             self.workflow.stimuli,
-            self.location,
+            self.site,
             settings.batch_size,
             settings.device,
         )
@@ -332,7 +332,7 @@ class _Run:
                 todo,
                 self.specs,
                 c.encoders,
-                self.location,
+                self.site,
                 c.subset,
                 self.budget,
                 self.workflow.compare.device,
@@ -353,7 +353,7 @@ class _Run:
                 grid.admit(digests)
                 todo[label] = outstanding(grid, digests, wanted, grid.chunk)
             tasks += calibrate.null_tasks(
-                todo, self.specs, c.encoders, settings, self.location, c.subset, self.budget
+                todo, self.specs, c.encoders, settings, self.site, c.subset, self.budget
             )
         for _ in self.tasks("calibrate", "pairs", tasks, _n_nulls):
             pass
@@ -361,7 +361,7 @@ class _Run:
     def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
         known = analyse.read_competence(self.root, images.subset.key)
         missing = analyse.missing_competence(known, images)
-        tasks = analyse.competence_tasks(missing, self.location, images.subset)
+        tasks = analyse.competence_tasks(missing, self.site.place, images.subset)
         found = dict(known)
         for _, result in self.tasks("competence", "encoders", tasks, _n_encoders):
             found |= result
