@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, layer_variable
-from pipeline.store.chunks import array_of, read, read_whole, remedy
+from pipeline.store.chunks import array_of, read, read_marks, read_whole, remedy
 from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
@@ -98,11 +98,7 @@ class TowerGroup:
     @cached_property
     def layers(self) -> list[str]:
         """Layer names, from input to output."""
-        names = self.attrs.get("layers")
-        if names is None:  # a store of before this was an attribute
-            index = {n: a.attrs for n, a in self.group.arrays() if "layer_index" in a.attrs}
-            names = sorted(index, key=lambda n: int(str(index[n]["layer_index"])))
-        return [str(name) for name in names]
+        return [str(name) for name in self.attrs["layers"]]
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the group's arrays, opened once."""
@@ -151,7 +147,7 @@ class TowerGroup:
         """Return the identity of a checkpoint's activations: recipe, weights and stimuli."""
         identity = [
             self.attrs["recipe_digest"],
-            self.weights(checkpoint).digest,
+            str(self.column("weights_digest")[self.checkpoints.index(checkpoint)]),
             self.attrs["stimuli_fingerprint"],
         ]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
@@ -166,13 +162,13 @@ class TowerGroup:
         """
         if name not in self._columns:
             array = self.array(name)
-            if name in ("complete", "checkpoint"):
+            if name == "complete":
+                self._columns[name] = read_marks(array)
+            elif name == "checkpoint":
                 self._columns[name] = read(array)  # written last: see `checkpoints`
             else:
                 rows = len(self.checkpoints) if name in GROWING else None
-                # stores of before `layers` was an attribute lack columns of nothing but fill
-                whole = "layers" in self.attrs or name not in GROWING
-                self._columns[name] = read_whole(array, rows=rows) if whole else read(array)
+                self._columns[name] = read_whole(array, rows=rows)
         return self._columns[name]
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,11 +9,9 @@ from itertools import islice
 from math import prod
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from dask.utils import format_bytes
-from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from pipeline.errors import StoreError
@@ -24,7 +21,9 @@ from pipeline.store.chunks import (
     Index,
     array_of,
     chunks,
+    fault,
     key_of,
+    raw_chunks,
     region_of,
 )
 from pipeline.store.layout import create_variable
@@ -182,19 +181,13 @@ class Scan:
         at_once = max(1, _AT_ONCE // max(size, 2**16))
         indices = iter(wanted if wanted is not None else chunks(array))
         while batch := list(islice(indices, at_once)):
-            for index, data in zip(batch, sync(self._raw(array, batch)), strict=True):
-                why = _fault(data, size)
-                if why:
+            for index, data in zip(batch, raw_chunks(array, batch), strict=True):
+                why = fault(data, size)
+                if data is None or why:
                     yield index, why
                 else:
                     self.found.chunks += 1
                     self.found.bytes += len(data)
-
-    async def _raw(self, array: zarr.Array[Any], batch: Sequence[Index]) -> list[Any]:
-        prototype = default_buffer_prototype()
-        keys = [key_of(array, index) for index in batch]
-        found = await asyncio.gather(*(array.store.get(key, prototype) for key in keys))
-        return [None if each is None else each.as_numpy_array() for each in found]
 
     def chunk(self, array: zarr.Array[Any], index: Index) -> tuple[Any, str]:
         """Read one chunk; return its values, or None and why it cannot be read."""
@@ -205,17 +198,6 @@ class Scan:
         self.found.chunks += 1
         self.found.bytes += values.nbytes
         return values, ""
-
-
-def _fault(data: Any, size: int) -> str:
-    """Say what is wrong with the bytes of a chunk of `size` bytes before its checksum."""
-    if data is None:
-        return "a chunk is lost"
-    if len(data) < 4 or (size and len(data) != size + 4):
-        return f"a chunk is damaged: it has {len(data)} bytes"
-    if google_crc32c.value(data[:-4]) != int.from_bytes(bytes(data[-4:]), "little"):
-        return "a chunk is damaged: its checksum does not match"
-    return ""
 
 
 def new_group(path: str, root: zarr.Group) -> None:
