@@ -28,6 +28,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store.guard import write_errors
 from pipeline.store.layout import create_variable
+from pipeline.store.lease import Holder, holder
 from pipeline.store.location import Location, locate
 
 FOLDER = "runs/log"
@@ -48,7 +49,9 @@ _PACKAGES = (
     "scikit-learn",
 )
 LOST = "ended without a word"
-"""Outcome of a run whose log has no end: killed, or still running."""
+"""Outcome of a run whose log has no end, and that does not run: it was killed."""
+RUNNING = "running"
+"""Outcome of the run that holds the store's lock."""
 
 
 class RunLog:
@@ -159,11 +162,12 @@ class RunRecord:
     stages: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
+    running: bool = False
 
     @property
     def outcome(self) -> str:
         """How it ended."""
-        return str(self.end.get("outcome", LOST))
+        return str(self.end.get("outcome", RUNNING if self.running else LOST))
 
     @property
     def seconds(self) -> float:
@@ -183,7 +187,8 @@ class RunRecord:
 def read_runs(store: str | Path | Location) -> list[RunRecord]:
     """Read the logs of a store, the oldest first."""
     location = locate(store)
-    return [_record(location, name) for name in _names(location)]
+    at_work = holder(location)
+    return [_record(location, name, at_work) for name in _names(location)]
 
 
 def read_run(store: str | Path | Location, name: str) -> RunRecord:
@@ -202,7 +207,7 @@ def read_run(store: str | Path | Location, name: str) -> RunRecord:
         raise InputError(
             f"{location}: {which} with {name!r}. Runs: {', '.join(found or known) or 'none'}."
         )
-    return _record(location, found[0])
+    return _record(location, found[0], holder(location))
 
 
 def _names(location: Location) -> list[str]:
@@ -210,7 +215,7 @@ def _names(location: Location) -> list[str]:
     return [file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)]
 
 
-def _record(location: Location, name: str) -> RunRecord:
+def _record(location: Location, name: str, at_work: Holder | None) -> RunRecord:
     record, found = RunRecord(name), location.read(f"{FOLDER}/{name}{_SUFFIX}")
     for text in found.content.decode().splitlines() if found else ():
         try:
@@ -225,4 +230,7 @@ def _record(location: Location, name: str) -> RunRecord:
             record.tasks.append(line)
         else:
             record.stages.append(line)
+    if at_work is not None:
+        who = record.start.get("host"), record.start.get("process")
+        record.running = who == (at_work.host, at_work.process)
     return record

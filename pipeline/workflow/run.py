@@ -50,6 +50,9 @@ from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
 from pipeline.workflow.spec import Workflow
 
+SAVE_SECONDS = 60.0
+"""How much work of the competence stage may be lost with the driver."""
+
 
 @dataclass
 class RunReport:
@@ -362,9 +365,12 @@ class _Run:
         known = analyse.read_competence(self.root, images.subset.key)
         missing = analyse.missing_competence(known, images)
         tasks = analyse.competence_tasks(missing, self.site.place, images.subset)
-        found = dict(known)
+        found, written = dict(known), time.monotonic()
         for _, result in self.tasks("competence", "encoders", tasks, _n_encoders):
             found |= result
+            if time.monotonic() - written > SAVE_SECONDS:  # one dataset, written whole each time
+                analyse.write_competence(self.root, images.subset.key, found)
+                written = time.monotonic()
         if tasks:
             analyse.write_competence(self.root, images.subset.key, found)
         return found

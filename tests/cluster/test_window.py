@@ -225,6 +225,21 @@ def test_run__task_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
     assert deaths.read_text() == "xxxx"
 
 
+def test_run__task_that_takes_more_memory_than_its_worker_has(tmp_path: Path) -> None:
+    """The nanny ends the worker: like any other death it is bounded, and said."""
+    hog = "(b'x' * 2**30, __import__('time').sleep(30))"
+    with processes(tmp_path, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as made:
+        made.start()
+        made.add_worker("--memory-limit", "600 MiB", nanny=True)
+        with executor(address(made.address)) as pool:
+            tasks = [evaluate(f"t{i}", str(i)) for i in range(4)]
+            outcomes = list(pool.run([evaluate("hog", hog, cost=9.0), *tasks]))
+    (failed,) = [o for o in outcomes if o.error is not None]
+    assert "hog: whatever worker ran it died, 2 times" in describe_failure(failed)
+    assert "Give workers more memory" in describe_failure(failed)
+    assert sorted(o.result for o in outcomes if o.error is None) == list(range(4))
+
+
 def test_run__a_worker_whose_time_is_up_fails_nothing(tmp_path: Path) -> None:
     """Its task runs again elsewhere, and counts as never tried: no death is allowed here."""
     first = tmp_path / "first"

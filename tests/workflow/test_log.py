@@ -14,7 +14,7 @@ from zoo import Zoo, inside
 
 from pipeline.cli import main
 from pipeline.errors import InputError
-from pipeline.workflow.log import FOLDER, LOST, read_run, read_runs
+from pipeline.workflow.log import FOLDER, LOST, RUNNING, read_run, read_runs
 
 LATE = ("models.sets=[late]", "compare.measures={cka: {}}")
 
@@ -68,7 +68,10 @@ def test_run_log__failures_and_then_another_run(copied: Zoo) -> None:
 
 
 def test_run_log__of_a_run_that_broke_off(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
     def broken(*_: object) -> None:
+        seen.append(read_runs(copied.path)[-1].outcome)
         raise RuntimeError("no more")
 
     monkeypatch.setattr("pipeline.workflow.run._Run.compare", broken)
@@ -76,6 +79,7 @@ def test_run_log__of_a_run_that_broke_off(copied: Zoo, monkeypatch: pytest.Monke
         copied.run(*LATE)
     run = read_runs(copied.path)[-1]
     assert (run.outcome, run.end["error"]) == ("error", "RuntimeError: no more")
+    assert seen == [RUNNING]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from pipeline.errors import InputError
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
 from pipeline.workflow import RunReport
+from pipeline.workflow.analyse import write_competence
 
 STAGES = ("extract", "compare", "calibrate", "competence")
 RESULTS = ("measures", "calibration")
@@ -219,6 +220,29 @@ def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None
     assert plan.pairs["competence"] == (8, 8)
     assert plan.tasks["competence"] == 1
     assert plan.needs_workers
+
+
+def test_run__competence_is_kept_as_it_comes(
+    copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(copied.path / "competence")
+    monkeypatch.setattr("pipeline.workflow.analyse.ENCODERS_PER_TASK", 2)
+    monkeypatch.setattr("pipeline.workflow.run.SAVE_SECONDS", 0.0)
+    writes = []
+
+    def interrupted(*arguments: Any) -> None:
+        write_competence(*arguments)
+        writes.append(1)
+        if len(writes) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.workflow.analyse.write_competence", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        copied.run()
+    assert copied.plan().pairs["competence"] == (4, 8)
+    monkeypatch.setattr("pipeline.workflow.analyse.write_competence", write_competence)
+    assert copied.run().tasks["competence"] == 2
+    assert copied.store().competence().equals(zoo.store().competence())
 
 
 def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
