@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,8 @@ SIDE = 128
 PAIRS = 1_000_000
 COUNTS = (100, 1_000, 10_000)
 WORKERS = 2
+THREADS = 32
+"""Of each worker, where it stands for many."""
 
 
 def blocks(pairs: int) -> int:
@@ -56,7 +58,7 @@ def resident(process: int) -> float:
 
 
 @contextmanager
-def scheduler() -> Iterator[tuple[str, int]]:
+def scheduler(threads: int) -> Iterator[tuple[str, int]]:
     """Give address and process of a scheduler with workers, all processes of their own."""
     started: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +73,7 @@ def scheduler() -> Iterator[tuple[str, int]]:
         try:
             launch("scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
             for _ in range(WORKERS):
-                launch("worker", "--nthreads", "1", "--no-nanny", "--no-dashboard")
+                launch("worker", "--nthreads", str(threads), "--no-nanny", "--no-dashboard")
             while not file.exists():
                 if started[0].poll() is not None:
                     raise SystemExit("the scheduler did not start")
@@ -92,21 +94,30 @@ def cluster() -> None:
     """Print the cost of tasks that do nothing, by their number."""
     of_pairs = blocks(PAIRS)
     print(f"{PAIRS:,} pairs are {of_pairs} blocks of {SIDE} x {SIDE}; {WORKERS} workers")
+    throughput(1, sorted({of_pairs, *COUNTS}))
+    print(f"as many threads as {THREADS * WORKERS} workers of one would have")
+    throughput(THREADS, [COUNTS[-1]])
+
+
+def throughput(threads: int, counts: Sequence[int]) -> None:
+    """Print a line for each number of tasks."""
     print("tasks   seconds  tasks/s  most in scheduler  scheduler MiB (+)  driver MiB (+)")
     with (
-        scheduler() as (address, process),
+        scheduler(threads) as (address, process),
         executor(AddressSpec(kind="address", address=address)) as pool,
     ):
         client = pool.start()
         list(pool.run([Task(f"warm {i}", abs, (i,)) for i in range(50)]))
-        for n in sorted({of_pairs, *COUNTS}):
+        for n in counts:
             before = resident(process), resident(os.getpid())
             started, most = time.perf_counter(), 0
             tasks = (Task(f"block {i}", abs, (i,), cost=float(i)) for i in range(n))
             for i, outcome in enumerate(pool.run(tasks)):
                 assert outcome.error is None
                 if i % max(1, n // 20) == 0:
-                    known = client.run_on_scheduler(_known)
+                    known = client.run_on_scheduler(
+                        lambda dask_scheduler: len(dask_scheduler.tasks)
+                    )
                     most = max(most, known)
             seconds = time.perf_counter() - started
             after = resident(process), resident(os.getpid())
@@ -117,13 +128,10 @@ def cluster() -> None:
             )
 
 
-def _known(dask_scheduler=None) -> int:
-    return len(dask_scheduler.tasks)
-
-
 def workers() -> None:
     """Print how much faster two workers are than one."""
     taken: dict[int, dict[str, float]] = {}
+    busy: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for n in (1, 2):
             store = f"{folder}/{n}.zarr"
@@ -135,10 +143,32 @@ def workers() -> None:
             subprocess.run(command, check=True, capture_output=True)
             (log,) = read_runs(store)
             taken[n] = {stage["stage"]: stage_seconds(log, stage) for stage in log.stages}
-    print("\nstage     1 worker s  2 workers s  efficiency")
+            for stage, span in taken[n].items():
+                busy[stage] = sum(t["seconds"] for t in log.tasks if t["stage"] == stage) / span / n
+    alone, together = additions(1), additions(2)
+    print("\nstage     1 worker s  2 workers s  efficiency  two are busy")
     for stage in ("extract", "compare"):
         one, two = taken[1][stage], taken[2][stage]
-        print(f"{stage:<10}{one:<12.1f}{two:<13.1f}{one / two / 2:.0%}")
+        print(f"{stage:<10}{one:<12.1f}{two:<13.1f}{one / two / 2:<12.0%}{busy[stage]:.0%}")
+    print(f"sums of long arrays by two processes at once: {alone / together:.0%} of one alone")
+
+
+ADD = """
+import time, numpy as np
+a = np.ones(2**25, np.float32)
+def add():
+    for _ in range(12): a + a
+add(); start = time.perf_counter(); add(); add(); print(time.perf_counter() - start)
+"""
+
+
+def additions(processes: int) -> float:
+    """Return the seconds that work takes which is nothing but reading and writing memory."""
+    running = [
+        subprocess.Popen([sys.executable, "-c", ADD], stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    return max(float(process.communicate()[0]) for process in running)
 
 
 def stage_seconds(log: RunRecord, stage: dict) -> float:

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 # system at once, as distributed tells it to, the page faults cost more than the arithmetic
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
 # a worker whose scheduler ends first has a traceback for each heartbeat: the terminal is the run's
-_QUIET = {"distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical"}
+_QUIET = {"silence_logs": logging.CRITICAL}
 SSH_SECONDS = 30
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
@@ -78,11 +78,10 @@ def _environment(spec: LocalSpec | SshSpec | BatchSpec) -> dict[str, str]:
 
 
 def _local(spec: LocalSpec) -> Any:
-    import dask
     from distributed import LocalCluster, SpecCluster
 
     gpus = machine.n_gpus()
-    with _interrupts_for_this_thread(), dask.config.set(_QUIET):
+    with _interrupts_for_this_thread():
         if gpus:
             return SpecCluster(**gpu_cluster(spec, gpus))
         return LocalCluster(
@@ -92,6 +91,7 @@ def _local(spec: LocalSpec) -> Any:
             memory_limit=spec.memory_limit,
             dashboard_address=":0",
             env=_environment(spec),
+            **_QUIET,
         )
 
 
@@ -122,6 +122,7 @@ def gpu_cluster(spec: LocalSpec, gpus: int) -> dict[str, Any]:
                 "nthreads": 1,
                 "resources": {"GPU": 1},
                 "memory_limit": spec.memory_limit,
+                **_QUIET,
                 "env": {**_environment(spec), "CUDA_VISIBLE_DEVICES": str(i % gpus)},
             },
         }
