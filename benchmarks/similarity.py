@@ -29,6 +29,8 @@ from pipeline.calibration import (
 from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.prepared import Prepared
+from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store.layout import open_root
 
 PLAIN_PAIRS = 4
 SPECS = {
@@ -175,9 +177,11 @@ def published_scale(draws: int) -> None:
     wanted = np.triu(np.ones((len(layers), len(layers)), bool), 1)
     print(f"\nthe published scale: M = {m}, {len(layers)} encoders, n = {n}, three measures")
     prepared: list[Prepared] = []
-    preparing = 0.0
+    preparing = reading = size = 0.0
     for i, (count, width) in enumerate(zip(layers, widths, strict=True)):
         xs = representations(count, n, [width], seed=i)  # one encoder's features at a time
+        reading += store_reads(xs)
+        size += sum(x.nbytes for x in xs)
         start = time.perf_counter()
         prepared += [prepare(x, SPECS) for x in xs]
         preparing += time.perf_counter() - start
@@ -185,6 +189,7 @@ def published_scale(draws: int) -> None:
     score_pairs(prepared, prepared, SPECS)
     comparing = time.perf_counter() - start
     raw = preparing + comparing
+    print(f"apart: {size / 2**30:.1f} GiB read from stores just written {reading:.1f} s")
     print(f"prepare {preparing:.1f} s, compare {m * (m + 1) // 2} pairs {comparing:.1f} s")
     start = time.perf_counter()
     nulls = nulls_of(prepared, prepared, groups, groups, SPECS)
@@ -205,6 +210,25 @@ def published_scale(draws: int) -> None:
     pairs = m * (m + 1) // 2
     print(f"pair by pair with 200 permutations, from measured times: "
           f"{field * pairs * 201 / 86400:.0f} days")  # fmt: skip
+
+
+def store_reads(xs: list[np.ndarray]) -> float:
+    """Return the seconds in which an encoder's layers are read that were written just before."""
+    layers = {f"blocks.{i}": x for i, x in enumerate(xs)}
+    with tempfile.TemporaryDirectory() as folder:
+        tower = TowerGroup.create(
+            open_root(f"{folder}/one.zarr", "a"), "activations/set/timm/one/image",
+            stimulus_ids=[str(i) for i in range(len(xs[0]))],
+            layers={name: x.shape[1] for name, x in layers.items()},
+            attributes={"recipe_digest": "", "stimuli_fingerprint": ""},
+        )  # fmt: skip
+        tower.add_checkpoints({"last": (0, Weights("sha256:0"))})
+        for start, stop in tower.blocks:
+            tower.write_block("last", (start, stop), {n: x[start:stop] for n, x in layers.items()})
+        start = time.perf_counter()
+        for layer in layers:
+            TowerGroup(tower.group).read("last", layer)
+        return time.perf_counter() - start
 
 
 def growth(repeats: int) -> None:
