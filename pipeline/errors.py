@@ -19,6 +19,10 @@ class StoreError(ConsilienceError):
     """A store that is not ours, is newer, damaged, locked, or does not hold what was asked."""
 
 
+class LostError(StoreError):
+    """A store that this run may no longer write: another one has it."""
+
+
 class ModelError(ConsilienceError):
     """One model that cannot be built, loaded or run; the others go on without it."""
 

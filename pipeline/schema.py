@@ -58,6 +58,8 @@ def _table(*variables: Variable) -> dict[str, Variable]:
     return {v.name: v for v in variables}
 
 
+LOG = Variable("log", ("run",), "uint8", "Empty; the logs of runs are files in its folder.")
+
 STIMULI = _table(
     Variable("stimulus", ("stimulus",), "str", "Content id of the image."),
     Variable("caption_id", ("stimulus",), "str", "Content id of the caption."),

@@ -24,6 +24,7 @@ from zarr.storage import WrapperStore
 from pipeline.errors import StoreError
 
 Index = tuple[int, ...]
+_AT_ONCE = 32  # reads under way
 
 DAMAGE = (ValueError, OSError, KeyError, TypeError, RuntimeError)
 """What zarr, its codecs and JSON raise for bytes that are not what was written."""
@@ -109,7 +110,13 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
     """
     marks = np.full(array.shape, array.fill_value, np.uint8)
     indices = list(chunks(array))
-    for index, data in zip(indices, raw_chunks(array, indices), strict=True):
+    try:
+        found = raw_chunks(array, indices)
+    except DAMAGE as error:
+        raise StoreError(
+            f"{array.path}: stored data cannot be read: {error}. {remedy(array.store)}"
+        ) from error
+    for index, data in zip(indices, found, strict=True):
         if data is None:
             continue
         if why := fault(data, 1):
@@ -125,9 +132,13 @@ def raw_chunks(array: zarr.Array[Any], indices: Sequence[Index]) -> list[NDArray
     prototype = default_buffer_prototype()
 
     async def raw() -> list[Any]:
-        return await asyncio.gather(
-            *(array.store.get(key_of(array, index), prototype) for index in indices)
-        )
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(index: Index) -> Any:
+            async with at_once:
+                return await array.store.get(key_of(array, index), prototype)
+
+        return await asyncio.gather(*map(one, indices))
 
     return [None if each is None else each.as_numpy_array() for each in sync(raw())]
 
@@ -196,6 +207,23 @@ def stored_chunks(array: zarr.Array[Any]) -> set[Index]:
         return found
 
     return sync(listed())
+
+
+def arrays_of(group: zarr.Group) -> list[tuple[str, zarr.Array[Any]]]:
+    """Return the names and arrays of a group.
+
+    Raises
+    ------
+    StoreError
+        Where metadata of one are damaged.
+    """
+    try:
+        with quiet():
+            return sorted(group.arrays())
+    except DAMAGE as error:
+        raise StoreError(
+            f"{group.path}: metadata below it cannot be read: {error}. {remedy(group.store)}"
+        ) from None
 
 
 def _is_fill(values: NDArray[Any], array: zarr.Array[Any]) -> bool:

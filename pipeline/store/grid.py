@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import Slot, State, Variable
-from pipeline.store.chunks import array_of, is_there, read, remedy, stored_chunks
+from pipeline.store.chunks import array_of, arrays_of, is_there, read, remedy, stored_chunks
 from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 COLUMN_CHUNK = 1024
@@ -223,7 +223,7 @@ class Grid:
         allocation = allocate(self, digests, self.chunk)
         if allocation.length > self.array("slot").shape[0]:
             # the slots last: as long as they say, all the others are
-            for _, array in sorted(self.group.arrays(), key=lambda named: named[0] == "slot"):
+            for _, array in sorted(arrays_of(self.group), key=lambda named: named[0] == "slot"):
                 metadata: Any = array.metadata
                 dims = metadata.dimension_names
                 array.resize(

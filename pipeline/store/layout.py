@@ -25,6 +25,7 @@ from pipeline.store.seal import SealedStore
 
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""
+RUNS = "runs"
 PARTS = (
     "stimuli",
     "activations",
@@ -33,6 +34,7 @@ PARTS = (
     "competence",
     "alignment",
     "convergence",
+    RUNS,
 )
 """The groups that a store's root may have."""
 ROOT_ATTRIBUTES: dict[str, Any] = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}

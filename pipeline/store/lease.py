@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, RLock, Thread
 
-from pipeline.errors import StoreError
+from pipeline.errors import LostError, StoreError
 from pipeline.store.location import LOCK, Location, Record, locate
 
 BEAT = 20.0
@@ -61,22 +61,27 @@ class Watch:
     def __init__(self, location: Location, token: str) -> None:
         self._location, self.token = location, token
         self._guard, self._lost = RLock(), ""
-        self._looked = -LOOK
+        self._looked, self._tried = _clock(), float("-inf")
 
     def check(self) -> None:
         """Raise where the lock is no longer held. Cheap: it looks once a second at most.
 
         Raises
         ------
-        StoreError
+        LostError
             Where another run has taken the lock, someone has removed it, or it could not be
-            renewed for as long as it takes to become stale.
+            looked at or renewed for as long as it takes to become stale.
         """
         with self._guard:
-            if not self._lost and _clock() - self._looked > LOOK:
+            now = _clock()
+            if not self._lost and now - self._tried > LOOK:
+                self._tried = now
                 self._look()
+                silent = now - self._looked
+                if not self._lost and silent > STALE - 2 * BEAT:
+                    self._lost = f"its lock could not be looked at for {silent:.0f} s"
             if self._lost:
-                raise StoreError(
+                raise LostError(
                     f"{self._location}: this run has lost the store: {self._lost}. It has stopped "
                     "writing; what is written is whole and kept. Run again once no other run is "
                     "at work."
@@ -103,7 +108,7 @@ class Lease(Watch):
     def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
         super().__init__(location, mine.token)
         self._mine, self._beat, self._stale = mine, beat, stale
-        self._renewed = self._looked = _clock()
+        self._renewed = self._looked = self._tried = _clock()
 
     def _look(self) -> None:
         if _clock() - self._renewed > self._beat:
@@ -218,6 +223,14 @@ def holder(store: str | Path | Location) -> Holder | None:
     return None if record is None else _decode(record)
 
 
+def at_work(store: str | Path | Location) -> Holder | None:
+    """Return who writes the store, as far as can be told: not who held its lock and is gone."""
+    found = holder(store)
+    if found is None or _is_gone(found) or time.time() - found.heartbeat > STALE:
+        return None
+    return found
+
+
 class _HeldError(Exception):
     """The lock is held; the message says by whom."""
 
@@ -313,4 +326,4 @@ def _clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-__all__ = ["BEAT", "STALE", "Holder", "Lease", "Site", "Watch", "holder", "lease"]
+__all__ = ["BEAT", "STALE", "Holder", "Lease", "Site", "Watch", "at_work", "holder", "lease"]

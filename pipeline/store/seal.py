@@ -1,7 +1,7 @@
 """Checksums of metadata, which Zarr has for chunks alone.
 
-Each `zarr.json` has one among its attributes, of everything else in it. Any Zarr reads it as an
-attribute; here it is checked, and not seen.
+Each `zarr.json` has one among its attributes, of its path and of everything else in it. Any Zarr
+reads it as an attribute; here it is checked, and not seen.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-SEAL = "checksum"
+SEAL = "metadata_crc32c"
 """The attribute."""
-_METADATA = "zarr.json"
+METADATA = "zarr.json"
 
 
 class SealedStore(WrapperStore[Any]):
@@ -39,7 +39,9 @@ class SealedStore(WrapperStore[Any]):
         found = await super().get(key, prototype, byte_range)
         if found is None or not _is_metadata(key) or byte_range is not None:
             return found
-        return prototype.buffer.from_bytes(unsealed(found.to_bytes(), root=key == _METADATA))
+        # a root without may be of another format, or nobody's: whoever opens it looks
+        text = unsealed(key, found.to_bytes(), strict=key != METADATA)
+        return prototype.buffer.from_bytes(text)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object."""
@@ -53,13 +55,13 @@ class SealedStore(WrapperStore[Any]):
         await super()._set_many([(key, _sealed(key, value)) for key, value in values])
 
 
-def unsealed(text: bytes, *, root: bool = False) -> bytes:
+def unsealed(key: str, text: bytes, *, strict: bool = True) -> bytes:
     """Return metadata without their checksum.
 
     Parameters
     ----------
-    root
-        Whether they are those of a store's root, which may have none: it may be of another format.
+    strict
+        Whether they must have one.
 
     Raises
     ------
@@ -69,17 +71,17 @@ def unsealed(text: bytes, *, root: bool = False) -> bytes:
     document = json.loads(text)
     attributes = document.get("attributes") if isinstance(document, dict) else None
     written = attributes.pop(SEAL, None) if isinstance(attributes, dict) else None
-    if written is None and root:
+    if written is None and not strict:
         return text
     if written is None:
         raise ValueError("it has no checksum: it is damaged, or something else wrote it")
-    if written != _checksum(document):
+    if written != _checksum(key, document):
         raise ValueError("its checksum does not match: it is damaged, or something else wrote it")
     return json.dumps(document).encode()
 
 
 def _is_metadata(key: str) -> bool:
-    return key.rpartition("/")[2] == _METADATA
+    return key.rpartition("/")[2] == METADATA
 
 
 def _sealed(key: str, value: Buffer) -> Buffer:
@@ -88,10 +90,10 @@ def _sealed(key: str, value: Buffer) -> Buffer:
     document = json.loads(value.to_bytes())
     attributes = document.setdefault("attributes", {})
     attributes.pop(SEAL, None)
-    attributes[SEAL] = _checksum(document)
+    attributes[SEAL] = _checksum(key, document)
     return cpu.Buffer.from_bytes(json.dumps(document, indent=2).encode())
 
 
-def _checksum(document: Any) -> str:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return f"crc32c:{google_crc32c.value(text.encode()):08x}"
+def _checksum(key: str, document: Any) -> str:
+    text = json.dumps([key, document], sort_keys=True, separators=(",", ":"))
+    return f"{google_crc32c.value(text.encode()):08x}"

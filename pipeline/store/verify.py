@@ -13,11 +13,11 @@ from pathlib import Path
 
 import zarr
 
-from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, has_parts, open_root
-from pipeline.store.lease import holder, lease
-from pipeline.store.location import Location, locate
+from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, open_root
+from pipeline.store.lease import at_work, lease
+from pipeline.store.location import Location, Record, locate
 from pipeline.store.scan import Damage, Scan, Verification
-from pipeline.store.seal import SealedStore, unsealed
+from pipeline.store.seal import METADATA, SealedStore, unsealed
 from pipeline.store.verify_parts import VERIFIERS
 
 
@@ -65,34 +65,44 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
             return found
     broken = _root_damage(location)
     if broken:
-        return Verification([broken], running=holder(location))
+        return Verification([broken], running=at_work(location))
     found = _verify(location, open_root(location))
-    found.running = holder(location)
+    found.running = at_work(location)
     return found
 
 
 def _root_damage(location: Location) -> Damage | None:
-    record = location.read("zarr.json") if not location.is_empty() else None
-    ours = has_parts(location)
-    try:
-        why = "its zarr.json is lost"
-        if record is not None:
-            unsealed(record.content, root=True)
-            open_root(location)  # raises where it is of another format, or not ours
-            unsealed(record.content)
-            why = ""
-    except ValueError as error:
-        why = f"its zarr.json cannot be read: {error}"
-    if not why or not ours:
+    """Return what is wrong with the root of a store that is ours.
+
+    Raises
+    ------
+    InputError, StoreError
+        Where it is not, or is of another format.
+    """
+    record = location.read(METADATA) if not location.is_empty() else None
+    why = _unreadable(METADATA, record)
+    if not why or all(
+        _unreadable(key, location.read(key)) for key in (f"{part}/{METADATA}" for part in PARTS)
+    ):
         open_root(location)
         return None
     return Damage(
         "the store's root",
         why,
-        "zarr.json",
+        METADATA,
         "made again; what stands below was not looked at without it",
         lambda _: None,
     )
+
+
+def _unreadable(key: str, record: Record | None) -> str:
+    if record is None:
+        return "its zarr.json is lost"
+    try:
+        unsealed(key, record.content)
+    except ValueError as error:
+        return f"its zarr.json cannot be read: {error}"
+    return ""
 
 
 def _remove(location: Location, path: str, _: zarr.Group) -> None:
@@ -101,7 +111,7 @@ def _remove(location: Location, path: str, _: zarr.Group) -> None:
 
 def _write_root(location: Location) -> None:
     """Write the metadata of a store's root, which is the same for all."""
-    location.remove("zarr.json")
+    location.remove(METADATA)
     zarr.open_group(
         SealedStore(location.zarr_store(read_only=False)),
         mode="a",

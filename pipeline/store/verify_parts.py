@@ -9,12 +9,12 @@ from typing import Any
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.schema import ACTIVATIONS, CALIBRATION, MEASURES, State, Variable, layer_variable
+from pipeline.schema import ACTIVATIONS, CALIBRATION, LOG, MEASURES, State, Variable, layer_variable
 from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
 from pipeline.store.chunks import Index, array_of, read_whole, stored_chunks
 from pipeline.store.datasets import lost_keys, variables
 from pipeline.store.grid import COLUMN_CHUNK, Grid
-from pipeline.store.layout import create_variable, delete
+from pipeline.store.layout import RUNS, create_variable, delete
 from pipeline.store.scan import Scan, drop_chunk, new_group
 
 _AGAIN = "marked as missing; the next run computes it again"
@@ -360,6 +360,12 @@ def _datasets(depth: int, what: str, mark: str) -> Callable[[Scan, str], None]:
     return lambda scan, part: _verify_datasets(scan, part, depth, what, mark)
 
 
+def _verify_runs(scan: Scan, part: str) -> None:
+    """Look at what holds the logs. They themselves are no results: they have no checksums."""
+    if scan.group(part)[0] is not None:
+        scan.array(f"{part}/{LOG.name}", LOG, (0,), (1,))
+
+
 VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
     "stimuli": _datasets(1, "stimuli", "fingerprint"),
     "activations": verify_activations,
@@ -368,4 +374,5 @@ VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
     "competence": _datasets(1, "competence", "inputs"),
     "alignment": _datasets(2, "alignment", "inputs"),
     "convergence": _datasets(2, "convergence", "inputs"),
+    RUNS: _verify_runs,
 }

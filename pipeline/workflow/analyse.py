@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 ENCODERS_PER_TASK = 8
 COMPETENCE = ("knn_accuracy", "probe_accuracy")
 _DIGEST = "activations_digest"
+_NEW = ".new"
+"""Ends the group of what is being written, until it has been."""
 
 
 def inputs_digest(*inputs: Any) -> str:
@@ -86,9 +88,24 @@ def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
     return group is not None and group.attrs["inputs"] == inputs
 
 
+def competence_path(subset_key: str) -> str:
+    """Return the group of what was measured on a subset."""
+    return f"competence/{subset_key}"
+
+
 def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, Any]]:
     """Return encoder id → activations_digest, knn_accuracy, probe_accuracy."""
-    group = find_group(root, f"competence/{subset_key}", "inputs")
+    path = competence_path(subset_key)
+    return _read_competence(root, path) | _read_competence(root, path + _NEW)
+
+
+def is_settled(root: zarr.Group, subset_key: str) -> bool:
+    """Whether the competence of a subset was not being written when a run was killed."""
+    return find_group(root, competence_path(subset_key) + _NEW) is None
+
+
+def _read_competence(root: zarr.Group, path: str) -> dict[str, dict[str, Any]]:
+    group = find_group(root, path, "inputs")
     if group is None:
         return {}
     columns = {
@@ -165,7 +182,7 @@ def competence_job(
 def write_competence(
     root: zarr.Group, subset_key: str, found: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the competence of all encoders. Driver only."""
+    """Write the competence of all encoders, so that a kill at any time loses none. Driver only."""
     import xarray as xr
 
     ids = sorted(found)
@@ -183,7 +200,10 @@ def write_competence(
         },
         coords={"encoder": ids},
     )
-    write_dataset(root, f"competence/{subset_key}", dataset, inputs_digest(found))
+    path, inputs = competence_path(subset_key), inputs_digest(found)
+    for where in (path + _NEW, path):
+        write_dataset(root, where, dataset, inputs)
+    delete(root, path + _NEW)
 
 
 def read_compared(

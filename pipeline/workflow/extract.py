@@ -13,7 +13,7 @@ import zarr
 from pipeline.allocator import own_pages
 from pipeline.cluster import Device, Task
 from pipeline.cluster.workers import tell
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import InputError, LostError, ModelError
 from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
@@ -368,6 +368,8 @@ def _extract(job: ExtractJob) -> dict[str, str]:
                     tell(done)
         except ModelError as error:
             errors[label] = str(error)
+        except LostError:
+            raise
         except Exception as error:
             # hub clients, image and tokenizer libraries raise what they like: the model fails,
             # the run goes on, and the message says which model

@@ -25,15 +25,15 @@ from typing import Any
 import zarr
 
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import Variable
+from pipeline.schema import LOG
+from pipeline.store.chunks import arrays_of
 from pipeline.store.guard import write_errors
-from pipeline.store.layout import create_variable
-from pipeline.store.lease import Holder, holder
+from pipeline.store.layout import RUNS, create_variable, find_group
+from pipeline.store.lease import Holder, at_work
 from pipeline.store.location import Location, locate
 
-FOLDER = "runs/log"
+FOLDER = f"{RUNS}/{LOG.name}"
 _SUFFIX = ".jsonl"
-_HOLDER = Variable("log", ("run",), "uint8", "Empty; the logs of runs are files in its folder.")
 _PACKAGES = (
     "consilience",
     "torch",
@@ -82,8 +82,9 @@ def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
     **what
         What the run is about to do, able to be written as JSON.
     """
-    if FOLDER not in root:
-        create_variable(root.require_group("runs"), _HOLDER, (0,), (1,))
+    group = find_group(root, RUNS) or root.create_group(RUNS)
+    if LOG.name not in dict(arrays_of(group)):
+        create_variable(group, LOG, (0,), (1,))
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
     with ExitStack() as stack:
         with write_errors(store):
@@ -187,8 +188,8 @@ class RunRecord:
 def read_runs(store: str | Path | Location) -> list[RunRecord]:
     """Read the logs of a store, the oldest first."""
     location = locate(store)
-    at_work = holder(location)
-    return [_record(location, name, at_work) for name in _names(location)]
+    holder = at_work(location)
+    return [_record(location, name, holder) for name in _names(location)]
 
 
 def read_run(store: str | Path | Location, name: str) -> RunRecord:
@@ -207,7 +208,7 @@ def read_run(store: str | Path | Location, name: str) -> RunRecord:
         raise InputError(
             f"{location}: {which} with {name!r}. Runs: {', '.join(found or known) or 'none'}."
         )
-    return _record(location, found[0], holder(location))
+    return _record(location, found[0], at_work(location))
 
 
 def _names(location: Location) -> list[str]:
@@ -215,7 +216,7 @@ def _names(location: Location) -> list[str]:
     return [file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)]
 
 
-def _record(location: Location, name: str, at_work: Holder | None) -> RunRecord:
+def _record(location: Location, name: str, holder: Holder | None) -> RunRecord:
     record, found = RunRecord(name), location.read(f"{FOLDER}/{name}{_SUFFIX}")
     for text in found.content.decode().splitlines() if found else ():
         try:
@@ -230,7 +231,5 @@ def _record(location: Location, name: str, at_work: Holder | None) -> RunRecord:
             record.tasks.append(line)
         else:
             record.stages.append(line)
-    if at_work is not None:
-        who = record.start.get("host"), record.start.get("process")
-        record.running = who == (at_work.host, at_work.process)
+    record.running = holder is not None and record.start.get("lock") == holder.token
     return record

@@ -163,7 +163,7 @@ def run_workflow(
             root = open_root(location, "r+", lease=held)
             log = None
             if not plan.is_done:
-                log = stack.enter_context(run_log(root, location, **_about(plan, where)))
+                log = stack.enter_context(run_log(root, location, **_about(plan, where, held)))
             _Run(root, plan, pool, console, report, held, log).all_stages()
             if log is not None:
                 log.end("failures" if report.failures else "done", failures=report.failures)
@@ -183,9 +183,10 @@ def _check_shared(location: Location, client: Any) -> None:
         )
 
 
-def _about(plan: Plan, spec: ClusterSpec) -> dict[str, Any]:
+def _about(plan: Plan, spec: ClusterSpec, held: Lease) -> dict[str, Any]:
     """Return what the log of a run begins with."""
     return {
+        "lock": held.token,
         "workflow": plan.workflow.model_dump(mode="json"),
         "cluster": spec.model_dump(mode="json"),
         "stimuli": plan.stimuli.key,
@@ -371,7 +372,7 @@ class _Run:
             if time.monotonic() - written > SAVE_SECONDS:  # one dataset, written whole each time
                 analyse.write_competence(self.root, images.subset.key, found)
                 written = time.monotonic()
-        if tasks:
+        if tasks or not analyse.is_settled(self.root, images.subset.key):
             analyse.write_competence(self.root, images.subset.key, found)
         return found
 

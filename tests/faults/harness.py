@@ -54,7 +54,6 @@ class Run:
     ) -> None:
         self.ground = ground
         self.record = ground.folder.with_name(f"{ground.folder.name}-{time.monotonic_ns()}")
-        self.started = time.monotonic()
         drivers.order(
             folder=str(ground.folder),
             record=str(self.record),
@@ -88,9 +87,7 @@ class Run:
     @property
     def code(self) -> int:
         """The exit code, once the run has ended; negative, the signal that ended it."""
-        code = int(self._note("code"))
-        self.seconds = time.monotonic() - self.started
-        return code
+        return int(self._note("code"))
 
     def signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -154,6 +151,9 @@ class Drivers:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait(PATIENCE)
+
+
+STAGES = ("plan", "extract", "compare", "calibrate", "results")
 
 
 def stage(store: Path) -> str:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
-from faults.harness import Drivers, Ground, Run, Tally, assert_equal, complete_blocks, stage
+from faults.harness import STAGES, Drivers, Ground, Run, Tally, assert_equal, complete_blocks, stage
 
 CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {130}}
 PARTS = ("stimuli", "activations", "measures", "calibration", "competence", "alignment", "report")
+
+
+def has_come_to(least: int, ground: Ground) -> bool:
+    return STAGES.index(stage(ground.store)) >= least
 
 
 def assert_kept(ground: Ground, before: dict[str, int], run: Run) -> None:
@@ -22,7 +27,6 @@ def assert_kept(ground: Ground, before: dict[str, int], run: Run) -> None:
 def test_run__driver_killed_at_random_moments(
     forked: Drivers,
     ground: Ground,
-    seconds: float,
     rounds: int,
     rng: random.Random,
     tally: Tally,
@@ -31,10 +35,12 @@ def test_run__driver_killed_at_random_moments(
     """By every signal, one after the other; the workers of a killed driver end by themselves."""
     for number in range(rounds):
         fresh = ground.copy(tmp_path / f"zoo{number}")
-        for kill in rng.sample(list(CODES), len(CODES)):
+        # each in a stage of its own, some time after it begins: how long runs take varies a lot
+        reached = sorted(rng.sample(range(len(STAGES)), len(CODES)))
+        for kill, least in zip(rng.sample(list(CODES), len(CODES)), reached, strict=True):
             run = forked.start(fresh)
-            moment = run.started + rng.uniform(0, seconds)
-            run.until(lambda moment=moment: time.monotonic() > moment)
+            run.until(partial(has_come_to, least, fresh))
+            time.sleep(rng.uniform(0, 1.0))
             where, kept = stage(fresh.store), complete_blocks(fresh.store)
             run.signal(kill)
             if run.code == 0:  # it ended before

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import LostError, StoreError
 from pipeline.store import lease as module
-from pipeline.store.lease import Lease, holder, lease
+from pipeline.store.lease import Lease, at_work, holder, lease
 from pipeline.store.location import LOCK, Location, locate
 
 HOUR = 3600.0
@@ -178,6 +178,39 @@ def test_lease__heartbeat_is_renewed(place: Location) -> None:
 def look_again(mine: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK", 0.0)
     mine.check()
+
+
+def test_at_work__not_who_is_gone(place: Location) -> None:
+    assert at_work(place) is None
+    with lease(place):
+        found = at_work(place)
+        assert found is not None
+        assert found.process == os.getpid()
+    held(place, started="0")  # the process id has come again
+    assert at_work(place) is None
+    held(place, host="node17", heartbeat=time.time() - module.STALE - 1)
+    assert at_work(place) is None
+
+
+def test_watch__cannot_look_for_long(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as its run could be taken for dead, a task writes; and looks once a second."""
+    now, looks = [1000.0], []
+
+    def broken(*_: object) -> None:
+        looks.append(now[0])
+        raise OSError("no route to host")
+
+    with lease(place) as mine:
+        monkeypatch.setattr(module, "_clock", lambda: now[0])
+        watch = module.Watch(place, mine.token)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(place), "read", broken)
+            for _ in range(100):
+                watch.check()
+            assert len(looks) == 1
+            now[0] += module.STALE
+            with pytest.raises(LostError, match="its lock could not be looked at for 300 s"):
+                watch.check()
 
 
 def test_lease__taken_by_another(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:

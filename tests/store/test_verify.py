@@ -75,8 +75,7 @@ def test_verify__whole_store(store: Path) -> None:
     before = tree(store)
     found = verify(store)
     assert found.is_whole, named(found)
-    parts = [f for f in store.rglob("zarr.json") if "runs" not in f.parts]  # logs are no results
-    nodes = [json.loads(f.read_text())["node_type"] for f in parts]
+    nodes = [json.loads(f.read_text())["node_type"] for f in store.rglob("zarr.json")]
     assert found.arrays == nodes.count("array")
     assert found.chunks > 300
     assert tree(store) == before
@@ -145,7 +144,7 @@ def test_verify__metadata_that_parses_and_is_wrong(store: Path) -> None:
         "vit-a/image/blocks.0": lambda m: m["shape"].__setitem__(1, 596),
         "vit-a/image/blocks.1": lambda m: m["attributes"].update(layer_index=0),
         "vit-b/image/blocks.0": lambda m: m.update(data_type="int32", fill_value=0),
-        "vit-b/image/blocks.1": lambda m: m["attributes"].pop("checksum"),
+        "vit-b/image/blocks.1": lambda m: m["attributes"].pop("metadata_crc32c"),
         "conv/image/stages.0": lambda m: m["codecs"].pop(),
     }
     for node, change in changes.items():
@@ -165,7 +164,7 @@ def test_verify__metadata_that_parses_and_is_wrong(store: Path) -> None:
 def test_verify__any_bit_of_metadata(store: Path) -> None:
     """A bit that flips in an attribute leaves JSON that can be read: with another recipe, say."""
     rng = np.random.default_rng(0)
-    files = sorted(f for f in store.rglob("zarr.json") if "runs" not in f.parts)
+    files = sorted(store.rglob("zarr.json"))
     readable = 0
     for file in rng.choice(np.array(files, object), 40, replace=False):
         before = file.read_bytes()
@@ -192,6 +191,45 @@ def test_verify__any_bit_of_metadata(store: Path) -> None:
             assert any(node in each for each in where), (node, named(found))
         file.write_bytes(before)
     assert readable > 10
+
+
+def test_verify__metadata_of_another_array(store: Path) -> None:
+    """Whole, but not where they were written."""
+    one, other = (at(store, f"{TOWER}/blocks.{i}") / "zarr.json" for i in (0, 1))
+    shutil.copyfile(one, other)
+    (line,) = named(verify(store)).splitlines()
+    assert "blocks.1/zarr.json cannot be read: its checksum does not match" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ('"attributes"', '"attribuses"'),
+        ('"metadata_crc32c"', '"metadata_crc32b"'),
+        ('"consilience"', '"consiliencd"'),
+        ('"format_version": 2', '"format_version": 3'),
+    ],
+)
+def test_repair__root_with_a_flipped_bit(store: Path, text: str, other: str) -> None:
+    file = store / "zarr.json"
+    before = file.read_text()
+    file.write_text(before.replace(text, other))
+    assert file.read_text() != before
+    assert "the store's root: its zarr.json cannot be read: it" in named(verify(store))
+    assert verify(store, repair=True).repaired
+    assert json.loads(file.read_text()) == json.loads(before)
+    assert verify(store).is_whole
+
+
+def test_repair__leaves_stores_of_others_alone(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.zarr"
+    root = zarr.create_group(path, attributes={"theirs": True})
+    root.create_group("stimuli/a").create_array("x", shape=(3,), dtype="f4")[...] = 1
+    before = tree(path)
+    for repair in (False, True):
+        with pytest.raises(InputError, match="is a Zarr group, but not a Consilience store"):
+            verify(path, repair=repair)
+    assert tree(path) == before
 
 
 def test_verify__leftovers(store: Path) -> None:
