@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from zarr.storage import WrapperStore
 from zoo import Zoo
 
 import pipeline
@@ -17,7 +18,9 @@ from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store import Store, open_store
+from pipeline.store.guard import GuardedStore
 from pipeline.store.layout import create_variable, open_root, sweep_partial
+from pipeline.store.seal import SealedStore
 from pipeline.store.verify import verify
 
 
@@ -211,3 +214,16 @@ def test_sweep_partial__counts_and_removes(zoo: Zoo, tmp_path: Path) -> None:
     assert sweep_partial(tmp_path / "s.zarr") == 2
     assert not any(f.exists() for f in left)
     assert chunk.exists()
+
+
+def test_wrappers__know_every_way_through_a_store() -> None:
+    """What a newer Zarr adds has to pass the lease and the checksums of metadata too."""
+    words = ("get", "set", "delete", "clear", "write")
+    found = {n for n in dir(WrapperStore) if not n.startswith("__") and any(w in n for w in words)}
+    harmless = {"getsize", "getsize_prefix", "supports_deletes", "supports_partial_writes"}
+    harmless |= {"supports_writes", "_get_bytes", "_get_bytes_sync", "_get_json", "_get_json_sync"}
+    reads = {"get", "_get_many", "get_partial_values"}  # the last two of chunks alone
+    writes = {"set", "set_if_not_exists", "_set_many", "delete", "delete_dir", "clear"}
+    assert found - harmless == reads | writes
+    assert writes <= vars(GuardedStore).keys()
+    assert {"get", "set", "set_if_not_exists", "_set_many"} <= vars(SealedStore).keys()
