@@ -142,7 +142,7 @@ class Scan:
             self.add(path, why, f"{path}/zarr.json", "made again", partial(new_group, path))
         return True
 
-    def array(
+    def metadata(
         self,
         path: str,
         variable: Variable,

@@ -113,11 +113,11 @@ class _Tower:
         length, before = max(lengths), len(self.scan.found.damages)
         for name in GROWING:
             tail, chunk = ((blocks,), (1, 1)) if name == "complete" else ((), (CHECKPOINT_CHUNK,))
-            self.scan.array(f"{self.path}/{name}", ACTIVATIONS[name], (length, *tail), chunk)
+            self.scan.metadata(f"{self.path}/{name}", ACTIVATIONS[name], (length, *tail), chunk)
         attributes: Any = group.attrs
         layers = zip(attributes.get("layers", ()), attributes.get("widths", ()), strict=False)
         for index, (layer, width) in enumerate(layers):
-            self.scan.array(
+            self.scan.metadata(
                 f"{self.path}/{layer}", layer_variable(layer), (length, n, width),
                 (1, rows, width), {"layer_index": index},
             )  # fmt: skip
@@ -276,7 +276,7 @@ class _Grid:
             dims = list(zip(own, variable.dims, strict=True))
             shape = [length if o else sizes[d] for o, d in dims]
             chunk = [side if o else sizes[d] for o, d in dims]
-            self.scan.array(f"{self.path}/{name}", variable, shape, chunk)
+            self.scan.metadata(f"{self.path}/{name}", variable, shape, chunk)
         return len(self.scan.found.damages) == before
 
     def pairs(self, grid: Grid) -> None:
@@ -363,7 +363,7 @@ def _datasets(depth: int, what: str, mark: str) -> Callable[[Scan, str], None]:
 def _verify_runs(scan: Scan, part: str) -> None:
     """Look at what holds the logs. They themselves are no results: they have no checksums."""
     if scan.group(part)[0] is not None:
-        scan.array(f"{part}/{LOG.name}", LOG, (0,), (1,))
+        scan.metadata(f"{part}/{LOG.name}", LOG, (0,), (1,))
 
 
 VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
