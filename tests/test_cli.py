@@ -17,6 +17,7 @@ import pipeline
 from pipeline.cli import main
 from pipeline.measures import list_measures
 from pipeline.report import Report
+from pipeline.schema import FORMAT_VERSION
 from pipeline.store import Store
 from pipeline.workflow.log import read_runs
 
@@ -306,7 +307,7 @@ def test_models_check__names_what_is_wrong_and_goes_on(copied: Zoo) -> None:
 def test_store_info__what_it_holds(zoo: Zoo) -> None:
     result = consilience(zoo, "store", "info", "store.zarr")
     assert result.exit_code == 0, result.output
-    assert "format 1" in result.output
+    assert f"format {FORMAT_VERSION}" in result.output
     text = " ".join(result.output.split())
     assert "597 stimuli, 4 models, 10 encoders, 24 representations" in text
     assert "64 rows; measures cka, cka_debiased, knn" in text
