@@ -174,7 +174,7 @@ def flagged_afresh(kind, n: int, d: int, specs) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def cases(sizes: Iterable[int], store: str) -> Iterator[tuple[dict, object]]:
+def cases(sizes: Iterable[int], store: str, large: str) -> Iterator[tuple[dict, object]]:
     """Give what each case is, and a function that studies it."""
     plan = ((200, 50, 24, ALL), (200, 400, 24, ALL), (1000, 100, 24, FEW), (1000, 1500, 24, FEW),
             (1000, 100, 8, REST), (1000, 1500, 8, REST))  # fmt: skip
@@ -193,12 +193,20 @@ def cases(sizes: Iterable[int], store: str) -> Iterator[tuple[dict, object]]:
 
             if n in sizes:
                 yield about, drawn
-    if 200 in sizes and Path(store).exists():
-        encoders = zoo(store, 200)
-        for x, y in ((0, len(encoders) // 2), (len(encoders) // 3, -1), (5, 18), (9, 30)):
+    if 200 in sizes:
+        yield from of_zoo(200, store, ((0, 18), (12, 35), (5, 18), (9, 30)))
+    if 1000 in sizes:
+        yield from of_zoo(1000, large, ((0, 1), (2, 3)))
+
+
+def of_zoo(n: int, store: str, pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[dict, object]]:
+    """Give cases of trained encoders, two by two, as `cases` does."""
+    if Path(store).exists():
+        encoders = zoo(store, n)
+        for x, y in pairs:
             xs, ys = encoders[x], encoders[y]
-            about = {"n": 200, "d": "zoo", "layers": f"{len(xs)}×{len(ys)}"}
-            about["data"] = f"zoo, encoders {x} and {y % len(encoders)}"
+            about = {"n": n, "d": "zoo", "layers": f"{len(xs)}×{len(ys)}"}
+            about["data"] = f"zoo, encoders {x} and {y}"
 
             def real(only=None, about=about, xs=xs, ys=ys):
                 return study(about, xs, ys, only or ALL, 77, {}, again=only is not None)
@@ -247,6 +255,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="docs/nulls.md")
     parser.add_argument("--store", default="store/quickstart.zarr", help="for real activations")
+    parser.add_argument(
+        "--large",
+        default="store/train.zarr",
+        help="the same, of 1,000 stimuli (stimuli.part=train)",
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[200, 1000], help="stimuli")
     parser.add_argument(
         "--rows", default="store/nulls.jsonl", help="finished cases; a study goes on from there"
@@ -255,7 +268,7 @@ def main() -> None:
     kept = Path(options.rows)
     known = kept.read_text().splitlines() if kept.exists() else []
     rows = [Row(**json.loads(line)) for line in known]
-    for about, run in cases(options.sizes, options.store):
+    for about, run in cases(options.sizes, options.store, options.large):
         if any(about.items() <= asdict(r).items() for r in rows):
             continue
         found = list(run())
