@@ -30,7 +30,8 @@ from pipeline.cluster import Executor, Outcome, Task
 from pipeline.errors import InputError
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
-from pipeline.workflow import RunReport
+from pipeline.store.layout import open_root
+from pipeline.workflow import RunReport, analyse
 from pipeline.workflow.analyse import write_competence
 
 STAGES = ("extract", "compare", "calibrate", "competence")
@@ -243,6 +244,34 @@ def test_run__competence_is_kept_as_it_comes(
     monkeypatch.setattr("pipeline.workflow.analyse.write_competence", write_competence)
     assert copied.run().tasks["competence"] == 2
     assert copied.store().competence().equals(zoo.store().competence())
+
+
+@pytest.mark.parametrize("kill", [1, 2, 3])
+def test_write_competence__killed_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
+) -> None:
+    """Before the new copy, before the place of the old one, before the copy is removed."""
+    root = open_root(tmp_path / "a.zarr", "a")
+    old, new = ({"a": _competence(0.5)}, {"a": _competence(0.5), "b": _competence(0.25)})
+    write_competence(root, "subset", old)
+    assert analyse.is_settled(root, "subset")
+    delete, deletions = analyse.delete, []
+
+    def killed(*arguments: Any) -> None:
+        deletions.append(1)
+        if len(deletions) == kill:
+            raise KeyboardInterrupt
+        delete(*arguments)
+
+    monkeypatch.setattr(analyse, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_competence(root, "subset", new)
+    assert analyse.read_competence(root, "subset") == (old if kill == 1 else new)
+    assert analyse.is_settled(root, "subset") == (kill == 1)
+
+
+def _competence(accuracy: float) -> dict[str, Any]:
+    return {"activations_digest": "0", "knn_accuracy": accuracy, "probe_accuracy": accuracy}
 
 
 def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
