@@ -261,13 +261,19 @@ def test_run__workers_that_vanish(
 ) -> None:
     """Where one comes back in time the run goes on; where none does it ends, and says so."""
     monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.2)
+    go = tmp_path / "go"
     with processes(tmp_path) as made:
         made.start()
         only = made.add_worker()
         with executor(address(made.address, "20 s")) as pool:
-            outcomes = pool.run([evaluate(f"t{i}", str(i)) for i in range(9)])
+            # all but the first are in the middle of running as their worker ends: had one finished,
+            # its result would be waited for first
+            held = f"[__import__('time').sleep(0.01) for _ in iter(__import__('pathlib').Path({str(go)!r}).exists, True)]"
+            tasks = [evaluate(f"t{i}", f"({held}, {i})[1]") for i in range(1, 9)]
+            outcomes = pool.run([evaluate("t0", "0", cost=9.0), *tasks])
             done = [next(outcomes)]
             end(only)
+            go.touch()
             back = threading.Timer(5.0, made.add_worker)  # so late that waiting is said
             back.start()
             done += outcomes
