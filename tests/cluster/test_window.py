@@ -268,7 +268,8 @@ def test_run__workers_that_vanish(
         with executor(address(made.address, "20 s")) as pool:
             # all but the first are in the middle of running as their worker ends: had one finished,
             # its result would be waited for first
-            held = f"[__import__('time').sleep(0.01) for _ in iter(__import__('pathlib').Path({str(go)!r}).exists, True)]"
+            until = f"iter(__import__('pathlib').Path({str(go)!r}).exists, True)"
+            held = f"[__import__('time').sleep(0.01) for _ in {until}]"
             tasks = [evaluate(f"t{i}", f"({held}, {i})[1]") for i in range(1, 9)]
             outcomes = pool.run([evaluate("t0", "0", cost=9.0), *tasks])
             done = [next(outcomes)]
