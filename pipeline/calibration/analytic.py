@@ -51,6 +51,8 @@ Index = NDArray[np.intp]
 
 KURTOSIS = 1.0
 """A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""
+FEWEST = 10
+"""Stimuli; of fewer there are so few permutations that a smooth distribution is none of theirs."""
 SHARE = 0.1
 """A part of less than this share of the variance may have any shape."""
 MOST_SHARED, MOST_LEFT = 1.5, 0.25
@@ -156,7 +158,7 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     term = Term(2.0 / (n * (n - 3)), x.within, y.within)
     wanted = np.ones_like(variance, dtype=np.bool_)
     scale = denominators(xs, ys, wanted=wanted, residual=spec.residual, added=spec.added)
-    flagged |= odd >= KURTOSIS
+    flagged |= (odd >= KURTOSIS) | (n < FEWEST)
     return Null([term], skewness, linear_x, linear_y, mean, scale, flagged)
 
 
@@ -202,7 +204,7 @@ def _neighbour_null(xs: list[Neighbours], ys: list[Neighbours], gx: Index, gy: I
     mean, _, third = neighbour_moments(n, _list_scalars(xs), _list_scalars(ys))
     skewness = _ratio(third - _linear_third(linear_x, linear_y), variance_of(terms) ** 1.5)
     scale = np.where(defined, float(n * k), np.nan)
-    flagged = np.abs(skewness) > MOST_SKEWED
+    flagged = (np.abs(skewness) > MOST_SKEWED) | (n < FEWEST)
     return Null(terms, skewness, linear_x, linear_y, mean, scale, flagged, counts=True)
 
 

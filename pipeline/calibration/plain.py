@@ -16,7 +16,7 @@ from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.statistics import calibrate_score
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.measure import Value
+from pipeline.measures.measure import Parameter, Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.plain import check_defined, prepare_all, resolved
 from pipeline.measures.prepared import Prepared
@@ -89,9 +89,12 @@ def calibrate(
 
     Notes
     -----
-    The p-value of the analytic method is a probability under a distribution with the exact first
-    three moments of the null, and can be far below 1/K. A pair whose exact fourth moment says that
-    three do not determine the tails is permuted instead, and the result is `flagged`.
+    The p-value of the analytic method is a probability under a distribution with the null's exact
+    mean and variance, and can be far below 1/K. Its third moment is exact for U-centred relations
+    and for neighbours, and for others but where the parts of a relation meet so strongly (heavy
+    tails) that the model takes less of it. A pair whose exact moments say that these do not
+    determine the tails is permuted instead, and the result is `flagged`; so is any pair of fewer
+    than ten stimuli.
 
     References
     ----------
@@ -187,6 +190,9 @@ def _calibrate(
         )
     run, default = METHODS[method]
     count = default if n_permutations is None else n_permutations
+    for parameter, value in zip(_NUMBERS, (count, seed, alpha), strict=True):
+        if not parameter.accepts(value):
+            raise InputError(f"{parameter.name} is {value!r}; it must be {parameter.allowed}.")
     if 0 < alpha < 1 and alpha * (count + 1) < 1 - 1e-9:
         raise InputError(
             f"With n_permutations={count} the smallest possible p is "
@@ -273,6 +279,13 @@ def _against(
         aggregate=aggregate,
         best_layers=(int(best[0]), int(best[1])),
     )
+
+
+_NUMBERS = (
+    Parameter("n_permutations", 199, "permutations or draws"),
+    Parameter("seed", 0, "of these", minimum=0),
+    Parameter("alpha", 0.05, "probability of exceeding the threshold", minimum=0, maximum=1),
+)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -86,7 +86,9 @@ class MeasureSpec:
         """
         found = {"measure": self.name, **dict(self.parameters), **dict(self.measure.conventions)}
         if self.preset:
-            found |= CONVENTIONS[self.preset] | {"rows": "scaled to unit length"}
+            found |= CONVENTIONS[self.preset] | {
+                "rows": "scaled to unit length, so that inner products are cosines"
+            }
             found |= {"added_to_denominator": self.added}
         return found
 
@@ -137,7 +139,7 @@ def get_measure(name: str) -> Measure:
     >>> get_measure("cka").range
     (0.0, 1.0)
     """
-    if name in _BY_NAME:
+    if isinstance(name, str) and name in _BY_NAME:
         return _BY_NAME[name]
     near = difflib.get_close_matches(str(name), _BY_NAME, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

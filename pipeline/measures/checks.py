@@ -12,7 +12,13 @@ from pipeline.errors import InputError
 
 def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
     """Return `x` as a real, finite, two-dimensional array, or say what is wrong with it."""
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of some kinds
+        raise InputError(
+            f"{name} cannot be read as an array: {error}. Give a matrix (n_stimuli, n_features), "
+            "rows of one length; of a tensor of torch, x.detach().cpu().float()."
+        ) from None
     if array.dtype.kind not in "biuf":
         raise InputError(
             f"{name} has dtype {array.dtype}; a representation holds real numbers. "

@@ -2,8 +2,8 @@
 
 A kernel prepares each representation once, into a state of its own kind, and compares two states
 many times. It knows arrays only: no specs, no labels, no store. Every state has a field `defined`,
-false for a representation that the measure has nothing to say of, such as a constant one; a
-comparison with such a state is NaN, and there is no other way to NaN.
+false for a representation that the measure has nothing to say of, such as a constant one. A state
+that is not defined, or that is unfit, is compared with no other.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ class Kernel:
         What a caller may set.
     prepares
         The names of those parameters that `prepare` takes; `compare` takes the others.
+    unfit
+        ``unfit(x, **parameters)``, with the parameters of `compare`: what leaves the measure
+        undefined for a state in itself, with the remedy, or nothing.
     """
 
     prepare: Callable[..., Any]
     compare: Callable[..., float]
     parameters: tuple[Parameter, ...] = ()
     prepares: tuple[str, ...] = ()
+    unfit: Callable[..., str] = lambda _, **__: ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 Value = int | float | str | bool
@@ -39,15 +40,15 @@ class Parameter:
         """Tell whether `value` is allowed; a bool is not an integer here."""
         if self.choices:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             return False
-        if isinstance(self.default, int) and not isinstance(value, int):
+        if isinstance(self.default, int) and not isinstance(value, Integral):
             return False
-        return self.minimum <= value <= self.maximum
+        return math.isfinite(value) and self.minimum <= float(value) <= self.maximum
 
     def resolved(self, value: Value) -> Value:
-        """Give the value as it is kept, so that 1 and 1.0 are one measure."""
-        return float(value) if isinstance(self.default, float) else value
+        """Give the value as it is kept, so that 1, 1.0 and numpy's 1 are one measure."""
+        return value if self.choices else type(self.default)(value)
 
 
 @dataclass(frozen=True)

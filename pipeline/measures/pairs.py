@@ -22,10 +22,9 @@ from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT
 from pipeline.measures.groups import Group, plan_groups
 from pipeline.measures.kernels import KERNELS
-from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.panels import panel_of
-from pipeline.measures.prepared import Prepared
+from pipeline.measures.prepared import Prepared, compared_with
 from pipeline.measures.relations import Relation, RelationKey, relation_scores
 
 Float64 = NDArray[np.float64]
@@ -162,17 +161,16 @@ def kernel_scores(
         Whether `ys` are `xs`, so that a symmetric measure needs each unordered pair once.
     """
     kernel = KERNELS[spec.name]
-    passed_on = {"preset", *kernel.prepares}
-    settings: dict[str, Value] = {n: value for n, value in spec.parameters if n not in passed_on}
+    settings = compared_with(spec)
     if spec.added:
         settings["added"] = spec.added
     values = np.full(mask.shape, np.nan)
     once = mirrored and spec.measure.symmetric
-    for i, j in np.argwhere(np.triu(mask | mask.T) if once else mask):
-        if xs[i].defined(spec) and ys[j].defined(spec):
-            values[i, j] = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
-            if once:
-                values[j, i] = values[i, j]
+    pairs = defined_pairs(xs, ys, spec, mask | mask.T if once else mask)
+    for i, j in np.argwhere(np.triu(pairs) if once else pairs):
+        values[i, j] = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
+        if once:
+            values[j, i] = values[i, j]
     return values
 
 

@@ -178,10 +178,5 @@ def prepare_all(
 def check_defined(prepared: Sequence[Prepared], spec: MeasureSpec, names: Sequence[str]) -> None:
     """Refuse whatever leaves a score undefined. Costs nothing once scores are computed."""
     for each, name in zip(prepared, names, strict=True):
-        if not each.defined(spec):
-            raise InputError(
-                f"{name} is constant as far as {spec} can see: its stimuli are all alike (or, but "
-                "for one of them, all equally far apart), so the score is undefined. A layer that "
-                "does not depend on its input, such as a class token before the first block, must "
-                "be left out."
-            )
+        if unfit := each.unfit(spec):
+            raise InputError(f"{name} {unfit}")

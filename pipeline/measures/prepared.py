@@ -124,11 +124,20 @@ class Prepared:
 
     def defined(self, spec: MeasureSpec) -> bool:
         """Tell whether the measure is defined for this representation."""
+        return not self.unfit(spec)
+
+    def unfit(self, spec: MeasureSpec) -> str:
+        """Say what leaves the measure undefined for this representation; nothing if it is not."""
         if spec.measure.engine == "neighbours":
-            return self.neighbours_for(spec).defined
-        if spec.measure.engine == "kernel":
-            return bool(self.state_for(spec).defined)
-        return self.relation_for(spec).squared_norm(residual=spec.residual) > 0.0
+            varies = self.neighbours_for(spec).defined
+        elif spec.measure.engine == "kernel":
+            state = self.state_for(spec)
+            varies = bool(state.defined)
+            if varies:
+                return KERNELS[spec.name].unfit(state, **compared_with(spec))
+        else:
+            varies = self.relation_for(spec).squared_norm(residual=spec.residual) > 0.0
+        return "" if varies else _CONSTANT.format(spec)
 
     def state_for(self, spec: MeasureSpec) -> Any:
         """Give the state of the spec's kernel, or say that it was not prepared."""
@@ -148,6 +157,19 @@ class Prepared:
         if key not in self.neighbours:
             raise _unprepared(spec)
         return self.neighbours[key]
+
+
+_CONSTANT = (
+    "is constant as far as {} can see: its stimuli are all alike (or, but for one of them, all "
+    "equally far apart), so the score is undefined. A layer that does not depend on its input, "
+    "such as a class token before the first block, must be left out."
+)
+
+
+def compared_with(spec: MeasureSpec) -> dict[str, Value]:
+    """Give the parameters that the comparison of a kernel takes."""
+    passed_on = {"preset", *KERNELS[spec.name].prepares}
+    return {name: value for name, value in spec.parameters if name not in passed_on}
 
 
 def _unprepared(spec: MeasureSpec) -> InputError:
@@ -253,10 +275,11 @@ def clip_thresholds(
 
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:
-    """Refuse a number of stimuli with which every pair would get the same score."""
+    """Refuse too few stimuli for a measure."""
     if n < spec.minimum_stimuli:
         raise InputError(
-            f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: with "
-            "fewer the score is the same whatever the representations. Use more stimuli"
+            f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: "
+            "fewer leave nothing, or next to nothing, to tell representations apart by. Use more "
+            "stimuli"
             + (f" or a smaller {spec.measure.grows_with}." if spec.measure.grows_with else ".")
         )

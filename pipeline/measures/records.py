@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Measure, Parameter
+from pipeline.measures.relations import MEDIAN_ROWS
 
 _EUCLIDEAN = ("translation", "isotropic scaling", "orthogonal transformation")
 _RANKING = Parameter(
@@ -78,7 +79,7 @@ RELATIONAL = (
         ),
         conventions=(
             ("kernel", "exp(-distance²/(2σ²))"),
-            ("median", "of non-zero Euclidean distances"),
+            ("median", f"of non-zero Euclidean distances of {MEDIAN_ROWS} stimuli at most"),
         ),
         minimum_stimuli=4,
         reference="Kornblith et al. 2019, ICML, section 3 (RBF kernel); Song et al. 2012, eq. 5",
@@ -112,7 +113,7 @@ RELATIONAL = (
         conventions=(
             ("pairs", "above the diagonal"),
             ("estimator", "mean-centred"),
-            ("ties", "average rank"),
+            ("ties", "average rank, of what differs by its rounding too"),
         ),
         minimum_stimuli=4,
         reference="Kriegeskorte et al. 2008, Front. Syst. Neurosci. 2:4",
@@ -208,7 +209,7 @@ PAIRWISE = (
             "The share of stimuli that are found again: among the k nearest in x of some stimulus "
             "that is among their own k nearest in y. Below 1 even for x with itself."
         ),
-        **_OF_LISTS,
+        **_OF_LISTS | {"conventions": (*_LISTS, ("direction", "out by y, back by x"))},
     ),
     _pairwise(
         "jaccard_knn",
@@ -249,8 +250,8 @@ PAIRWISE = (
         reference="Huh et al. 2024, ICML, appendix A, eq. 16 to 18, and the paper's code",
         prose=(
             "CKA over the pairs of stimuli that are near in both representations. The forms of the "
-            "paper's code differ from its equations: they can leave the range, and `unbiased` is "
-            "slightly asymmetric."
+            "paper's code differ from its equations: they can leave the range (what is beyond 1 "
+            "is 1 once calibrated), and `unbiased` is slightly asymmetric."
         ),
     ),
     _pairwise(
@@ -293,7 +294,7 @@ PAIRWISE = (
         reference="Raghu et al. 2017, NeurIPS; Kornblith et al. 2019, table 1",
         prose=(
             "Mean of the canonical correlations, or of their squares. Inflated when the ranks "
-            "together exceed the stimuli, refused where one alone makes it 1."
+            "together exceed the stimuli, undefined where one alone makes it 1."
         ),
     ),
     _pairwise(
@@ -370,9 +371,14 @@ PAIRWISE = (
         symmetric=True,
         range=(-1.0, 1.0),
         invariances=_EUCLIDEAN,
-        conventions=(("kernel", "linear"), ("estimator", "minibatch"), ("centring", "features")),
+        conventions=(
+            ("kernel", "linear"),
+            ("estimator", "minibatch"),
+            ("centring", "features"),
+            ("batches", "of equal weight, a rest of fewer than 4 left out"),
+        ),
         minimum_stimuli=4,
-        reference="Nguyen et al. 2021, ICLR, eq. 3",
+        reference="Nguyen et al. 2021, ICLR, eq. 2 to 4",
         prose=(
             "CKA from the unbiased estimate of HSIC averaged over minibatches, the same for both "
             "representations, before the ratio is taken."

@@ -50,6 +50,8 @@ Order = NDArray[np.intp]
 
 ROWS = 512
 """Rows and columns of the blocks in which sums over one representation are made."""
+NEAR = 4.0
+"""Units of unit length are told apart beyond so many units in the last place of the features."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
 
@@ -149,7 +151,7 @@ def relate(
         elif key[0] in ("rbf", "distance"):
             found[key] = _of_distances(values, None if len(key) == 1 else float(key[1]), kind)
         else:
-            found[key] = _of_dissimilarities(values, str(key[1]), str(key[2]), kind)
+            found[key] = _of_dissimilarities(values, unit, str(key[1]), str(key[2]), kind)
     return found
 
 
@@ -224,7 +226,7 @@ def _median_distance(entries: Distances) -> float:
 
 
 def _of_dissimilarities(
-    values: Floating, dissimilarity: str, comparison: str, kind: np.dtype[Any]
+    values: Floating, unit: float, dissimilarity: str, comparison: str, kind: np.dtype[Any]
 ) -> Relation:
     """Mean-centred dissimilarities of pairs of stimuli, or their ranks; near is high."""
     n = len(values)
@@ -237,6 +239,11 @@ def _of_dissimilarities(
         units = unit_rows(values.astype(np.float64), centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
         units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
+        spread = np.sqrt(np.einsum("ij,ij->", units, units) / n)
+        if spread <= NEAR * unit:  # directions differ by their own rounding
+            return _nothing(n, kind)
+        # Rows with a large feature in common differ little; float32 is to see them all the same.
+        units, mean = units / spread, mean / spread
         bias = units @ mean
         entries = Products(units if comparison == "spearman" else units.astype(kind))
         sums = -np.einsum("ij,ij->i", units, units)  # since rows add up to nothing

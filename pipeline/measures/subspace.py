@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from pipeline.errors import InputError
 from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
 
@@ -138,14 +137,25 @@ def _distance(x: Float64, y: Float64) -> float:
     return float(np.linalg.norm(difference))
 
 
-def _refuse_trivial(x: int, y: int, n: int, remedy: str) -> None:
-    """Refuse ranks with which all canonical correlations are 1 whatever the representations."""
-    if max(x, y) >= n - 1:
-        raise InputError(
-            f"Canonical correlations of representations of rank {x} and {y} over {n} stimuli are "
-            f"all 1, whatever the representations: a representation of rank {n - 1} can predict "
-            f"anything about {n} stimuli. {remedy}"
-        )
+def _trivial(rank: int, n: int, remedy: str) -> str:
+    """Say that with such a rank all canonical correlations are 1 whatever the other one is."""
+    if rank < n - 1:
+        return ""
+    return (
+        f"has rank {rank} over {n} stimuli, with which it can predict anything about them: its "
+        f"canonical correlations are all 1, whatever the other representation. {remedy}"
+    )
+
+
+def unfit_for_cca(x: Subspace, *, tolerance: float, **_: object) -> str:
+    """Say why a state has no canonical correlations, or nothing."""
+    return _trivial(_above(x, tolerance), len(x.left), "Use more stimuli, or svcca.")
+
+
+def unfit_for_svcca(x: Subspace, *, variance: float, dimension: int) -> str:
+    """Say why the components that are kept have no canonical correlations, or nothing."""
+    remedy = "Use more stimuli, a smaller variance, or a dimension."
+    return _trivial(_kept(x, variance, dimension), len(x.left), remedy)
 
 
 def _above(x: Subspace, tolerance: float) -> int:
@@ -177,11 +187,6 @@ def compare_cca(
     float
         From 0 to 1. NaN if a state is not defined.
 
-    Raises
-    ------
-    InputError
-        If a rank is n_stimuli − 1, so that every correlation is 1.
-
     Notes
     -----
     There are min(rank x, rank y) correlations, and the mean is over these. If the ranks add up to
@@ -196,7 +201,6 @@ def compare_cca(
     if not (x.defined and y.defined):
         return float("nan")
     of_x, of_y = _above(x, tolerance), _above(y, tolerance)
-    _refuse_trivial(of_x, of_y, len(x.left), "Use more stimuli, or svcca.")
     correlations = _correlations(x.left[:, :of_x], y.left[:, :of_y])
     return float((correlations if statistic == "mean" else correlations**2).mean())
 
@@ -219,11 +223,6 @@ def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension
     float
         From 0 to 1. NaN if a state is not defined.
 
-    Raises
-    ------
-    InputError
-        If n_stimuli − 1 components of a representation are kept, so that every correlation is 1.
-
     References
     ----------
     Raghu et al. 2017, SVCCA: Singular Vector Canonical Correlation Analysis for Deep Learning
@@ -232,9 +231,6 @@ def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension
     if not (x.defined and y.defined):
         return float("nan")
     of_x, of_y = _kept(x, variance, dimension), _kept(y, variance, dimension)
-    _refuse_trivial(
-        of_x, of_y, len(x.left), "Use more stimuli, a smaller variance, or a dimension."
-    )
     return float(_correlations(x.left[:, :of_x], y.left[:, :of_y]).mean())
 
 
@@ -263,11 +259,6 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
     float
         Σ α_i ρ_i / Σ α_i, from 0 to 1. NaN if a state is not defined.
 
-    Raises
-    ------
-    InputError
-        If a rank is n_stimuli − 1, so that every correlation is 1.
-
     Notes
     -----
     α_i = Σ_j |⟨h_i, x_j⟩| with h_i the canonical variates of x, of unit norm, and x_j the centred
@@ -285,7 +276,6 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
     if not (x.defined and y.defined) or x.loadings is None:
         return float("nan")
     of_x, of_y = _above(x, tolerance), _above(y, tolerance)
-    _refuse_trivial(of_x, of_y, len(x.left), "Use more stimuli, or svcca.")
     p, correlations, _ = linalg.svd(x.left[:, :of_x].T @ y.left[:, :of_y], full_matrices=False)
     weights = np.abs(p.T @ x.loadings[:of_x]).sum(axis=1)
     return float(np.minimum(correlations, 1.0) @ weights / weights.sum())
@@ -366,6 +356,7 @@ KERNELS: Mapping[str, Kernel] = {
             ),
             _TOLERANCE,
         ),
+        unfit=unfit_for_cca,
     ),
     "svcca": Kernel(
         prepare_subspace,
@@ -374,8 +365,9 @@ KERNELS: Mapping[str, Kernel] = {
             Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
             Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
         ),
+        unfit=unfit_for_svcca,
     ),
-    "pwcca": Kernel(prepare_pwcca, compare_pwcca, (_TOLERANCE,)),
+    "pwcca": Kernel(prepare_pwcca, compare_pwcca, (_TOLERANCE,), unfit=unfit_for_cca),
     "gulp": Kernel(
         prepare_subspace,
         compare_gulp,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -259,3 +261,32 @@ def test_calibrate__too_few_draws():
     x, y = np.random.default_rng(0).normal(size=(2, 30, 4))
     with pytest.raises(InputError, match=r"With n_permutations=9 the smallest possible p is 1/10"):
         calibrate(x, y, method="analytic", n_permutations=9)
+
+
+@pytest.mark.parametrize("measure", ["cka", "cka_debiased", "mutual_knn"])
+def test_calibrate__few_stimuli_are_permuted(measure):
+    """Of four stimuli there are 24 permutations: no smaller p could be true than 1/24."""
+    settings = {"k": 2} if measure == "mutual_knn" else {}
+    for n in (4, 6, 9, 10):
+        x, y = np.random.default_rng(n).normal(size=(2, n, 3))
+        found = calibrate(x, x + 0.3 * y, measure, method="analytic", **settings)
+        assert found.flagged == (n < 10)
+        assert found.p >= 1 / 1000 or n == 10
+        assert found.method == ("permutation" if n < 10 else "analytic")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_permutations": 19.5}, "n_permutations is 19.5; it must be an integer of at least 1."),
+        ({"n_permutations": True}, "n_permutations is True; it must be an integer of at least 1."),
+        ({"seed": -1}, "seed is -1; it must be an integer of at least 0."),
+        ({"alpha": "x"}, "alpha is 'x'; it must be a number from 0 to 1."),
+        ({"alpha": float("nan")}, "alpha is nan; it must be a number from 0 to 1."),
+        ({"alpha": 1.0}, "alpha is 1.0; it is a probability, between 0 and 1."),
+    ],
+)
+def test_calibrate__numbers_that_are_none(settings, says):
+    x, y = np.random.default_rng(0).normal(size=(2, 30, 4))
+    with pytest.raises(InputError, match=f"^{re.escape(says)}$"):
+        calibrate(x, y, **settings)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import reference
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
 
 from pipeline.errors import InputError
 from pipeline.measures import compare, get_measure, list_measures, measure_spec, similarity
@@ -182,6 +184,28 @@ def test_similarity__one_huge_constant_feature_is_not_constant():
     assert similarity(massive, y) == pytest.approx(similarity(x, y), abs=1e-6)
 
 
+@pytest.mark.parametrize("dissimilarity", ["correlation", "cosine"])
+@pytest.mark.parametrize("offset", [1e3, 1e4, 1e5])
+@pytest.mark.parametrize("column", [slice(2, 3), slice(None)], ids=["one feature", "all"])
+def test_similarity__directions_that_a_large_offset_draws_together(dissimilarity, offset, column):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 24))
+    y = (x + rng.normal(size=(64, 24))).astype(np.float32)
+    x[:, column] += offset
+    x = x.astype(np.float32)
+    between = [pdist(each.astype(np.float64), dissimilarity) for each in (x, y)]
+    expected = np.corrcoef(*between)[0, 1]
+    found = similarity(x, y, "rsa", dissimilarity=dissimilarity)
+    # scipy takes 1 − u·v, of which an offset of 1e5 leaves six digits
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_similarity__directions_that_differ_by_rounding_are_constant():
+    x = np.outer(np.linspace(1, 2, 20), np.linspace(3, 7, 6)).astype(np.float32)
+    with pytest.raises(InputError, match="x is constant as far as rsa"):
+        similarity(x, pair(20, 4, 6)[1].astype(np.float32), "rsa", dissimilarity="cosine")
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_similarity__equidistant_stimuli_have_no_debiased_score(dtype):
     x = np.eye(20, dtype=dtype)
@@ -198,6 +222,31 @@ def test_similarity__a_single_outlier_has_no_debiased_score(dtype):
     with pytest.raises(InputError, match=r"x is constant as far as cka_debiased can see"):
         similarity(outlier, y, "cka_debiased")
     assert similarity(outlier, y, "cka") == pytest.approx(reference.cka(outlier, y), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        [[1.0, 2.0], [3.0]],
+        torch.zeros((20, 3), requires_grad=True),
+        torch.zeros((20, 3), dtype=torch.bfloat16),
+    ],
+    ids=["ragged", "with a gradient", "bfloat16"],
+)
+def test_similarity__what_is_no_array(x):
+    with pytest.raises(InputError, match=r"^x cannot be read as an array: .*x\.detach"):
+        similarity(x, pair(20, 4, 6)[1])
+
+
+def test_measure_spec__numbers_of_numpy_are_numbers():
+    spec = measure_spec("mutual_knn", k=np.int64(5))
+    assert spec == measure_spec("mutual_knn", k=5)
+    assert type(spec["k"]) is int
+    assert type(measure_spec("cka_rbf", bandwidth=np.float32(0.5))["bandwidth"]) is float
+    with pytest.raises(InputError, match=r"'ridge' .* is inf; it must be a number of at least"):
+        measure_spec("gulp", ridge=float("inf"))
+    with pytest.raises(InputError, match=r"There is no measure \['cka'\]"):
+        measure_spec(["cka"])
 
 
 def test_compare__names_the_array():

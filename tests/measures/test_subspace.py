@@ -14,7 +14,16 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 from pipeline.errors import InputError
-from pipeline.measures import matching, regression, similarity, subspace
+from pipeline.measures import (
+    compare,
+    matching,
+    measure_spec,
+    prepare,
+    regression,
+    score_pairs,
+    similarity,
+    subspace,
+)
 
 KERNELS = {**subspace.KERNELS, **regression.KERNELS, **matching.KERNELS}
 
@@ -178,12 +187,31 @@ def test_pwcca__naive(case):
 def test_correlations__trivial(name):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 40)), rng.normal(size=(20, 3))
+    settings = {"variance": 1.0} if name == "svcca" else {}
     for args in [(x, y), (y, x), (x, x), (rng.normal(size=(20, 19)), y)]:
-        with pytest.raises(InputError, match="are all 1, whatever") as caught:
-            score(name, *args, **({"variance": 1.0} if name == "svcca" else {}))
+        with pytest.raises(
+            InputError, match=r"^[xy] has rank 19 over 20 stimuli.* all 1"
+        ) as caught:
+            similarity(*args, name, **settings)
         assert "Use more stimuli" in str(caught.value)
-    assert score(name, rng.normal(size=(20, 18)), y) < 1
-    assert score("svcca", x, y, dimension=5) < 1
+    assert similarity(rng.normal(size=(20, 18)), y, name, **settings) < 1
+    assert similarity(x, y, "svcca", dimension=5) < 1
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_correlations__one_wide_layer_leaves_the_others_theirs(name):
+    rng = np.random.default_rng(0)
+    layers = [rng.normal(size=(20, d)) for d in (5, 40, 6)]
+    spec = measure_spec(name, **({"variance": 1.0} if name == "svcca" else {}))
+    with pytest.raises(InputError, match=r"^xs\[1\] has rank 19"):
+        compare(layers, spec)
+    prepared = [prepare(x, [spec], dtype=np.float64) for x in layers]
+    found = score_pairs(prepared, prepared, {"": spec})[""]
+    wide = np.zeros((3, 3), bool)
+    wide[1] = wide[:, 1] = True
+    assert np.array_equal(found.undefined, wide)
+    expected = compare([layers[0], layers[2]], spec)
+    assert np.array_equal(found.values[np.ix_([0, 2], [0, 2])], expected)
 
 
 def test_correlations__ranks_that_force_some_to_one():
