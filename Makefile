@@ -19,6 +19,7 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## ratios measured side by side on this machine
 	$(BIN)/python benchmarks/similarity.py
+	$(BIN)/python benchmarks/similarity.py --large
 
 schemas: $(READY)  ## JSON Schemas of the YAML files, for editors
 	$(BIN)/python docs/schemas.py

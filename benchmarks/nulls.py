@@ -32,13 +32,22 @@ FIGURES = ("one 5%", "one 1%", "max 5%", "max 1%")
 ALL = {
     "cka": measure_spec("cka"),
     "cka_debiased": measure_spec("cka_debiased"),
-    "cka_rbf": measure_spec("cka_rbf", estimator="debiased"),
+    "cka_rbf, debiased": measure_spec("cka_rbf", estimator="debiased"),
     "rsa": measure_spec("rsa"),
-    "distance_correlation": measure_spec("distance_correlation"),
+    "distance_correlation, debiased": measure_spec("distance_correlation"),
     "mutual_knn": measure_spec("mutual_knn", k=10),
 }
 FEW = {name: ALL[name] for name in ("cka", "cka_debiased", "mutual_knn")}
 REST = {name: spec for name, spec in ALL.items() if name not in FEW}
+OTHER = {
+    "cka_rbf, biased": measure_spec("cka_rbf"),
+    "distance_correlation, biased": measure_spec("distance_correlation", estimator="biased"),
+    "rsa, euclidean, spearman": measure_spec(
+        "rsa", dissimilarity="euclidean", comparison="spearman"
+    ),
+    "mutual_knn, k = 5": measure_spec("mutual_knn", k=5, neighbours="euclidean"),
+}
+KNOWN = ALL | OTHER
 
 
 def gaussian(rng, n, d):
@@ -122,7 +131,11 @@ class Row:
     def __str__(self) -> str:
         cells = []
         for rate, level, used in zip(self.rates, self.levels, self.used, strict=True):
-            cell = f"{rate:.1f} of {level:.1f}" if self.measure == "mutual_knn" else f"{rate:.1f}"
+            cell = (
+                f"{rate:.1f} of {level:.1f}"
+                if self.measure.startswith("mutual_knn")
+                else f"{rate:.1f}"
+            )
             cells.append(cell if used else f"({cell})")
         fresh = "" if self.fresh is None else f"{self.fresh:.2f}"
         about = (str(self.n), self.d, self.layers, self.data, self.measure)
@@ -174,10 +187,11 @@ def flagged_afresh(kind, n: int, d: int, specs) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def cases(sizes: Iterable[int], store: str, large: str) -> Iterator[tuple[dict, object]]:
-    """Give what each case is, and a function that studies it."""
+def cases(sizes: Iterable[int], store: str, large: str) -> Iterator[tuple[dict, dict, object]]:
+    """Give what each case is, its measures, and a function that studies it."""
     plan = ((200, 50, 24, ALL), (200, 400, 24, ALL), (1000, 100, 24, FEW), (1000, 1500, 24, FEW),
-            (1000, 100, 8, REST), (1000, 1500, 8, REST))  # fmt: skip
+            (1000, 100, 24, REST), (1000, 1500, 8, REST), (200, 50, 24, OTHER),
+            (200, 400, 24, OTHER))  # fmt: skip
     for n, d, layers, specs in plan:
         for seed, kind in enumerate(KINDS):
             about = {"n": n, "d": str(d), "layers": f"{layers}×{layers}"}
@@ -192,14 +206,16 @@ def cases(sizes: Iterable[int], store: str, large: str) -> Iterator[tuple[dict, 
                 return study(about, xs, ys, specs, seed, flagged_afresh(kind, n, d, specs))
 
             if n in sizes:
-                yield about, drawn
+                yield about, specs, drawn
     if 200 in sizes:
         yield from of_zoo(200, store, ((0, 18), (12, 35), (5, 18), (9, 30)))
     if 1000 in sizes:
         yield from of_zoo(1000, large, ((0, 1), (2, 3)))
 
 
-def of_zoo(n: int, store: str, pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[dict, object]]:
+def of_zoo(
+    n: int, store: str, pairs: Iterable[tuple[int, int]]
+) -> Iterator[tuple[dict, dict, object]]:
     """Give cases of trained encoders, two by two, as `cases` does."""
     if Path(store).exists():
         encoders = zoo(store, n)
@@ -211,7 +227,7 @@ def of_zoo(n: int, store: str, pairs: Iterable[tuple[int, int]]) -> Iterator[tup
             def real(only=None, about=about, xs=xs, ys=ys):
                 return study(about, xs, ys, only or ALL, 77, {}, again=only is not None)
 
-            yield about, real
+            yield about, ALL, real
 
 
 def summary(rows: list[Row]) -> Iterator[str]:
@@ -219,7 +235,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
     yield "Rates less levels, in percentage points, lowest to highest, of all that are used:"
     yield ""
     for counts in (False, True):
-        some = [r for r in rows if not r.again and (r.measure == "mutual_knn") == counts]
+        some = [r for r in rows if not r.again and r.measure.startswith("mutual_knn") == counts]
         ranges = []
         for i, what in enumerate(FIGURES):
             off = [r.rates[i] - r.levels[i] for r in some if r.used[i]]
@@ -268,11 +284,11 @@ def main() -> None:
     kept = Path(options.rows)
     known = kept.read_text().splitlines() if kept.exists() else []
     rows = [Row(**json.loads(line)) for line in known]
-    for about, run in cases(options.sizes, options.store, options.large):
-        if any(about.items() <= asdict(r).items() for r in rows):
+    for about, specs, run in cases(options.sizes, options.store, options.large):
+        if any(about.items() <= asdict(r).items() and r.measure in specs for r in rows):
             continue
         found = list(run())
-        off = {row.measure: ALL[row.measure] for row in found if row.is_off}
+        off = {row.measure: KNOWN[row.measure] for row in found if row.is_off}
         found += list(run(off)) if off else []
         rows += found
         with kept.open("a") as file:

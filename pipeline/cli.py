@@ -116,14 +116,17 @@ def _with_settings(function: Any) -> Any:
     return function
 
 
-@main.command()
-@_with_settings
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option(
+_CLUSTER = click.option(
     "--cluster",
     metavar="WHERE",
     help="A Dask scheduler (tcp://host:8786), `local`, or a YAML file with a `cluster:` mapping.",
 )
+
+
+@main.command()
+@_with_settings
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@_CLUSTER
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -168,14 +171,19 @@ def run(
 
 @main.command()
 @_with_settings
+@_CLUSTER
 def plan(
-    workflow: Path, store: str | None, settings: Sequence[str], replace: Sequence[str]
+    workflow: Path,
+    store: str | None,
+    settings: Sequence[str],
+    replace: Sequence[str],
+    cluster: str | None,
 ) -> None:
     """Say what a workflow has done already, and what it would do and take."""
     from pipeline.workflow import load_workflow
 
     spec, _ = load_workflow(workflow, settings=settings, store=store)
-    _plan(spec, replace, None)
+    _plan(spec, replace, cluster)
 
 
 def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:

@@ -19,6 +19,10 @@ class StoreError(ConsilienceError):
     """A store that is not ours, is newer, damaged, locked, or does not hold what was asked."""
 
 
+class UnreadableError(ConsilienceError):
+    """Something of a store that is there, and cannot be read now: this says nothing of damage."""
+
+
 class LostError(StoreError):
     """A store that this run may no longer write: another one has it."""
 

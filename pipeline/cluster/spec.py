@@ -40,10 +40,11 @@ def _duration(text: str) -> str:
 
 def _size(text: str) -> str:
     try:
-        parse_bytes(text)
+        if parse_bytes(text) >= 0:
+            return text
     except ValueError:
-        raise ValueError(f"{text!r} is no size; write one like 64 GiB.") from None
-    return text
+        pass
+    raise ValueError(f"{text!r} is no size; write one like 64 GiB.")
 
 
 def _memory_limit(text: str) -> str:

@@ -11,8 +11,10 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dask.utils import parse_bytes
+
 from pipeline.cluster import connection, machine
-from pipeline.cluster.spec import ClusterSpec, LocalSpec
+from pipeline.cluster.spec import BatchSpec, ClusterSpec, KubernetesSpec, LocalSpec
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ def rooms_of(client: Client) -> list[Room]:
 
 
 def rooms_to_be(spec: ClusterSpec) -> list[Room]:
-    """Return what the workers of a local cluster will have; nothing where it is not known yet."""
+    """Return what the workers that a spec starts will have; nothing where it does not say."""
+    if isinstance(spec, BatchSpec):
+        return [Room(parse_bytes(spec.memory) // spec.workers_per_job)]
+    if isinstance(spec, KubernetesSpec):
+        return [Room(parse_bytes(spec.memory))]
     if not isinstance(spec, LocalSpec):
         return []
     import logging

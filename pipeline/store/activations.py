@@ -123,7 +123,8 @@ class TowerGroup:
         labels = [str(c) for c in self.column("checkpoint")]
         # labels are written last when the axis grows: an empty one was never finished
         n = labels.index("") if "" in labels else len(labels)
-        if any(labels[n:]) or self.complete[n:].any():
+        # marks are read only where they have something to say: a damaged one is a block's loss
+        if any(labels[n:]) or (n < len(labels) and self.complete[n:].any()):
             raise StoreError(
                 f"{self.group.path}: labels of checkpoints are lost. {remedy(self.group.store)}"
             )

@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UnreadableError
 
 Index = tuple[int, ...]
 _AT_ONCE = 32  # reads under way
@@ -119,6 +119,8 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
     for index, data in zip(indices, found, strict=True):
         if data is None:
             continue
+        if isinstance(data, UnreadableError):
+            raise data
         if why := fault(data, 1):
             raise StoreError(
                 f"{key_of(array, index)}: stored data are damaged: {why}. {remedy(array.store)}"
@@ -127,8 +129,13 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
     return marks
 
 
-def raw_chunks(array: zarr.Array[Any], indices: Sequence[Index]) -> list[NDArray[np.uint8] | None]:
-    """Return the bytes of chunks as they are stored, None of one that is not there."""
+def raw_chunks(
+    array: zarr.Array[Any], indices: Sequence[Index]
+) -> list[NDArray[np.uint8] | UnreadableError | None]:
+    """Return the bytes of chunks as they are stored, None of one that is not there.
+
+    In the place of one that cannot be read stands the error that says why.
+    """
     prototype = default_buffer_prototype()
 
     async def raw() -> list[Any]:
@@ -136,11 +143,17 @@ def raw_chunks(array: zarr.Array[Any], indices: Sequence[Index]) -> list[NDArray
 
         async def one(index: Index) -> Any:
             async with at_once:
-                return await array.store.get(key_of(array, index), prototype)
+                try:
+                    return await array.store.get(key_of(array, index), prototype)
+                except UnreadableError as error:
+                    return error
 
         return await asyncio.gather(*map(one, indices))
 
-    return [None if each is None else each.as_numpy_array() for each in sync(raw())]
+    return [
+        each if each is None or isinstance(each, UnreadableError) else each.as_numpy_array()
+        for each in sync(raw())
+    ]
 
 
 def fault(data: NDArray[np.uint8] | None, size: int) -> str:

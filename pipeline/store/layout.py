@@ -15,7 +15,7 @@ from zarr.core.sync import sync
 from zarr.errors import GroupNotFoundError
 
 from pipeline import schema
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, UnreadableError
 from pipeline.schema import Variable
 from pipeline.store.chunks import DAMAGE, array_of, quiet, read_whole, remedy
 from pipeline.store.guard import GuardedStore, write_errors
@@ -71,11 +71,16 @@ def open_root(
     store = sealed if mode == "r" else GuardedStore(sealed, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
-            root = zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
+            # of one format: else Zarr asks for three files at once, and leaves two of the errors
+            root = zarr.open_group(
+                store, mode="r" if mode == "r" else "r+", zarr_format=3, use_consolidated=False
+            )
     except (GroupNotFoundError, FileNotFoundError):
         if not location.is_empty():
             raise InputError(_not_a_store(location)) from None
         return zarr.create_group(store, zarr_format=3, attributes=dict(ROOT_ATTRIBUTES))
+    except UnreadableError as error:
+        raise StoreError(f"{location}: {error}") from None
     except location.failures as error:
         raise StoreError(f"{location} cannot be read: {error}.") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -225,10 +225,17 @@ def holder(store: str | Path | Location) -> Holder | None:
 
 def at_work(store: str | Path | Location) -> Holder | None:
     """Return who writes the store, as far as can be told: not who held its lock and is gone."""
-    found = holder(store)
-    if found is None or _is_gone(found) or time.time() - found.heartbeat > STALE:
+    record = locate(store).read(LOCK)
+    found = None if record is None else _decode(record)
+    if record is None or found is None or _is_gone(found) or _silent(found, record) > STALE:
         return None
     return found
+
+
+def _silent(found: Holder | None, record: Record) -> float:
+    """Return the seconds since the last heartbeat; by the file's age where clocks differ."""
+    since = time.time() - found.heartbeat if found else -1.0
+    return since if since >= 0 else record.age
 
 
 class _HeldError(Exception):
@@ -241,7 +248,7 @@ def _acquire(
     def taken(record: Record | None) -> bytes:
         if record is not None:
             found = _decode(record)
-            silent = time.time() - found.heartbeat if found else record.age
+            silent = _silent(found, record)
             if silent < stale and not (found and _is_gone(found)):
                 raise _HeldError(found.phrase if found else "a run that has just begun")
         return _encode(replace(mine, heartbeat=time.time()))
@@ -249,7 +256,10 @@ def _acquire(
     end, told = time.monotonic() + wait, False
     while True:
         try:
-            location.update(LOCK, taken)
+            try:
+                location.update(LOCK, taken)
+            except BlockingIOError:
+                raise _HeldError("a process that does not let go of its lock: stopped?") from None
             return
         except _HeldError as error:
             left = end - time.monotonic()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs", "az", "memory")
 LOCK = "consilience.lock"
 """The record that says who writes. It is no part of what a store holds."""
+LOCK_SECONDS = 10.0
+"""How long a process waits for another to finish changing that record."""
 
 
 @dataclass(frozen=True)
@@ -250,10 +252,24 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _locked(descriptor: int) -> Iterator[None]:
-    """Hold the kernel's lock on a file, which ends with the process at the latest."""
+    """Hold the kernel's lock on a file, which ends with the process at the latest.
+
+    Raises
+    ------
+    BlockingIOError
+        Where another process, one that has been stopped, does not give it back.
+    """
     import fcntl
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.005)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import zarr
 from dask.utils import format_bytes
 from zarr.core.sync import sync
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UnreadableError
 from pipeline.schema import Variable
 from pipeline.store.chunks import (
     DAMAGE,
@@ -60,12 +60,14 @@ class Verification:
     seconds: float = 0.0
     running: Holder | None = None
     """Who was writing meanwhile: what is not finished may look lost."""
+    unread: list[str] = field(default_factory=list)
+    """What could not be read, and so is not known to be whole; nothing is done to it."""
     repaired: bool = False
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing is damaged or lost."""
-        return not self.damages
+        return not self.damages and not self.unread
 
     def lines(self, store: str) -> Iterator[str]:
         """Yield what a person is told."""
@@ -73,6 +75,7 @@ class Verification:
             yield f"{damage.what}: {damage.why} ({damage.path})"
             if self.repaired:
                 yield f"  {damage.remedy}"
+        yield from self.unread
         rate = format_bytes(int(self.bytes / max(self.seconds, 1e-9)))
         yield (
             f"read {self.arrays} arrays, {self.chunks} chunks, {format_bytes(self.bytes)} in "
@@ -82,6 +85,10 @@ class Verification:
             yield f"{self.running.phrase} is writing: what it has not finished may look lost"
         if self.is_whole:
             yield "nothing is damaged or lost"
+            return
+        if self.unread:
+            yield f"not read: {len(self.unread)}"
+        if not self.damages:
             return
         yield f"damaged or lost: {len(self.damages)}"
         yield (
@@ -110,7 +117,7 @@ class Scan:
         async def listed() -> list[str]:
             return [name async for name in self.root.store.list_dir(path)]
 
-        names = {n.rstrip("/") for n in sync(listed())} - {"zarr.json", "c"}
+        names = {n.rstrip("/") for n in sync(listed())} - {"zarr.json"}
         return sorted(n for n in names if self._holds_something(f"{path}/{n}"))
 
     def _holds_something(self, path: str) -> bool:
@@ -182,6 +189,9 @@ class Scan:
         indices = iter(wanted if wanted is not None else chunks(array))
         while batch := list(islice(indices, at_once)):
             for index, data in zip(batch, raw_chunks(array, batch), strict=True):
+                if isinstance(data, UnreadableError):
+                    self.found.unread.append(str(data))
+                    continue
                 why = fault(data, size)
                 if data is None or why:
                     yield index, why

@@ -6,6 +6,7 @@ reads it as an attribute; here it is checked, and not seen.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import google_crc32c
 from zarr.core.buffer import cpu
 from zarr.storage import WrapperStore
 
+from pipeline.errors import UnreadableError
+
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 SEAL = "metadata_crc32c"
 """The attribute."""
 METADATA = "zarr.json"
+_OF_DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 class SealedStore(WrapperStore[Any]):
@@ -35,8 +39,19 @@ class SealedStore(WrapperStore[Any]):
         ------
         ValueError
             Where it is metadata, and not what was written.
+        UnreadableError
+            Where it is there, and cannot be read: rights, the disk, the network.
         """
-        found = await super().get(key, prototype, byte_range)
+        try:
+            found = await super().get(key, prototype, byte_range)
+        except OSError as error:
+            if error.errno in _OF_DAMAGE:
+                raise
+            raise _unreadable(key, error.strerror or str(error)) from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "obstore":
+                raise
+            raise _unreadable(key, str(error).partition("\n")[0]) from None
         if found is None or not _is_metadata(key) or byte_range is not None:
             return found
         # a root without may be of another format, or nobody's: whoever opens it looks
@@ -78,6 +93,13 @@ def unsealed(key: str, text: bytes, *, strict: bool = True) -> bytes:
     if written != _checksum(key, document):
         raise ValueError("its checksum does not match: it is damaged, or something else wrote it")
     return json.dumps(document).encode()
+
+
+def _unreadable(key: str, why: str) -> UnreadableError:
+    return UnreadableError(
+        f"{key} cannot be read now: {why}. That says nothing of damage: look to its rights, the "
+        "disk or the network, and try again."
+    )
 
 
 def _is_metadata(key: str) -> bool:

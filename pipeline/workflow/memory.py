@@ -88,7 +88,7 @@ def check_memory(plan: Plan, rooms: Sequence[Room], cluster: ClusterSpec) -> Non
                     f"raise cluster.memory_limit (now {local.memory_limit}), or run "
                     f"fewer workers (cluster.n_workers, now {len(rooms)})."
                     if local
-                    else "or start workers with more (`dask worker --memory-limit`) or with fewer "
-                    "threads (`--nthreads 1`)."
+                    else "or start workers with more (cluster.memory, or `dask worker "
+                    "--memory-limit`) or with fewer threads (`--nthreads 1`)."
                 )
             )

@@ -10,6 +10,7 @@ from dask.utils import parse_bytes
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.cluster import AnyCluster, Device, LocalSpec
+from pipeline.cluster.spec import Size
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
@@ -17,12 +18,10 @@ from pipeline.workflow.members import Budget
 from pipeline.yamlfile import Document, OneOrMany, Spec, as_many, load_yaml, validate
 
 
-def _checked_bytes(text: str) -> str:
-    try:
-        parse_bytes(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is no size; write one like 512 MiB.") from None
-    return text
+def _free(label: str) -> str:
+    if label in RESERVED:
+        raise ValueError(f"{label!r} is a name that the store has for itself; take another label.")
+    return label
 
 
 PairKind = Literal["all", "final", "init", "same_step", "within_model"]
@@ -30,8 +29,9 @@ PairKinds = Annotated[
     tuple[PairKind, ...],
     BeforeValidator(as_many, json_schema_input_type=PairKind | list[PairKind]),
 ]
-Bytes = Annotated[str, AfterValidator(_checked_bytes)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+RESERVED = ("row", "c", "zarr.json")
+"""What stands beside measures in a store, or means something to Zarr."""
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_free)]
 
 
 class Selection(Spec):
@@ -69,9 +69,9 @@ class CompareSpec(Spec):
     """Which encoders meet which: the union of the kinds."""
     device: Device = "auto"
     """Where relations are multiplied; `auto`: on a GPU where the worker has one."""
-    memory: Bytes = "512 MiB"
+    memory: Size = "512 MiB"
     """What a worker may hold of prepared representations."""
-    scratch: Bytes = "16 GiB"
+    scratch: Size = "16 GiB"
     """What the workers of a machine may keep of them on local disk, so that none prepares twice."""
 
     @field_validator("measures")

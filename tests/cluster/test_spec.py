@@ -50,6 +50,7 @@ def test_cluster__batch(tmp_path: Path) -> None:
         (f"{JOBS}, n_jobs: 1, walltime: soon", "'soon' is no duration; write one like"),
         (f"{JOBS}, adapt: {{minimum: 3, maximum: 2}}", r"minimum \(3\) is more than maximum \(2\)"),
         ("kind: slurm, cores: 1, memory: much, n_jobs: 1", "'much' is no size; write one like"),
+        ("kind: local, memory_limit: -4 GiB", "'-4 GiB' is no size; write one like"),
         ("kind: kubernetes, n_workers: 2", "give an image, or a manifest"),
         (f"{JOBS}, n_jobs: 1, tls: {{ca: a, cert: b, key: c}}", "ca: there is no file a"),
     ],

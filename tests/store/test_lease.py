@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -132,11 +134,41 @@ def test_lease__other_host_of_the_same_name(place: Location) -> None:
 
 @pytest.mark.parametrize("silent", [0.0, module.STALE - 30])
 def test_lease__other_host_with_a_heartbeat_is_believed(place: Location, silent: float) -> None:
-    held(place, host="node17", process=dead_process(), heartbeat=time.time() - silent)
-    expected = rf"on node17 since 2026-01-02 03:04:05 \(last heartbeat {silent:.0f} s ago\)"
-    with pytest.raises(StoreError, match=expected), lease(place):
+    before = time.time()
+    held(place, host="node17", process=dead_process(), heartbeat=before - silent)
+    expected = r"on node17 since 2026-01-02 03:04:05 \(last heartbeat (\d+) s ago\)"
+    with pytest.raises(StoreError, match=expected) as caught, lease(place):
         pass
+    said = re.search(expected, str(caught.value))
+    assert said is not None
+    assert round(silent) <= int(said[1]) <= round(silent + time.time() - before)
     assert not is_free(place)
+
+
+def test_lease__clock_that_is_ahead(tmp_path: Path) -> None:
+    """A heartbeat from the future tells nothing; how long ago its file was written does."""
+    place = locate(tmp_path)
+    held(place, host="node17", heartbeat=time.time() + 24 * HOUR)
+    with pytest.raises(StoreError, match="in use by process"), lease(place):
+        pass
+    os.utime(tmp_path / LOCK, (time.time() - HOUR,) * 2)
+    with lease(place) as mine:
+        mine.check()
+    assert is_free(place)
+
+
+def test_lease__process_that_is_stopped_while_it_writes_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.location.LOCK_SECONDS", 0.2)
+    with lease(tmp_path, beat=HOUR), (tmp_path / LOCK).open("rb") as record:
+        fcntl.flock(record, fcntl.LOCK_EX)
+        expected = "in use by a process that does not let go of its lock: stopped"
+        with pytest.raises(StoreError, match=expected), lease(tmp_path):
+            pass
+        with pytest.raises(StoreError, match=r"and was for the 0\.5 s"), lease(tmp_path, wait=0.5):
+            pass
+        fcntl.flock(record, fcntl.LOCK_UN)
 
 
 def test_lease__other_host_without_a_heartbeat_is_taken_over(place: Location) -> None:
@@ -259,7 +291,7 @@ def test_lease__stopped_process_finds_out_before_it_writes(tmp_path: Path) -> No
     """A driver that sleeps past its lease, while another takes it over, writes nothing more."""
     text = (
         "import sys, time; from pipeline.store.lease import lease\n"
-        f"with lease({str(tmp_path)!r}, beat=0.1, stale=1.0) as mine:\n"
+        f"with lease({str(tmp_path)!r}, beat=1000, stale=1.0) as mine:\n"
         "    print('held', flush=True); sys.stdin.readline(); mine.check(); print('wrote')\n"
     )
     sleeper = subprocess.Popen(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from zarr.storage import LocalStore
 from zoo import MEASURES, Zoo, chunk_files, flip_byte, tree
 
 from pipeline.cli import main
-from pipeline.errors import InputError, StoreError
+from pipeline.errors import InputError, StoreError, UnreadableError
 from pipeline.schema import State
 from pipeline.store import open_store
 from pipeline.store.lease import lease
@@ -253,6 +256,52 @@ def test_verify__marks_that_are_lost(store: Path, file: str) -> None:
     where = f"{MEASURE}/state" if file == "state" else f"{TOWER}/complete"
     delete(chunk_files(store, at(store, where).relative_to(store).as_posix())[0])
     assert re.search("lost, or a writer was killed", named(verify(store)))
+
+
+def test_repair__a_damaged_mark_costs_its_block_alone(store: Path) -> None:
+    marks = at(store, f"{TOWER}/complete").relative_to(store).as_posix()
+    first, *others = chunk_files(store, marks)
+    flip(first)
+    (damage,) = verify(store, repair=True).damages
+    assert re.search(r"^timm/vit-a@step0#image/its mark in `complete`, rows 0:", damage.what)
+    assert not first.exists()
+    assert others
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_repair__what_cannot_be_read_now_is_no_damage(
+    store: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk or a network that fails for an hour is not to cost what stands on it."""
+    layer = at(store, f"{TOWER}/blocks.0").relative_to(store).as_posix()
+    chunk = chunk_files(store, layer)[0].relative_to(store).as_posix()
+    metadata = f"{at(store, MEASURE).relative_to(store).as_posix()}/zarr.json"
+    original, failing = LocalStore.get, {chunk}
+
+    async def get(self: LocalStore, key: str, *arguments: Any, **settings: Any) -> Any:
+        if key in failing:
+            raise OSError(code, os.strerror(code), key)
+        return await original(self, key, *arguments, **settings)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    before = tree(store)
+    found = verify(store, repair=True)
+    assert not found.is_whole
+    assert found.damages == []
+    (line,) = found.unread
+    assert line.startswith(f"{chunk} cannot be read now: {os.strerror(code)}. ")
+    assert "not read: 1" in "\n".join(found.lines("s"))
+    with pytest.raises(UnreadableError, match=re.escape(chunk)):
+        np.asarray(
+            open_store(store).activations("timm/vit-a", layer="blocks.0", checkpoint="step0")
+        )
+    failing.add(metadata)
+    with pytest.raises(UnreadableError, match=re.escape(metadata)):
+        verify(store, repair=True)
+    assert tree(store) == before
+    failing.clear()
+    assert verify(store).is_whole
 
 
 def test_verify__refuses_to_repair_while_a_run_is_at_work(store: Path) -> None:

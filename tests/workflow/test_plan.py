@@ -9,7 +9,16 @@ from click.testing import CliRunner
 from zoo import Zoo, inside, tree
 
 from pipeline.cli import main
-from pipeline.cluster import AddressSpec, Executor, LocalSpec, Outcome, Task, executor
+from pipeline.cluster import (
+    AddressSpec,
+    BatchSpec,
+    Executor,
+    KubernetesSpec,
+    LocalSpec,
+    Outcome,
+    Task,
+    executor,
+)
 from pipeline.cluster.workers import Room, rooms_of, rooms_to_be
 from pipeline.errors import InputError
 from pipeline.workflow import check_memory, memory_of_stages
@@ -98,7 +107,7 @@ def test_run__workers_of_a_scheduler_without_the_memory(copied: Zoo) -> None:
     ):  # fmt: skip
         message = refused(copied, "run", "workflow.yaml", "--cluster", small.scheduler_address)
     assert "one has 900.00 MiB for 2 tasks at a time. Lower extract.batch_size" in message
-    assert "or start workers with more (`dask worker --memory-limit`)" in message
+    assert "or start workers with more (cluster.memory, or `dask worker --memory-limit`)" in message
 
 
 @pytest.mark.parametrize(
@@ -132,3 +141,20 @@ def test_rooms__of_a_cluster_to_be_are_those_it_has(monkeypatch: pytest.MonkeyPa
     assert rooms_to_be(LocalSpec(n_workers=3, memory_limit="1 GiB")) == [Room(2**30)] * 3
     assert rooms_to_be(LocalSpec(memory_limit="0")) == []
     assert rooms_to_be(AddressSpec(kind="address", address="tcp://a:1")) == []
+    jobs = BatchSpec(kind="slurm", cores=16, memory="64 GiB", threads_per_worker=4, n_jobs=9)
+    assert rooms_to_be(jobs) == [Room(16 * 2**30)]
+    pods = KubernetesSpec(kind="kubernetes", n_workers=3, memory="2 GiB", image="i")
+    assert rooms_to_be(pods) == [Room(2 * 2**30)]
+
+
+def test_plan__of_jobs_that_have_not_the_memory(copied: Zoo) -> None:
+    """Known before any of them begins."""
+    cluster = copied.folder / "slurm.yaml"
+    cluster.write_text("cluster: {kind: slurm, cores: 16, memory: 64 MiB, n_jobs: 2}")
+    arguments = ["plan", "workflow.yaml", "--set", LATE[0], "--cluster", str(cluster)]
+    with inside(copied.folder):
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "a worker needs up to" in result.output
+    assert "4.00 MiB" in result.output
+    assert "cluster.memory" in result.output

@@ -92,6 +92,12 @@ def test_run__changed_seed(copied: Zoo) -> None:
     assert "were init:seed=0, are now init:seed=1" in message
 
 
+@pytest.mark.parametrize("label", ["row", "c", "zarr.json"])
+def test_run__label_that_the_store_needs(copied: Zoo, label: str) -> None:
+    message = assert_refused(copied, "--set", f"compare.measures={{{label}: {{measure: cka}}}}")
+    assert f"'{label}' is a name that the store has for itself; take another label" in message
+
+
 def test_run__label_with_another_parameter(copied: Zoo) -> None:
     message = assert_refused(copied, "--set", "compare.measures.knn.k=7")
     assert "measure 'knn': in the store this label stands for mutual_knn(" in message
