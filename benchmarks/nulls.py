@@ -241,6 +241,19 @@ def summary(rows: list[Row]) -> Iterator[str]:
             off = [r.rates[i] - r.levels[i] for r in some if r.used[i]]
             ranges.append(f"{what} {min(off):+.1f} to {max(off):+.1f} ({len(off)})")
         yield f"- {'mutual k-NN' if counts else 'other measures'}: {'; '.join(ranges)}."
+    above = [
+        (rate - level) / (level * (100 - level) / count) ** 0.5
+        for row in rows
+        if row.data in ("heavy tails", "hubs")
+        for rate, level, used in zip(row.rates, row.levels, row.used, strict=True)
+        for count in [AGAIN if row.again else PERMUTATIONS]
+        if used
+    ]
+    yield (
+        f"- heavy tails and hubs, second looks included: {sum(a > 2 for a in above)} of "
+        f"{len(above)} rates are above their level by more than two binomial errors (chance alone: "
+        f"{0.023 * len(above):.0f}), at most by {max(above):.1f}."
+    )
 
 
 def page(rows: list[Row]) -> Iterator[str]:

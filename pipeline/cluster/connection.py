@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_SECONDS = 30
+WORKER_SECONDS = 30
+"""How long a scheduler that has had no worker yet is waited for."""
 ATTEMPTS = 3
 """Workers that may die with a task among others before the task is tried alone."""
 _LOGGERS = (
@@ -100,10 +102,10 @@ def _join(spec: AddressSpec) -> Iterator[Client]:
         ) from None
     with client:
         try:
-            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
         except TimeoutError:
             raise InputError(
-                f"the scheduler at {spec.address} has had no worker for {CONNECT_SECONDS} s. "
+                f"the scheduler at {spec.address} has had no worker for {WORKER_SECONDS} s. "
                 f"Start workers: `dask worker {spec.address}`."
             ) from None
         yield client

@@ -158,7 +158,7 @@ class _Workers:
     def _wait(self, waited: float) -> None:
         """Raise where waiting has lasted long enough."""
         if self.threads and not self.ever_able:
-            patience = 0.0 if self.spec.kind == "local" else float(connection.CONNECT_SECONDS)
+            patience = 0.0 if self.spec.kind == "local" else float(connection.WORKER_SECONDS)
             if waited >= min(patience, self.spec.patience):
                 raise InputError(
                     f"a GPU is asked for (device: cuda), and of the cluster's {len(self.threads)} "

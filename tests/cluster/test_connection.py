@@ -54,7 +54,7 @@ def test_connect__address_that_is_none(where: str, monkeypatch: pytest.MonkeyPat
 def test_connect__scheduler_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "WORKER_SECONDS", 0.5)
     with LocalCluster(
         n_workers=0, processes=False, protocol="tcp", dashboard_address=":0"
     ) as empty:
@@ -103,7 +103,7 @@ def test_connect__tls(tmp_path: Path, copied: Zoo, monkeypatch: pytest.MonkeyPat
         assert report.tasks["extract"] == 2
         assert len(copied.store().encoders()) == 4
 
-        monkeypatch.setattr(connection, "CONNECT_SECONDS", 2)
+        monkeypatch.setattr(connection, "CONNECT_SECONDS", 5)
         other = AddressSpec(kind="address", address=made.address, tls=TlsSpec(**foreign))
         expected = r"CERTIFICATE_VERIFY_FAILED(.|\n)*it refuses the certificate: scheduler, workers"
         with pytest.raises(InputError, match=expected), connect(other):

@@ -265,7 +265,7 @@ def test_run__workers_that_vanish(
     with processes(tmp_path) as made:
         made.start()
         only = made.add_worker()
-        with executor(address(made.address, "20 s")) as pool:
+        with executor(address(made.address, "1 min")) as pool:
             # all but the first are in the middle of running as their worker ends: had one finished,
             # its result would be waited for first
             until = f"iter(__import__('pathlib').Path({str(go)!r}).exists, True)"
@@ -280,8 +280,8 @@ def test_run__workers_that_vanish(
             done += outcomes
             back.join()
             assert sorted(o.result for o in done) == list(range(9))
-            assert [r.getMessage() for r in caplog.records] == [
-                "the cluster has no worker: waiting up to 20 s"
+            assert [r.getMessage() for r in caplog.records if r.name == MODULE] == [
+                "the cluster has no worker: waiting up to 1 min"
             ]
         with executor(address(made.address, "1 s")) as pool:
             outcomes = pool.run([evaluate(f"t{i}", "__import__('time').sleep(60)") for i in (1, 2)])
@@ -290,7 +290,7 @@ def test_run__workers_that_vanish(
             expected = "the cluster has had no worker for 1 s. What was finished is kept: start"
             with pytest.raises(ClusterError, match=expected):
                 next(outcomes)
-    assert time.monotonic() - started < 20
+            assert time.monotonic() - started < 40
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,8 @@ def test_run__scheduler_that_is_lost(
         with executor(address(made.address)) as pool:
             outcomes = pool.run(tasks)
             assert next(outcomes).result == 0
-            monkeypatch.setattr(f"{MODULE}.SILENCE_SECONDS", 0.5)
+            if how == signal.SIGSTOP:
+                monkeypatch.setattr(f"{MODULE}.SILENCE_SECONDS", 0.5)
             os.kill(made.scheduler.pid, how)
             started = time.monotonic()
             expected = f"the scheduler at {made.address} {says}, in the middle of a run. What was"
@@ -320,7 +321,7 @@ def test_run__scheduler_that_is_lost(
 
 
 def test_run__a_gpu_that_no_worker_offers(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "WORKER_SECONDS", 0.5)
     monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.1)
     with executor(address(cluster)) as pool:
         (outcome,) = pool.run([Task("t", double, (4,), device="auto")])
