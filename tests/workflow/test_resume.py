@@ -355,15 +355,19 @@ def test_run__measures_with_a_direction(copied: Zoo) -> None:
     assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
 
 
-def test_run__a_measure_that_refuses_leaves_the_others(copied: Zoo) -> None:
+def test_run__layers_too_wide_for_a_measure_leave_the_others(copied: Zoo) -> None:
     """CCA of as many features as stimuli is 1 whatever they are."""
     setting = (SMALL[0], "compare.measures={cca: {}, knn: {measure: mutual_knn, k: 5}}",
                "subset.n=12", "calibrate=null")  # fmt: skip
     report = copied.run(*setting)
-    assert report.exit_code == 1
-    (why,) = set(report.failures.values())
-    assert why.startswith("cca: ")
-    assert np.isfinite(copied.store().alignment("knn", copied.store().subsets[-1])["score"]).any()
+    assert report.failures == {}
+    found = copied.store()
+    (subset,) = (key for key in found.subsets if "-n12-" in key)
+    assert np.isfinite(found.alignment("knn", subset)["score"]).any()
+    layers = found.similarity("cca", subset)
+    assert layers.sizes["representation_x"] > 1
+    assert np.isnan(layers).all()
+    assert n_tasks(copied.run(*setting))[1] == 0  # undefined, not missing
 
 
 def test_run__null_from_moments(copied: Zoo) -> None:
