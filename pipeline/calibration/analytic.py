@@ -10,7 +10,9 @@ the inner products of an encoder's own relations. It is drawn from a Gaussian of
 each pair of layers then passed on to the Pearson III distribution of its third moment (a Gaussian
 copula). The second, of vectors only, is permuted for real, with one permutation for all layers. For
 nearest neighbours the first term has a symmetric and an antisymmetric part, and the second is that
-of the in-degrees.
+of the in-degrees. The two terms are uncorrelated, not independent (see
+`pipeline.calibration.meeting`). The first principal component over layers has a skewness of its own
+where it is counts that are compared (see `pipeline.calibration.leading`).
 """
 
 from __future__ import annotations
@@ -24,16 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibration.draws import Null, Term, variance_of
+from pipeline.calibration.leading import Leading, leading_weights
+from pipeline.calibration.meeting import LinearMoments, Meeting, ratio
 from pipeline.calibration.moments import (
     BiasedScalars,
     UCentredScalars,
-    biased_moments,
+    biased_meetings,
     split_scalars,
     u_centred_moments,
 )
 from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
+    combined_neighbour_scalars,
     neighbour_grams,
+    neighbour_meetings,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
@@ -55,8 +61,8 @@ FEWEST = 10
 """Stimuli; of fewer there are so few permutations that a smooth distribution is none of theirs."""
 SHARE = 0.1
 """A part of less than this share of the variance may have any shape."""
-MOST_SHARED, MOST_LEFT = 1.5, 0.25
-"""Skewness that the two parts share: how much of it one part takes, and what may be left."""
+MOST_MET = 1.0
+"""Change of a variance, relative to it, that a deviation of the linear part may cause."""
 
 
 def nulls_of(
@@ -94,12 +100,9 @@ def nulls_of(
             found[label] = _dense_null(x, y, specs[label])
     for label, spec in specs.items():
         if spec.measure.engine == "neighbours":
-            found[label] = _neighbour_null(
-                [p.neighbours_for(spec) for p in xs],
-                [p.neighbours_for(spec) for p in ys],
-                x_groups,
-                y_groups,
-            )
+            near = _Near.of([p.neighbours_for(spec) for p in xs], x_groups)
+            others = near if alike else _Near.of([p.neighbours_for(spec) for p in ys], y_groups)
+            found[label] = _neighbour_null(near, others)
     return {label: found[label] for label in specs}
 
 
@@ -135,42 +138,32 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     xs, ys = x.relations, y.relations
     n = xs[0].n_stimuli
     variance, third, fourth = u_centred_moments(n, x.own, y.own)
-    skewness = _ratio(third, variance**1.5)
-    excess = np.where(variance > 0, _ratio(fourth, variance**2) - 3.0, 0.0)
+    skewness = ratio(third, variance**1.5)
+    excess = np.where(variance > 0, ratio(fourth, variance**2) - 3.0, 0.0)
     odd = np.abs(excess - 1.5 * skewness**2)
     flagged = np.abs(skewness) > MOST_SKEWED
-    linear_x = linear_y = None
+    linear_x = linear_y = meeting = None
     mean = np.zeros_like(variance)
     if not spec.residual:
         linear_x, linear_y = np.stack([r.linear for r in xs]), np.stack([r.linear for r in ys])
         mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
-        total = variance + np.outer((linear_x**2).sum(1), (linear_y**2).sum(1)) / (n - 1)
-        share = _ratio(variance, total)
+        linear = LinearMoments.of(linear_x, linear_y)
+        meeting = Meeting.of(linear, *biased_meetings(n, x.whole, y.whole), variance)
+        skewness = ratio(third, np.maximum(variance - meeting.taken, 0.0) ** 1.5)
+        share = ratio(variance, variance + linear.variance)
         odd = odd * share**2
-        flagged &= share > SHARE
-        # In the third moment the two parts meet. It is exact if the skewness of this part takes
-        # what they share; but where this part is small that would be all there is of it.
-        shared = biased_moments(n, x.whole, y.whole)[-1] - third - _linear_third(linear_x, linear_y)
-        taken = np.clip(_ratio(shared, variance**1.5), -MOST_SHARED, MOST_SHARED)
-        left = _ratio(shared - taken * variance**1.5, total**1.5)
-        flagged |= np.abs(left) > MOST_LEFT
-        skewness = skewness + taken
+        flagged = (flagged | _strong(meeting, variance)) & (share > SHARE)
     term = Term(2.0 / (n * (n - 3)), x.within, y.within)
     wanted = np.ones_like(variance, dtype=np.bool_)
     scale = denominators(xs, ys, wanted=wanted, residual=spec.residual, added=spec.added)
     flagged |= (odd >= KURTOSIS) | (n < FEWEST)
-    return Null([term], skewness, linear_x, linear_y, mean, scale, flagged)
+    return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, meeting=meeting)
 
 
-def _linear_third(xs: Float64, ys: Float64) -> Float64:
-    """E[(x·Py)³] for vectors of zero sum, `(Mx, n)` and `(My, n)`."""
-    n = xs.shape[1]
-    return np.asarray(n / ((n - 1) * (n - 2)) * np.outer((xs**3).sum(1), (ys**3).sum(1)))
-
-
-def _ratio(part: Float64, whole: Float64) -> Float64:
-    """Divide; 0 where there is nothing to divide by."""
-    found: Float64 = np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+def _strong(meeting: Meeting, variance: Float64) -> NDArray[np.bool_]:
+    """Tell where the linear part changes the other too much for a first-order model."""
+    met = np.abs(meeting.growth) * np.sqrt(meeting.linear_variance)
+    found: NDArray[np.bool_] = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
     return found
 
 
@@ -189,23 +182,67 @@ def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, BiasedSc
     return UCentredScalars.stack(own), BiasedScalars.stack(both)
 
 
-def _neighbour_null(xs: list[Neighbours], ys: list[Neighbours], gx: Index, gy: Index) -> Null:
-    n, k = xs[0].indices.shape
-    defined = np.outer([x.defined for x in xs], [y.defined for y in ys])
-    xs, ys = _all_defined(xs), _all_defined(ys)
-    (*grams_x, degrees_x), (*grams_y, degrees_y) = (
-        _neighbour_parts(side, groups) for side, groups in ((xs, gx), (ys, gy))
-    )
-    *weights, of_degrees = neighbour_weights(n)
-    terms = [Term(w, x, y) for w, x, y in zip(weights, grams_x, grams_y, strict=True)]
-    # x·Py has variance (x·x)(y·y)/(n−1)
-    weight = ((n - 1) * of_degrees) ** 0.25
-    linear_x, linear_y = weight * degrees_x, weight * degrees_y
-    mean, _, third = neighbour_moments(n, _list_scalars(xs), _list_scalars(ys))
-    skewness = _ratio(third - _linear_third(linear_x, linear_y), variance_of(terms) ** 1.5)
-    scale = np.where(defined, float(n * k), np.nan)
-    flagged = (np.abs(skewness) > MOST_SKEWED) | (n < FEWEST)
-    return Null(terms, skewness, linear_x, linear_y, mean, scale, flagged, counts=True)
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """One side of a null of nearest neighbours."""
+
+    lists: list[Neighbours]
+    defined: NDArray[np.bool_]
+    grams: tuple[Float64, Float64]
+    """Inner products of symmetric and of antisymmetric parts within encoders, 0 between."""
+    linear: Float64
+    """In-degrees less k, scaled so that x·Py is the linear part, `(M, n)`."""
+    scalars: NeighbourScalars
+    weights: Float64
+    """Of the layers in their encoder's first principal component, `(M,)`."""
+    combined: NeighbourScalars
+    """Of each encoder's weighted sum."""
+    combined_linear: Float64
+
+    @classmethod
+    def of(cls, lists: list[Neighbours], groups: Index) -> _Near:
+        defined = np.array([x.defined for x in lists])
+        lists = _all_defined(lists)
+        n = len(lists[0].indices)
+        *grams, degrees = _neighbour_parts(lists, groups)
+        # x·Py has variance (x·x)(y·y)/(n−1)
+        linear = ((n - 1) * neighbour_weights(n)[-1]) ** 0.25 * degrees
+        weights = leading_weights(grams[0], groups)
+        encoders = [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
+        combined = NeighbourScalars.stack(
+            [
+                combined_neighbour_scalars([lists[i].indices for i in own], weights[own])
+                for own in encoders
+            ]
+        )
+        together = np.stack([weights[own] @ linear[own] for own in encoders])
+        scalars = _list_scalars(lists)
+        return cls(
+            lists, defined, (grams[0], grams[1]), linear, scalars, weights, combined, together
+        )
+
+
+def _neighbour_null(x: _Near, y: _Near) -> Null:
+    n, k = x.lists[0].indices.shape
+    weights = neighbour_weights(n)
+    terms = [Term(w, a, b) for w, a, b in zip(weights, x.grams, y.grams, strict=False)]
+    variance = variance_of(terms)
+    linear = LinearMoments.of(x.linear, y.linear)
+    meetings = neighbour_meetings(n, x.scalars, y.scalars)
+    meeting = Meeting.of(linear, *meetings, variance)
+    mean, _, third = neighbour_moments(n, x.scalars, y.scalars)
+    third -= linear.third + 3 * sum(meetings)
+    skewness = ratio(third, np.maximum(variance - meeting.taken, 0.0) ** 1.5)
+    together = neighbour_moments(n, x.combined, y.combined)[-1]
+    together -= LinearMoments.of(x.combined_linear, y.combined_linear).third
+    scale = np.where(np.outer(x.defined, y.defined), float(n * k), np.nan)
+    share = ratio(variance, variance + linear.variance)
+    flagged = ((np.abs(skewness) > MOST_SKEWED) | _strong(meeting, variance)) & (share > SHARE)
+    flagged |= n < FEWEST
+    return Null(
+        terms, skewness, x.linear, y.linear, mean, scale, flagged,
+        counts=True, meeting=meeting, leading=Leading(x.weights, y.weights, together),
+    )  # fmt: skip
 
 
 def _all_defined(lists: list[Neighbours]) -> list[Neighbours]:

@@ -1,7 +1,8 @@
 """Draws from a null that is known by its moments, for the search over layers and for single pairs.
 
-Gaussians of the exact covariance are passed on to Pearson III margins (a Gaussian copula); vectors
-are permuted for real, with one permutation for all layers.
+Gaussians of the exact covariance are passed on to Pearson III margins (a Gaussian copula); those of
+counts after their first principal component has been given a skewness of its own. Vectors are
+permuted for real, with one permutation for all layers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibration.layers import AGGREGATES
+from pipeline.calibration.leading import Leading, share_skewness
+from pipeline.calibration.meeting import Meeting
 from pipeline.calibration.pearson import PearsonIII, from_normal
 from pipeline.calibration.permutation import permutations
 
@@ -43,7 +46,7 @@ class Null:
     terms
         Gaussian terms of the part that has moments.
     skewness
-        Of that part, `(Mx, My)`.
+        Of what that part has beside its meeting with the linear one, `(Mx, My)`.
     linear_x, linear_y
         Vectors whose inner products are permuted for real, `(Mx, n)` and `(My, n)`; or None.
     mean
@@ -54,6 +57,10 @@ class Null:
         Pairs whose fourth moment says that three do not determine the tails, `(Mx, My)`.
     counts
         Whether S is a whole number.
+    meeting
+        What the linear part does to the other; or None.
+    leading
+        First principal components, if their skewness is not left to that of pairs of layers.
     """
 
     terms: Sequence[Term]
@@ -64,11 +71,20 @@ class Null:
     scale: Float64
     flagged: NDArray[np.bool_]
     counts: bool = False
+    meeting: Meeting | None = None
+    leading: Leading | None = None
 
     @property
     def variance(self) -> Float64:
         """Variance of the part that has moments, `(Mx, My)`."""
         return variance_of(self.terms)
+
+    @property
+    def own_variance(self) -> Float64:
+        """Variance of what that part has beside its meeting with the linear one, `(Mx, My)`."""
+        if self.meeting is None:
+            return self.variance
+        return np.maximum(self.variance - self.meeting.taken, 0.0)
 
 
 def variance_of(terms: Sequence[Term]) -> Float64:
@@ -113,16 +129,20 @@ def draw(
     """
     of_x = [np.flatnonzero(x_groups == g) for g in range(wanted.shape[0])]
     of_y = [np.flatnonzero(y_groups == h) for h in range(wanted.shape[1])]
+    first_x, first_y = (
+        (None, None) if null.leading is None else (null.leading.weights_x, null.leading.weights_y)
+    )
     roots = [
-        ([_root(t.weight * t.within_x[np.ix_(i, i)]) for i in of_x],
-         [_root(t.within_y[np.ix_(j, j)]).T for j in of_y])
+        ([_root(t.weight * t.within_x[np.ix_(i, i)], first_x, i) for i in of_x],
+         [_root(t.within_y[np.ix_(j, j)], first_y, j).T for j in of_y])
         for t in null.terms
     ]  # fmt: skip
-    deviation = np.sqrt(null.variance).astype(np.float32)
+    deviation, own = (np.sqrt(v).astype(np.float32) for v in (null.variance, null.own_variance))
     known = wanted & _any_defined(null, x_groups, y_groups, wanted.shape)
     sizes = sorted({(len(of_x[g]), len(of_y[h])) for g, h in np.argwhere(known)})
     sources = {size: np.random.default_rng([seed, *size]) for size in sizes}
     linear = None if null.linear_x is None else _Permuted(null, n_draws, seed)
+    skewness = {(g, h): _skewness(null, of_x, of_y, g, h) for g, h in np.argwhere(known).tolist()}
     values = {how: np.full((*wanted.shape, n_draws), np.nan) for how in AGGREGATES}
     for start in range(0, n_draws, BATCH):
         batch = slice(start, min(start + BATCH, n_draws))
@@ -131,6 +151,7 @@ def draw(
             (lx, ly): source.standard_normal((len(roots), lx, size, ly), dtype=np.float32)
             for (lx, ly), source in sources.items()
         }
+        first = {of: z[0, -1, :, -1].copy() for of, z in normals.items()}
         for g in np.flatnonzero(known.any(axis=1)).tolist():
             others = np.flatnonzero(known[g]).tolist()
             if linear is not None:
@@ -141,17 +162,26 @@ def draw(
                 at = np.ix_(of_x[g], of_y[h])
                 lx, ly = len(of_x[g]), len(of_y[h])
                 scores: Float32 = np.zeros((lx, size, ly), dtype=np.float32)
+                of_first, of_layers = skewness[g, h]
+                if null.leading is not None:
+                    skewed = from_normal(first[lx, ly][None, :, None], np.full((1, 1), of_first))
+                    normals[lx, ly][0, -1, :, -1] = skewed[0, :, 0]
                 for (roots_x, roots_y), z in zip(roots, normals[lx, ly], strict=True):
                     turned = (roots_x[g] @ z.reshape(lx, -1)).reshape(-1, ly) @ roots_y[h]
                     scores += turned.reshape(scores.shape)
                 spread = deviation[at][:, None]
                 np.divide(scores, spread, out=scores, where=spread > 0)
-                scores = from_normal(scores, null.skewness[at])
-                scores *= spread
-                scores += null.mean[at].astype(np.float32)[:, None]
+                scores = from_normal(scores, of_layers)
+                scores *= own[at][:, None]
                 if linear is not None:
-                    scores += permuted[:, :, done : done + ly]
+                    part = permuted[:, :, done : done + ly]
                     done += ly
+                    if null.meeting is not None:
+                        meeting = null.meeting.at((of_x[g][:, None, None], of_y[h]))
+                        scores *= meeting.spread(part)
+                        scores += meeting.shift(part)
+                    scores += part
+                scores += null.mean[at].astype(np.float32)[:, None]
                 if null.counts:
                     np.rint(scores, out=scores)
                 scale = null.scale[at]
@@ -163,6 +193,34 @@ def draw(
                 values["max"][g, h, batch] = layers.max(axis=1)
                 values["mean"][g, h, batch] = layers.mean(axis=1)
     return values
+
+
+def _skewness(
+    null: Null, of_x: list[Index], of_y: list[Index], g: int, h: int
+) -> tuple[float, Float64]:
+    """Skewness of the first principal component of a pair of encoders, and of pairs of layers."""
+    i, j = of_x[g], of_y[h]
+    at = np.ix_(i, j)
+    if null.leading is None:
+        return 0.0, null.skewness[at]
+    u, v = null.leading.weights_x[i], null.leading.weights_y[j]
+    outer = np.outer(u, v)
+    moved = np.stack(
+        [t.weight * t.within_x[np.ix_(i, i)] @ outer @ t.within_y[np.ix_(j, j)] for t in null.terms]
+    )
+    length = max(float((outer * moved[0]).sum()), 0.0) ** 0.5
+    if length == 0.0:
+        return 0.0, null.skewness[at]
+    weights, with_first, with_all = outer / length, moved[0] / length, moved.sum(0) / length
+    third = null.leading.third[g, h] / length**3
+    if null.meeting is not None and null.linear_x is not None and null.linear_y is not None:
+        x, y = null.linear_x[i], null.linear_y[j]
+        with_linear = np.outer(x @ (u @ x), y @ (v @ y)) / ((x.shape[1] - 1) * length)
+        meeting = null.meeting.at(at)
+        met = meeting.growth * with_all + 2.0 * meeting.bend * with_linear
+        third -= 3.0 * float((weights * with_linear * met).sum())
+    deviation = np.sqrt(null.variance[at])
+    return share_skewness(third, weights, deviation, null.skewness[at], with_all, with_first)
 
 
 def _any_defined(
@@ -202,6 +260,8 @@ class PairNull:
     residual: PearsonIII
     offsets: Float64
     """What the linear part and the mean add, `(K,)`."""
+    spreads: Float64
+    """What the linear part multiplies the other with, `(K,)`."""
     scale: float
     counts: bool
 
@@ -210,11 +270,11 @@ class PairNull:
         value = score * self.scale
         if self.counts:  # a whole number and all above it
             value = np.rint(value) - 0.5
-        return float(self.residual.sf(value - self.offsets).mean())
+        return float(self.residual.sf((value - self.offsets) / self.spreads).mean())
 
     def threshold(self, alpha: float) -> float:
         """Give the lowest score that chance exceeds with probability of at most `alpha`."""
-        spread = 40.0 * float(np.sqrt(self.residual.variance))
+        spread = 40.0 * float(np.sqrt(self.residual.variance) * self.spreads.max())
         low = (float(self.offsets.min()) - spread) / self.scale
         high = (float(self.offsets.max()) + spread) / self.scale
         while high - low > 1e-12 * max(1.0, abs(high)):
@@ -237,15 +297,32 @@ def pair_null(null: Null, n_draws: int, seed: int) -> PairNull:
     seed
         Of these.
     """
-    offsets = np.array([null.mean[0, 0]])
+    linear = np.zeros(1)
     if null.linear_x is not None and null.linear_y is not None:
         orders = permutations(null.linear_x.shape[1], n_draws, seed)
-        offsets = offsets + null.linear_y[0][orders] @ null.linear_x[0]
-    residual = PearsonIII(0.0, null.variance[0, 0], null.skewness[0, 0])
-    return PairNull(residual, offsets, float(null.scale[0, 0]), null.counts)
+        linear = null.linear_y[0][orders] @ null.linear_x[0]
+    offsets, spreads = linear + null.mean[0, 0], np.ones_like(linear)
+    if null.meeting is not None:
+        meeting = null.meeting.at((0, 0))
+        offsets, spreads = offsets + meeting.shift(linear), meeting.spread(linear)
+    residual = PearsonIII(0.0, null.own_variance[0, 0], null.skewness[0, 0])
+    return PairNull(residual, offsets, spreads, float(null.scale[0, 0]), null.counts)
 
 
-def _root(covariance: Float64) -> Float32:
-    """Square root of a covariance, which may be singular: layers can be copies of each other."""
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(eigenvalues, 0.0)), dtype=np.float32)
+def _root(covariance: Float64, weights: Float64 | None, chosen: Index) -> Float32:
+    """Square root of a covariance, which may be singular: layers can be copies of each other.
+
+    With `weights`, of which those `chosen` are of these layers, its last column is the covariance
+    with their weighted sum.
+    """
+    left, column = covariance, None
+    if weights is not None:
+        column = covariance @ weights[chosen]
+        length = max(float(weights[chosen] @ column), 0.0) ** 0.5
+        column = column / length if length > 0 else 0.0 * column
+        left = covariance - np.outer(column, column)
+    eigenvalues, vectors = np.linalg.eigh(left)
+    root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+    if column is not None:  # in its place stands the direction in which nothing is left
+        root = np.column_stack((root[:, 1:], column))
+    return np.asarray(root, dtype=np.float32)

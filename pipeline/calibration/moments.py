@@ -323,10 +323,36 @@ def biased_moments(
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
     variance += np.outer(xs.linear_squares, ys.linear_squares) / (n - 1)
     third = pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    third += 3 * pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
-    third += 3 * pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
     third += pair_up(("a a a",), n, *((s.linear_cubes,) for s in (xs, ys)))
-    return mean, variance, third
+    twice, once = biased_meetings(n, xs, ys)
+    return mean, variance, third + 3 * (twice + once)
+
+
+def biased_meetings(n: int, xs: BiasedScalars, ys: BiasedScalars) -> tuple[Float64, Float64]:
+    """Exact third moments in which both random terms of `biased_moments` occur.
+
+    Parameters
+    ----------
+    n
+        Number of stimuli, at least 4.
+    xs, ys
+        Scalars of Mx and of My representations.
+
+    Returns
+    -------
+    twice, once : numpy.ndarray
+        E[λ²μ] and E[λμ²] with λ = ℓ·ℓ'_π and μ = ⟨U, U'_π⟩, `(Mx, My)` each: a third of the terms
+        with B B' and with R R' there.
+
+    Raises
+    ------
+    InputError
+        If `n` is below 4.
+    """
+    check_stimuli(n)
+    twice = pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
+    once = pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
+    return twice, once
 
 
 # Sums over one relation

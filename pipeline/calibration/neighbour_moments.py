@@ -1,14 +1,17 @@
 """Exact moments of the number of nearest neighbours that two representations share by chance.
 
-As `pipeline.calibration.moments`, for 0/1 indicators, which are not symmetric: what is known of one
-representation are eight sums over paths of three edges, and what the mean and variance need.
+As `pipeline.calibration.moments`, for 0/1 indicators, which are not symmetric, and for weighted
+sums of them: what is known of one are nine sums over paths of three edges, and what the mean and
+variance need.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.calibration.graphs import pair_up
@@ -20,9 +23,6 @@ Float64 = NDArray[np.float64]
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
-TABLE = 2**25
-"""Pairs of stimuli in a table of who is near whom."""
-
 NEIGHBOUR_THIRD = (
     "ab bc ca",
     "ab bc ac",
@@ -32,20 +32,26 @@ NEIGHBOUR_THIRD = (
     "ca ab db",
     "ab ba ca",
     "ab ab cb",
+    "ab ab ca",
 )
 """Directed graphs. A column sum, as e_b, is an edge that comes from a vertex of its own."""
+LINEAR_AND_TWO = ("b ab cb", "a ab cb", "a ba cb", "a ab ba", "b ab ab", "a ab ab")
+TWO_LINEAR = ("a a ba", "a b ab")
+"""The same, with a factor e for each single letter."""
 
 
 @dataclass(frozen=True, eq=False)
 class NeighbourScalars(Scalars):
-    """What moments need of the 0/1 indicators of k nearest neighbours.
+    """What moments need of the indicators of k nearest neighbours, or of a weighted sum of them.
 
     a_ij is the indicator that j is a neighbour of i, less k/(n−1), with zero diagonal; its rows sum
     to zero and its columns to e, the in-degrees less k. Each field is `(M,)`.
     """
 
     neighbours: Float64
-    """k."""
+    """k; of a weighted sum, what the indicators of each row add up to."""
+    squares: Float64
+    """Σ a²."""
     mutual: Float64
     """Σ a_ij a_ji."""
     degree_squares: Float64
@@ -66,6 +72,8 @@ class NeighbourScalars(Scalars):
     """Σ e_i a_ij a_ji."""
     degree_entries: Float64
     """Σ a_ij² e_j."""
+    degree_rows: Float64
+    """Σ e_i a_ij²: 0 for indicators, since as many are 1 in every row."""
 
 
 def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
@@ -88,45 +96,80 @@ def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
 
     Notes
     -----
-    n k² look-ups; about 2 million paths of two steps are held at a time.
+    n k² paths of two steps, of which about 2 million are held at a time.
     """
-    lists = _checked_neighbours(indices)
-    n, k = lists.shape
-    mutual = np.empty(n, dtype=np.int64)
-    cycles = transitive = 0
-    size = max(1, min(n, PATHS // k**2, TABLE // n))
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        own = np.arange(rows.stop - start)
-        near, back = np.zeros((2, len(own), n), dtype=np.bool_)  # of these rows, and to them
-        near[own[:, None], lists[rows]] = True
-        of, slot = np.nonzero((lists >= start) & (lists < rows.stop))
-        back[lists[of, slot] - start, of] = True
-        paths = lists[lists[rows]].reshape(len(own), -1)
-        cycles += int(np.count_nonzero(back[own[:, None], paths]))
-        transitive += int(np.count_nonzero(near[own[:, None], paths]))
-        mutual[rows] = back[own[:, None], lists[rows]].sum(axis=1)
-    degrees = np.bincount(lists.ravel(), minlength=n)
-    excess = degrees - k
+    return combined_neighbour_scalars([indices], [1.0])
 
-    # Each factor is an indicator less p off the diagonal; the indicators' own sums are integers.
+
+def combined_neighbour_scalars(lists: Sequence[ArrayLike], weights: ArrayLike) -> NeighbourScalars:
+    """Summarise a weighted sum of the indicators of several representations.
+
+    Parameters
+    ----------
+    lists
+        Nearest neighbours of the same stimuli, as `neighbour_scalars` takes them.
+    weights
+        A number for each.
+
+    Returns
+    -------
+    NeighbourScalars
+        Of the sum, each field `(1,)`.
+
+    Raises
+    ------
+    InputError
+        As `neighbour_scalars`.
+    """
+    links, k = 0, 0.0
+    for indices, weight in zip(lists, np.asarray(weights, dtype=np.float64), strict=True):
+        checked = _checked_neighbours(indices)
+        n, own = checked.shape
+        ends = np.arange(0, n * own + 1, own)
+        values = np.full(n * own, weight)
+        links = links + scipy.sparse.csr_array((values, checked.ravel(), ends), shape=(n, n))
+        k += float(weight) * own
+    return _summed(links, k)
+
+
+def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
+    """Sum up indicators, or a weighted sum of them, of which each row adds up to k."""
+    n = links.shape[0]
+    back = links.T.tocsr()
+    longest = max(1, int(np.diff(links.indptr).max()))
+    cycles = transitive = 0.0
+    size = max(1, PATHS // longest**2)
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        paths = links[rows] @ links
+        cycles += float((paths * back[rows]).sum())
+        transitive += float((paths * links[rows]).sum())
+    both, squares = links * back, links * links
+    mutual = np.asarray(both.sum(axis=1))
+    excess = np.asarray(links.sum(axis=0)) - k
+    degree_squares = float(excess @ excess)
+
+    # Each factor is an entry of `links` less p off the diagonal. With pI added to `links`, its rows
+    # sum to n p, and what is left to subtract is p everywhere.
     p = k / (n - 1)
-    both, squared = int(mutual.sum()), float(excess @ excess)
-    level = 3 * p**2 * (n - 2) * n * k + k * (p**2 - k**2)
+    level = n * (n - 1) * p**3
+    of_both, of_squares = float(both.sum()), float(squares.sum())
     values = {
         "neighbours": k,
-        "mutual": both - p * n * k,
-        "degree_squares": squared,
-        "cycles": cycles + 3 * p * (both - n * k**2) + level,
+        "squares": of_squares - p * n * k,
+        "mutual": of_both - p * n * k,
+        "degree_squares": degree_squares,
+        "cycles": cycles + 3 * p * of_both - (n + 1) * level,
         "transitive": transitive
-        + p * (both + 2 * n * k - 2 * n * k**2 - degrees @ degrees)
-        + level,
-        "cubes": n * (k * (1 - p) ** 3 - (n - 1 - k) * p**3),
-        "mutual_cubes": (1 - 2 * p) * (both - p * n * k),
+        + p * (2 * of_squares + of_both - degree_squares)
+        - (n + 1) * level,
+        "cubes": float((squares * links).sum()) - 3 * p * of_squares + 2 * level,
+        "mutual_cubes": float((squares * back).sum()) - p * (2 * of_both + of_squares) + 2 * level,
         "degree_cubes": float((excess**3).sum()),
-        "degree_form": float(excess @ excess[lists].sum(axis=1)) + p * squared,
-        "degree_mutual": float(mutual @ excess) - p * squared,
-        "degree_entries": (1 - 2 * p) * squared,
+        "degree_form": float(excess @ (links @ excess)) + p * degree_squares,
+        "degree_mutual": float(mutual @ excess) - p * degree_squares,
+        "degree_entries": float(squares.sum(axis=0) @ excess) - 2 * p * degree_squares,
+        "degree_rows": float(squares.sum(axis=1) @ excess),
     }
     return NeighbourScalars(**{name: np.array([float(v)]) for name, v in values.items()})
 
@@ -137,7 +180,8 @@ def neighbour_moments(
     """Exact moments of Σ_ij A_ij B_π(i)π(j), the neighbours shared, for all pairs of indicators.
 
     The mean is n k k'/(n−1); the variance is that of `neighbour_grams` with a relation and itself;
-    the third central moment is a form in eight sums, those of three edges in `NeighbourScalars`.
+    the third central moment is a form in nine sums, those of three edges in `NeighbourScalars`.
+    For weighted sums of indicators they are those of the weighted sum of neighbours shared.
 
     Parameters
     ----------
@@ -170,6 +214,59 @@ def neighbour_moments(
         variance += weight * np.outer(x, y)
     third = pair_up(NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True)
     return mean, variance, third
+
+
+def neighbour_meetings(
+    n: int, xs: NeighbourScalars, ys: NeighbourScalars
+) -> tuple[Float64, Float64]:
+    """Exact third moments in which the linear part of a count meets the rest of it.
+
+    The linear part is ℓ = (n−1)/(n(n−2)) Σ_i e_i e'_π(i), of the in-degrees; the rest r is what the
+    count differs by from its mean and ℓ, uncorrelated with it. The third central moment of the
+    count is E[ℓ³] + 3 E[ℓ²r] + 3 E[ℓr²] + E[r³].
+
+    Parameters
+    ----------
+    n
+        Number of stimuli, at least 4.
+    xs, ys
+        Scalars of Mx and of My representations.
+
+    Returns
+    -------
+    twice, once : numpy.ndarray
+        E[ℓ²r] and E[ℓr²], `(Mx, My)` each.
+
+    Raises
+    ------
+    InputError
+        If `n` is below 4.
+    """
+    check_stimuli(n)
+    factor = (n - 1) / (n * (n - 2))
+    sides = xs, ys
+    cubes = factor**3 * pair_up(("a a a",), n, *((s.degree_cubes,) for s in sides))
+    twice = factor**2 * pair_up(
+        TWO_LINEAR, n, *((s.degree_cubes, s.degree_form) for s in sides), directed=True
+    )
+    once = factor * pair_up(
+        LINEAR_AND_TWO,
+        n,
+        *(
+            (
+                s.degree_cubes,
+                s.degree_form,
+                s.degree_form,
+                s.degree_mutual,
+                s.degree_entries,
+                s.degree_rows,
+            )
+            for s in sides
+        ),
+        directed=True,
+    )
+    # These are E[ℓ²(ℓ + r)] and E[ℓ(ℓ + r)²].
+    return twice - cubes, once - 2 * twice + cubes
 
 
 def neighbour_grams(
@@ -245,8 +342,9 @@ def neighbour_weights(n: int) -> tuple[float, float, float]:
 def _own_grams(n: int, scalars: NeighbourScalars) -> tuple[Float64, Float64, Float64]:
     """Split every relation's product with itself as `neighbour_grams` does."""
     k = scalars.neighbours
-    swapped = scalars.mutual + n * k**2 / (n - 1)
-    return neighbour_grams(n, k, n * k, swapped, scalars.degree_squares)
+    expected = n * k**2 / (n - 1)
+    same, swapped = scalars.squares + expected, scalars.mutual + expected
+    return neighbour_grams(n, k, same, swapped, scalars.degree_squares)
 
 
 def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
@@ -260,6 +358,7 @@ def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
         scalars.degree_form,
         scalars.degree_mutual,
         scalars.degree_entries,
+        scalars.degree_rows,
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from pipeline.calibration import (
     permutations,
 )
 from pipeline.calibration.draws import pair_null
+from pipeline.calibration.leading import share_skewness
+from pipeline.calibration.neighbour_moments import combined_neighbour_scalars, neighbour_moments
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec, prepare
 from pipeline.measures.permuted import score_permuted
@@ -69,8 +72,9 @@ def prepared(arrays):
 ONE = np.zeros(4, dtype=np.intp)
 
 
-@pytest.fixture(scope="module", params=[(gaussian, 200), (clustered, 20), (low_rank, 20)],
-                ids=["gaussian, d > n", "clustered", "low rank"])  # fmt: skip
+@pytest.fixture(scope="module",
+                params=[(gaussian, 200), (clustered, 20), (low_rank, 20), (hubs, 20)],
+                ids=["gaussian, d > n", "clustered", "low rank", "hubs"])  # fmt: skip
 def case(request):
     """Four layers by four, with the scores of many permutations."""
     kind, d = request.param
@@ -84,11 +88,14 @@ def test_nulls_of__first_three_moments_are_those_of_permuting(case, name):
     null = nulls_of(xs, ys, ONE, ONE, {"": SPECS[name]})[""]
     values = truth[name] * null.scale
     linear = np.zeros((4, 4))
-    third = null.skewness * null.variance**1.5
+    third = null.skewness * null.own_variance**1.5
     if null.linear_x is not None:
         linear = np.outer((null.linear_x**2).sum(1), (null.linear_y**2).sum(1)) / (N - 1)
         cubes = np.outer((null.linear_x**3).sum(1), (null.linear_y**3).sum(1))
         third = third + N / ((N - 1) * (N - 2)) * cubes
+        met = null.meeting
+        twice = np.divide(met.taken, met.bend, out=np.zeros((4, 4)), where=met.bend != 0)
+        third = third + 3 * (twice + met.growth * linear * null.own_variance)
     spread = values.std(axis=0)
     assert (np.abs(values.mean(0) - null.mean) < 5 * spread / K**0.5).all()
     np.testing.assert_allclose((null.variance + linear) ** 0.5, spread, rtol=0.06)
@@ -150,6 +157,79 @@ def test_pair_null__tail_probabilities_are_those_of_permuting(case, name):
         assert (values > threshold - step - 1e-9).mean() >= alpha - bias - noise
         assert exact.sf(threshold + step + 1e-9) <= alpha
         assert exact.sf(threshold - 1e-6) > alpha
+
+
+@pytest.mark.parametrize("kind", [gaussian, clustered])
+def test_draw__neighbours_shared_by_all_layers_are_as_skewed_as_permuting_makes_them(kind):
+    """The third moment of the mean over layers is known: the mean is a sum of indicators too."""
+    spec = measure_spec("mutual_knn", k=5, neighbours="euclidean")
+    xs, ys = (
+        [prepare(a, {"": spec}) for a in layers(kind, seed, count, 40)]
+        for seed, count in ((0, 10), (1, 6))
+    )
+    gx, gy = np.zeros(10, np.intp), np.zeros(6, np.intp)
+    null = nulls_of(xs, ys, gx, gy, {"": spec})[""]
+    scalars = [
+        combined_neighbour_scalars(
+            [p.neighbours_for(spec).indices for p in side], np.ones(len(side))
+        )
+        for side in (xs, ys)
+    ]
+    _, variance, third = (float(m[0, 0]) for m in neighbour_moments(N, *scalars))
+    found = []
+    for each in (null, replace(null, leading=None)):
+        drawn = draw(each, gx, gy, np.ones((1, 1), bool), 40_000, seed=1)["mean"][0, 0]
+        assert drawn.var() * (60 * null.scale[0, 0]) ** 2 == pytest.approx(variance, rel=0.05)
+        found.append(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
+    expected = third / variance**1.5
+    assert found[0] == pytest.approx(expected, abs=0.05)  # the binomial error is 0.012
+    assert abs(found[1] - expected) > 2 * abs(found[0] - expected)
+
+
+def test_share_skewness__what_layers_leave_open():
+    ones = np.ones((1, 1))
+    # a single pair of layers is its own component
+    own, rest = share_skewness(0.7, ones, ones, 0.7 * ones, ones, ones)
+    assert own == 0.0
+    np.testing.assert_array_equal(rest, 0.7 * ones)
+    # two independent ones, weighed equally: a copula gives their sum of each g/√2 as much as it has
+    w = np.full((1, 2), 0.5**0.5)
+    skewness = np.array([[0.3, 0.3]])
+    copula = 0.3 * 0.5**0.5
+    own, rest = share_skewness(copula, w, np.ones((1, 2)), skewness, w, w)
+    assert own == pytest.approx(0.0, abs=1e-12)
+    np.testing.assert_allclose(rest, skewness)
+    own, rest = share_skewness(copula + 0.1, w, np.ones((1, 2)), skewness, w, w)
+    assert own + 0.5**0.5 * rest.mean() == pytest.approx(copula + 0.1)
+    np.testing.assert_allclose(rest, 0.3 - own * 0.5**1.5)
+    # a pair that never varies takes nothing
+    own, rest = share_skewness(
+        0.2, np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]]), np.zeros((1, 2)),
+        np.array([[1.0, 0.0]]), np.array([[0.5, 0.0]]),
+    )  # fmt: skip
+    assert np.isfinite([own, *rest[0]]).all()
+    assert rest[0, 1] == 0.0
+
+
+def test_pair_null__neighbours_spread_more_where_hubs_meet():
+    spec = measure_spec("mutual_knn", k=5, neighbours="euclidean")
+    xs, ys = ([prepare(layers(hubs, seed, 1, 40)[0], {"": spec})] for seed in (0, 1))
+    null = nulls_of(xs, ys, ONE[:1], ONE[:1], {"": spec})[""]
+    assert null.meeting is not None
+    orders = permutations(N, 40_000, seed=3)
+    values = score_permuted(xs, ys, {"": spec}, orders)[""][:, 0, 0] * null.scale[0, 0]
+    linear = null.linear_y[0][orders] @ null.linear_x[0]
+    rest = values - null.mean[0, 0] - linear
+    assert abs(np.corrcoef(linear, rest)[0, 1]) < 0.02
+    high, low = rest[linear > np.quantile(linear, 0.9)], rest[linear < np.quantile(linear, 0.1)]
+    assert high.var() > 1.5 * low.var()
+    exact = pair_null(null, 20_000, seed=2)
+    drawn = draw(null, ONE[:1], ONE[:1], np.ones((1, 1), bool), 40_000, seed=4)["max"][0, 0]
+    for score in np.unique(np.round(np.quantile(values, [0.5, 0.9, 0.99, 0.999]))):
+        reached = exact.sf(score / null.scale[0, 0])
+        noise = 5 * (reached / 40_000) ** 0.5
+        assert (values > score - 0.5).mean() == pytest.approx(reached, abs=noise + 0.1 * reached)
+        assert (drawn * null.scale[0, 0] > score - 0.5).mean() == pytest.approx(reached, abs=noise)
 
 
 def test_draw__neither_company_nor_mask_changes_a_pair(case):

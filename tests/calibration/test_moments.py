@@ -20,7 +20,9 @@ from pipeline.calibration.moments import (
 )
 from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
+    combined_neighbour_scalars,
     neighbour_grams,
+    neighbour_meetings,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
@@ -141,6 +143,47 @@ def test_neighbour_moments__all_permutations(n):
     assert moving.any()
     np.testing.assert_allclose(variance[~moving], 0.0, atol=1e-12)
     assert_moments([variance[moving], third[moving]], [e[moving] for e in expected], 1.0)
+
+
+def test_neighbour_moments__weighted_sums_over_all_permutations():
+    n, weights = 7, np.array([0.7, -0.2, 1.3])
+    kinds = ("random", "hubs", "cliques")
+    xs, ys = ([neighbours(n, 2, kind, seed) for kind in kinds] for seed in (0, 1))
+    values = enumerated([indicator(i) for i in xs], [indicator(i) for i in ys])
+    values = np.einsum("a,pab,b->p", weights, values, weights[::-1])[:, None, None]
+    found = neighbour_moments(
+        n, combined_neighbour_scalars(xs, weights), combined_neighbour_scalars(ys, weights[::-1])
+    )
+    np.testing.assert_allclose(found[0], values.mean(axis=0), rtol=1e-12)
+    expected = [central(values, order) for order in (2, 3)]
+    assert_moments(found[1:], expected, expected[0])
+
+
+@pytest.mark.parametrize("n", [5, 7])
+def test_neighbour_meetings__over_all_permutations(n):
+    weights = np.array([0.7, -0.2, 1.3])
+    sides, scalars = [], []
+    for seed, w in ((0, weights), (1, weights[::-1])):
+        lists = [neighbours(n, 2, kind, seed) for kind in ("random", "hubs", "cliques")]
+        sides.append([indicator(i) for i in lists])
+        sides[-1].append(np.tensordot(w, sides[-1], 1))
+        scalars.append(
+            NeighbourScalars.stack(
+                [
+                    *(neighbour_scalars(i) for i in lists),
+                    combined_neighbour_scalars(lists, w),
+                ]
+            )
+        )
+    counts = enumerated(*sides)
+    degrees = [np.array([a.sum(axis=0) - a.sum() / n for a in side]) for side in sides]
+    orders = np.array(list(itertools.permutations(range(n))))
+    linear = np.einsum("ai,bpi->pab", degrees[0], degrees[1][:, orders]) * (n - 1) / (n * (n - 2))
+    rest = counts - counts.mean(axis=0) - linear
+    np.testing.assert_allclose((linear * rest).mean(axis=0), 0.0, atol=1e-9)
+    found = neighbour_meetings(n, *scalars)
+    for one, other in zip(found, (linear**2 * rest, linear * rest**2), strict=True):
+        np.testing.assert_allclose(one, other.mean(axis=0), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 2), (7, 3)])
@@ -286,15 +329,17 @@ def test_u_centred_scalars__naive_sums_over_blocks(monkeypatch):
     assert_same(u_centred_scalars(a), naive)
 
 
-def test_neighbour_scalars__naive_sums_over_blocks(monkeypatch):
+@pytest.mark.parametrize("weights", [[1.0], [0.7, -0.2, 1.3]])
+def test_combined_neighbour_scalars__naive_sums_over_blocks(weights, monkeypatch):
     monkeypatch.setattr(of_neighbours, "PATHS", 60)
     n, k = 30, 4
-    indices = neighbours(n, k, "hubs", 0)
-    a = indicator(indices) - k / (n - 1)
+    lists = [neighbours(n, k, kind, 0) for kind in ("hubs", "random", "ring")][: len(weights)]
+    a = sum(w * (indicator(each) - k / (n - 1)) for w, each in zip(weights, lists, strict=True))
     np.fill_diagonal(a, 0.0)
     e = a.sum(axis=0)
     naive = {
-        "neighbours": k,
+        "neighbours": k * sum(weights),
+        "squares": (a * a).sum(),
         "mutual": (a * a.T).sum(),
         "degree_squares": e @ e,
         "cycles": np.trace(a @ a @ a),
@@ -305,9 +350,10 @@ def test_neighbour_scalars__naive_sums_over_blocks(monkeypatch):
         "degree_form": e @ a @ e,
         "degree_mutual": e @ (a * a.T).sum(axis=1),
         "degree_entries": (a**2).sum(axis=0) @ e,
+        "degree_rows": (a**2).sum(axis=1) @ e,
     }
     naive = NeighbourScalars(**{name: np.array([value]) for name, value in naive.items()})
-    assert_same(neighbour_scalars(indices), naive)
+    assert_same(combined_neighbour_scalars(lists, weights), naive, atol=1e-10)
 
 
 def test_split_scalars__as_biased_and_as_u_centred():
@@ -324,11 +370,11 @@ def test_split_scalars__as_biased_and_as_u_centred():
     assert (w * w).sum() == pytest.approx((u * u).sum() + linear @ linear + constant**2)
 
 
-def assert_same(one, other, rtol=1e-10):
+def assert_same(one, other, rtol=1e-10, atol=0.0):
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         assert a.dtype == np.float64
-        np.testing.assert_allclose(a, b, rtol=rtol, err_msg=field.name)
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=field.name)
 
 
 # Precision

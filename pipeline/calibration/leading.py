@@ -1,0 +1,84 @@
+"""The direction in which layers move together, and its skewness.
+
+A Gaussian copula gives each pair of layers its skewness, and their sum what follows from that. Of
+counts the sum is more skewed: layers whose neighbours are alike share most where all share much. So
+the first principal component of their scores, in which that shows, has an exact third moment of its
+own: it is that of a single pair of relations, the weighted sums of the layers'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.calibration.pearson import MOST_SKEWED
+
+Float64 = NDArray[np.float64]
+
+ROOM = 0.05
+"""Least share of a component's third moment that its layers' own must leave open to be changed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """First principal components of the first Gaussian term, for pairs of encoders."""
+
+    weights_x: Float64
+    """Of each layer in its encoder's relation, `(Mx,)`: the first eigenvector of `within_x`."""
+    weights_y: Float64
+    third: Float64
+    """Third moment of the weighted sum of scores, less that of its linear part, `(Gx, Gy)`."""
+
+
+def leading_weights(within: Float64, groups: NDArray[np.intp]) -> Float64:
+    """Give the first eigenvector of each encoder's inner products, `(M,)`, of length 1 for each."""
+    found = np.empty(len(groups))
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        found[own] = np.linalg.eigh(within[np.ix_(own, own)])[1][:, -1]
+    return found
+
+
+def share_skewness(
+    third: float, weights: Float64, deviation: Float64, skewness: Float64,
+    with_all: Float64, with_first: Float64,
+) -> tuple[float, Float64]:  # fmt: skip
+    """Divide skewness between a component f = Σ w_ab s_ab and the pairs of layers (a, b).
+
+    If f is drawn with skewness e, a pair of correlation r with it has e r³ of it; the other part of
+    its own skewness g it gets afterwards. To first order in skewness, the copula then gives f
+
+        e + Σ w_ab σ_ab (g_ab − e r_ab³) c_ab²,
+
+    with c_ab the correlation of the pair with the whole of f, not only its first term.
+
+    Parameters
+    ----------
+    third
+        Third moment that f is to have.
+    weights
+        w, such that the first term of f has variance 1, `(Lx, Ly)`.
+    deviation, skewness
+        σ and g, `(Lx, Ly)`.
+    with_all, with_first
+        Covariances of f, and of the first term of f, with scores, `(Lx, Ly)`.
+
+    Returns
+    -------
+    float
+        e, between ±`MOST_SKEWED`; 0 where f leaves nothing open, as with a single pair of layers.
+    numpy.ndarray
+        What pairs of layers are to get afterwards, `(Lx, Ly)`.
+    """
+    c, r = (
+        np.divide(part, deviation, out=np.zeros_like(part), where=deviation > 0)
+        for part in (with_all, with_first)
+    )
+    share = weights * deviation * c**2
+    room = 1.0 - float((share * r**3).sum())
+    if room < ROOM:
+        return 0.0, skewness
+    own = float(np.clip((third - (share * skewness).sum()) / room, -MOST_SKEWED, MOST_SKEWED))
+    return own, skewness - own * r**3
