@@ -6,7 +6,7 @@ of Y no longer correspond to those of X, and where the best of several layers is
 null of that best.
 """
 
-from pipeline.calibration.analytic import flagged_encoders, nulls_of
+from pipeline.calibration.analytic import VERSION, flagged_encoders, nulls_of
 from pipeline.calibration.draws import draw
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
@@ -16,6 +16,7 @@ from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score
 __all__ = [
     "AGGREGATES",
     "METHODS",
+    "VERSION",
     "Calibration",
     "aggregate_layers",
     "benjamini_hochberg",

@@ -55,6 +55,8 @@ Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
 Index = NDArray[np.intp]
 
+VERSION = 2
+"""Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
 KURTOSIS = 1.0
 """A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""
 FEWEST = 10

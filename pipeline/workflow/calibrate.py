@@ -11,6 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.calibration import (
+    VERSION,
     draw,
     flagged_encoders,
     nulls_of,
@@ -38,7 +39,8 @@ CHUNK = 16  # encoders on a side of a chunk
 def null_path(subset_key: str, label: str, measure: MeasureSpec, spec: CalibrateSpec) -> str:
     """Return the group of a null: another method, number or seed makes another null."""
     method, count = spec.null_of(measure)
-    return f"calibration/{subset_key}/{label}/{method}-{count}-seed{spec.seed}"
+    model = f"-v{VERSION}" if method == "analytic" else ""
+    return f"calibration/{subset_key}/{label}/{method}{model}-{count}-seed{spec.seed}"
 
 
 def find_null(

@@ -28,11 +28,13 @@ from zoo import (
 from pipeline import similarity
 from pipeline.cluster import Executor, Outcome, Task
 from pipeline.errors import InputError
+from pipeline.measures import measure_spec
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
-from pipeline.workflow import RunReport, analyse
+from pipeline.workflow import RunReport, analyse, calibrate
 from pipeline.workflow.analyse import write_competence
+from pipeline.workflow.spec import CalibrateSpec
 
 STAGES = ("extract", "compare", "calibrate", "competence")
 RESULTS = ("measures", "calibration")
@@ -387,6 +389,19 @@ def test_run__null_from_moments(copied: Zoo) -> None:
         assert np.median(close) < 0.05
         np.testing.assert_array_equal(after["p"].values, after["p"].values.T)
     assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
+
+
+def test_null_path__draws_from_another_model_are_another_null(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def paths() -> list[str]:
+        specs = (CalibrateSpec(method=method) for method in ("analytic", "permutation"))
+        return [calibrate.null_path("digits", "cka", measure_spec("cka"), s) for s in specs]
+
+    analytic, permuted = paths()
+    monkeypatch.setattr(calibrate, "VERSION", calibrate.VERSION + 1)
+    assert paths()[0] != analytic
+    assert paths()[1] == permuted
 
 
 def test_run__without_calibration(copied: Zoo) -> None:
