@@ -23,6 +23,9 @@ Float64 = NDArray[np.float64]
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
+FULL, LARGEST_FULL = 0.1, 4096
+"""Share of neighbours in the longest row from which a full table is quicker, up to so many rows."""
+
 NEIGHBOUR_THIRD = (
     "ab bc ca",
     "ab bc ac",
@@ -136,14 +139,7 @@ def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
     """Sum up indicators, or a weighted sum of them, of which each row adds up to k."""
     n = links.shape[0]
     back = links.T.tocsr()
-    longest = max(1, int(np.diff(links.indptr).max()))
-    cycles = transitive = 0.0
-    size = max(1, PATHS // longest**2)
-    for start in range(0, n, size):
-        rows = slice(start, start + size)
-        paths = links[rows] @ links
-        cycles += float((paths * back[rows]).sum())
-        transitive += float((paths * links[rows]).sum())
+    cycles, transitive = _closed_paths(links, back)
     both, squares = links * back, links * links
     mutual = np.asarray(both.sum(axis=1))
     excess = np.asarray(links.sum(axis=0)) - k
@@ -172,6 +168,26 @@ def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
         "degree_rows": float(squares.sum(axis=1) @ excess),
     }
     return NeighbourScalars(**{name: np.array([float(v)]) for name, v in values.items()})
+
+
+def _closed_paths(
+    links: scipy.sparse.csr_array, back: scipy.sparse.csr_array
+) -> tuple[float, float]:
+    """Σ w_ij w_jk w_ki and Σ w_ij w_jk w_ik."""
+    n = links.shape[0]
+    longest = int(np.diff(links.indptr).max())
+    if longest > FULL * n and n <= LARGEST_FULL:
+        table = links.toarray()
+        paths = table @ table
+        return float((paths * table.T).sum()), float((paths * table).sum())
+    cycles = transitive = 0.0
+    size = max(1, PATHS // longest**2)
+    for start in range(0, n, size):
+        rows = slice(start, start + size)
+        some = links[rows] @ links
+        cycles += float((some * back[rows]).sum())
+        transitive += float((some * links[rows]).sum())
+    return cycles, transitive
 
 
 def neighbour_moments(

@@ -329,9 +329,11 @@ def test_u_centred_scalars__naive_sums_over_blocks(monkeypatch):
     assert_same(u_centred_scalars(a), naive)
 
 
+@pytest.mark.parametrize("full", [0.0, 1.0])
 @pytest.mark.parametrize("weights", [[1.0], [0.7, -0.2, 1.3]])
-def test_combined_neighbour_scalars__naive_sums_over_blocks(weights, monkeypatch):
+def test_combined_neighbour_scalars__naive_sums_over_blocks(weights, full, monkeypatch):
     monkeypatch.setattr(of_neighbours, "PATHS", 60)
+    monkeypatch.setattr(of_neighbours, "FULL", full)
     n, k = 30, 4
     lists = [neighbours(n, k, kind, 0) for kind in ("hubs", "random", "ring")][: len(weights)]
     a = sum(w * (indicator(each) - k / (n - 1)) for w, each in zip(weights, lists, strict=True))
