@@ -64,7 +64,8 @@ FEWEST = 10
 SHARE = 0.1
 """A part of less than this share of the variance may have any shape."""
 MOST_MET = 1.0
-"""Change of a variance, relative to it, that a deviation of the linear part may cause."""
+"""What a standard deviation of the linear part may change the rest's variance by, relative to it;
+half of that is the share of it that the shift of the rest's mean may be."""
 
 
 def nulls_of(
@@ -151,7 +152,7 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
         mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
         linear = LinearMoments.of(linear_x, linear_y)
         meeting = Meeting.of(linear, *biased_meetings(n, x.whole, y.whole), variance)
-        skewness = ratio(third, np.maximum(variance - meeting.taken, 0.0) ** 1.5)
+        skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
         share = ratio(variance, variance + linear.variance)
         odd = odd * share**2
         flagged = (flagged | _strong(meeting, variance)) & (share > SHARE)
@@ -200,6 +201,7 @@ class _Near:
     combined: NeighbourScalars
     """Of each encoder's weighted sum."""
     combined_linear: Float64
+    """Its linear part, `(G, n)`."""
 
     @classmethod
     def of(cls, lists: list[Neighbours], groups: Index) -> _Near:
@@ -211,17 +213,15 @@ class _Near:
         linear = ((n - 1) * neighbour_weights(n)[-1]) ** 0.25 * degrees
         weights = leading_weights(grams[0], groups)
         encoders = [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
-        combined = NeighbourScalars.stack(
-            [
-                combined_neighbour_scalars([lists[i].indices for i in own], weights[own])
-                for own in encoders
-            ]
-        )
+        combined = [
+            combined_neighbour_scalars([lists[i].indices for i in own], weights[own])
+            for own in encoders
+        ]
         together = np.stack([weights[own] @ linear[own] for own in encoders])
-        scalars = _list_scalars(lists)
         return cls(
-            lists, defined, (grams[0], grams[1]), linear, scalars, weights, combined, together
-        )
+            lists, defined, (grams[0], grams[1]), linear, _list_scalars(lists), weights,
+            NeighbourScalars.stack(combined), together,
+        )  # fmt: skip
 
 
 def _neighbour_null(x: _Near, y: _Near) -> Null:
@@ -234,7 +234,7 @@ def _neighbour_null(x: _Near, y: _Near) -> Null:
     meeting = Meeting.of(linear, *meetings, variance)
     mean, _, third = neighbour_moments(n, x.scalars, y.scalars)
     third -= linear.third + 3 * sum(meetings)
-    skewness = ratio(third, np.maximum(variance - meeting.taken, 0.0) ** 1.5)
+    skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
     together = neighbour_moments(n, x.combined, y.combined)[-1]
     together -= LinearMoments.of(x.combined_linear, y.combined_linear).third
     scale = np.where(np.outer(x.defined, y.defined), float(n * k), np.nan)

@@ -82,9 +82,8 @@ class Null:
     @property
     def own_variance(self) -> Float64:
         """Variance of what that part has beside its meeting with the linear one, `(Mx, My)`."""
-        if self.meeting is None:
-            return self.variance
-        return np.maximum(self.variance - self.meeting.taken, 0.0)
+        variance = self.variance
+        return variance if self.meeting is None else self.meeting.own_variance(variance)
 
 
 def variance_of(terms: Sequence[Term]) -> Float64:

@@ -98,6 +98,10 @@ class Meeting:
         growth = ratio(once, linear.variance * (variance - taken))
         return cls(growth, bend, slope, linear.variance, taken)
 
+    def own_variance(self, variance: Float64) -> Float64:
+        """Give the variance of z from that of r, `(Mx, My)`."""
+        return np.maximum(variance - self.taken, 0.0)
+
     def at(self, places: Any) -> Meeting:
         """Choose some pairs."""
         return Meeting(

@@ -182,7 +182,7 @@ def test_draw__neighbours_shared_by_all_layers_are_as_skewed_as_permuting_makes_
         assert drawn.var() * (60 * null.scale[0, 0]) ** 2 == pytest.approx(variance, rel=0.05)
         found.append(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
     expected = third / variance**1.5
-    assert found[0] == pytest.approx(expected, abs=0.05)  # the binomial error is 0.012
+    assert found[0] == pytest.approx(expected, abs=0.05)  # its own error is 0.012
     assert abs(found[1] - expected) > 2 * abs(found[0] - expected)
 
 
