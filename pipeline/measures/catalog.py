@@ -59,6 +59,11 @@ class MeasureSpec:
         return str(dict(self.parameters).get("preset", ""))
 
     @property
+    def ties_by_index(self) -> bool:
+        """Whether places for which neighbours are tied go to the lowest index, and not to all."""
+        return bool(self.preset)
+
+    @property
     def added(self) -> float:
         """What is added to the denominator, in the units of HSIC of the features."""
         return ADDED if self.preset and self.name in OF_HSIC else 0.0
@@ -90,6 +95,8 @@ class MeasureSpec:
                 "rows": "scaled to unit length, so that inner products are cosines"
             }
             found |= {"added_to_denominator": self.added}
+            if self.measure.kind == "neighbour":
+                found |= {"ties": "lowest index"}
         return found
 
     def __str__(self) -> str:

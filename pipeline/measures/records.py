@@ -16,7 +16,9 @@ _RANKING = Parameter(
     choices=("cosine", "inner", "euclidean"),
 )
 _K = Parameter("k", 10, "number of nearest neighbours")
-_LISTS = (("self_is_neighbour", False), ("ties", "lowest index"))
+_TIES = ("ties", "share the last places equally")
+_LISTS = (("self_is_neighbour", False), _TIES)
+_ORDERED = (("self_is_neighbour", False), ("ties", "lists that tie are left out"))
 
 RELATIONAL = (
     Measure(
@@ -171,8 +173,9 @@ NEIGHBOUR = (
         reference="Huh et al. 2024, ICML, appendix A, eq. 11 (m_NN)",
         prose=(
             "The share of k nearest neighbours that two representations have in common, averaged "
-            "over stimuli. With cosine neighbours also invariant to scaling of single rows, with "
-            "Euclidean ones to translation."
+            "over stimuli: the inner product of two relations whose rows add up to k, over their "
+            "norms, which are √(n k) without ties. With cosine neighbours also invariant to "
+            "scaling of single rows, with Euclidean ones to translation."
         ),
     ),
 )
@@ -226,7 +229,7 @@ PAIRWISE = (
             "Length of the longest common subsequence of the two ordered lists of nearest "
             "neighbours, over k, averaged; the paper's code does not divide by k."
         ),
-        **_OF_LISTS,
+        **_OF_LISTS | {"conventions": _ORDERED},
     ),
     _pairwise(
         "edit_knn",
@@ -236,7 +239,7 @@ PAIRWISE = (
             "1 less the edit distance (Levenshtein, all edits cost 1) of the two ordered lists of "
             "nearest neighbours over k, averaged."
         ),
-        **_OF_LISTS,
+        **_OF_LISTS | {"conventions": _ORDERED},
     ),
     _pairwise(
         "cknna",
