@@ -19,9 +19,6 @@ from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_t
 Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-BLOCK_BYTES = 2**25
-"""Memory for the features that are gathered at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class NeighbourGram:
@@ -105,12 +102,11 @@ def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
 
 
 def _products(x: Float64, rows: Indices, y: Float64, columns: Indices) -> Float64:
-    """Inner products of each x[rows] with its y[columns], `(len(rows),)`."""
+    """Inner products of each x[rows] with its y[columns], `(len(rows),)`; rows ascend."""
     found = np.empty(len(rows))
-    step = max(1, BLOCK_BYTES // (16 * x.shape[1]))
-    for start in range(0, len(rows), step):
-        some = slice(start, start + step)
-        found[some] = np.einsum("ij,ij->i", x[rows[some]], y[columns[some]])
+    starts = np.searchsorted(rows, np.arange(len(x) + 1))
+    for own, start, stop in zip(x, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        found[start:stop] = y[columns[start:stop]] @ own
     return found
 
 

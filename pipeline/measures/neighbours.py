@@ -91,11 +91,10 @@ class Neighbours:
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        own = self.indices.nbytes
-        if self.shares is None:
-            return own
-        parts = (self.shares.data, self.shares.indices, self.shares.indptr)
-        return own + sum(part.nbytes for part in parts)
+        parts: list[NDArray[Any]] = [self.indices]
+        if self.shares is not None:
+            parts += [self.shares.data, self.shares.indices, self.shares.indptr]
+        return sum(part.nbytes for part in parts)
 
     def relation(self) -> scipy.sparse.csr_array:
         """Give the relation, `(n_stimuli, n_stimuli)` in float64, columns in ascending order."""

@@ -257,8 +257,7 @@ def test_prepare_neighbour_lists__which_ties_leave_open():
 def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
     x, y = CASES["ordinary"]
     whole = [score(name, x, y, k=4) for name in KERNELS]
-    for module in (neighbourhood, locality):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(neighbourhood, "BLOCK_BYTES", 1000)
     assert [score(name, x, y, k=4) for name in KERNELS] == whole
 
 
