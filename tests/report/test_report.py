@@ -149,7 +149,7 @@ def _write_scores(root: Any, made: Made, label: str, encoders: Any, scores: Any)
     grid = Grid.create(
         root, f"measures/{made.subset}/{label}", "representation", MEASURES, chunk=128, sizes={},
         attributes={
-            "measure": {"name": spec.name, "parameters": dict(spec.parameters)},
+            "measure": spec.identity(),
             "n_stimuli": made.n_stimuli,
         },
     )  # fmt: skip
