@@ -132,7 +132,7 @@ def _yes_no(value: Any) -> str:
 
 
 def _ties(results: Results, label: str) -> str:
-    """Say how many rows had a tie at the k-th neighbour, on the subset and on its captions."""
+    """Say how many stimuli have neighbours that tie, on the subset and on its captions."""
     said = []
     for grid, unit in zip(results.grids(label), ("stimuli", "distinct captions"), strict=False):
         ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]

@@ -289,7 +289,7 @@ _FACTS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
 
 def _fact_names(spec: MeasureSpec) -> list[str]:
     """Return the variables that a measure has of single representations."""
-    has = {"n_ties": spec.measure.engine == "neighbours", "clip": bool(spec.preset)}
+    has = {"n_ties": spec.measure.kind == "neighbour", "clip": bool(spec.preset)}
     return [name for name in _FACTS if has[name]]
 
 
