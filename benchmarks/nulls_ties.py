@@ -33,7 +33,7 @@ PERMUTED = {
         "second_order_cosine",
     )
 }  # fmt: skip
-REPEATS, DRAWS = 400, 39
+REPEATS, DRAWS = 200, 39
 N, D, LAYERS = 100, 16, 3
 Layers = list[np.ndarray]
 
