@@ -74,6 +74,21 @@ class Null:
     meeting: Meeting | None = None
     leading: Leading | None = None
 
+    def transposed(self) -> Null:
+        """Exchange the sides: then it is the stimuli of X that are permuted."""
+        return Null(
+            [Term(t.weight, t.within_y, t.within_x) for t in self.terms],
+            self.skewness.T,
+            self.linear_y,
+            self.linear_x,
+            self.mean.T,
+            self.scale.T,
+            self.flagged.T,
+            None if self.counts is None else self.counts.T,
+            None if self.meeting is None else self.meeting.transposed(),
+            None if self.leading is None else self.leading.transposed(),
+        )
+
     @property
     def variance(self) -> Float64:
         """Variance of the part that has moments, `(Mx, My)`."""
@@ -153,10 +168,7 @@ def draw(
         first = {of: z[0, -1, :, -1].copy() for of, z in normals.items()}
         for g in np.flatnonzero(known.any(axis=1)).tolist():
             others = np.flatnonzero(known[g]).tolist()
-            if linear is not None:
-                columns = np.concatenate([of_y[h] for h in others])
-                permuted = linear.products(of_x[g], columns, batch)
-            done = 0
+            moved = None if linear is None else linear.moved(of_x[g], batch)
             for h in others:
                 at = np.ix_(of_x[g], of_y[h])
                 lx, ly = len(of_x[g]), len(of_y[h])
@@ -172,9 +184,8 @@ def draw(
                 np.divide(scores, spread, out=scores, where=spread > 0)
                 scores = from_normal(scores, of_layers)
                 scores *= own[at][:, None]
-                if linear is not None:
-                    part = permuted[:, :, done : done + ly]
-                    done += ly
+                if linear is not None and moved is not None:
+                    part = linear.products(moved, of_y[h])
                     if null.meeting is not None:
                         meeting = null.meeting.at((of_x[g][:, None, None], of_y[h]))
                         scores *= meeting.spread(part)
@@ -241,9 +252,15 @@ class _Permuted:
         self.x, self.y = null.linear_x.astype(np.float32), null.linear_y.astype(np.float32)
         self.undone = np.argsort(permutations(self.x.shape[1], n_draws, seed), axis=1)
 
-    def products(self, rows: Index, columns: Index, batch: slice) -> Float32:
-        """Multiply vectors of X, permuted, with vectors of Y: `(rows, draws, columns)`."""
-        moved = np.take(self.x[rows], self.undone[batch], axis=1)
+    def moved(self, rows: Index, batch: slice) -> Float32:
+        """Permute vectors of X: `(rows, draws, n)`."""
+        return np.take(self.x[rows], self.undone[batch], axis=1)
+
+    def products(self, moved: Float32, columns: Index) -> Float32:
+        """Multiply them with vectors of Y, of one encoder: `(rows, draws, columns)`.
+
+        The last digits of a product depend on its shape; so no other encoder takes part.
+        """
         flat = moved.reshape(-1, moved.shape[-1]) @ self.y[columns].T
         return np.asarray(flat.reshape(*moved.shape[:2], len(columns)))
 

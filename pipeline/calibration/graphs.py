@@ -14,7 +14,7 @@ where s vertices of σ become that one of τ, and P_τ is the sum over *free* ve
 whose rows sum to zero nearly all P vanish: wherever a vertex has but one end. The few that are left
 are *graphs*, written here as their edges (``"ab bc ca"`` is Σ_abc a_ab a_bc a_ca = tr A³), and the
 moment is a small bilinear form in their sums, the same for all pairs of relations. So what is known
-of one representation is a handful of scalars, and M² pairs take two small matrix products.
+of one representation is a handful of scalars, and M² pairs take a few outer products.
 
 The forms are derived as said above, in exact arithmetic, on first use (the fourth moment takes a
 quarter of a second), and hold for every n of at least 4.
@@ -63,7 +63,15 @@ def pair_up(
     numpy.ndarray
         `(Mx, My)`.
     """
-    return np.asarray(np.stack(xs, axis=1) @ _form(graphs, int(n), directed) @ np.stack(ys))
+    # Added up term by term, each the same for (y, x): what a product of matrices gives a pair
+    # depends on how many pairs there are.
+    form = _form(graphs, int(n), directed)
+    total = np.zeros((len(xs[0]), len(ys[0])))
+    for i, row in enumerate(form.tolist()):
+        total += row[i] * np.outer(xs[i], ys[i])
+        for j in range(i):
+            total += row[j] * (np.outer(xs[i], ys[j]) + np.outer(xs[j], ys[i]))
+    return total
 
 
 @lru_cache(maxsize=64)

@@ -31,6 +31,10 @@ class Leading:
     third: Float64
     """Third moment of the weighted sum of scores, less that of its linear part, `(Gx, Gy)`."""
 
+    def transposed(self) -> Leading:
+        """Exchange the sides."""
+        return Leading(self.weights_y, self.weights_x, self.third.T)
+
 
 def leading_weights(within: Float64, groups: NDArray[np.intp]) -> Float64:
     """Give the first eigenvector of each encoder's inner products, `(M,)`, of length 1 for each."""

@@ -112,6 +112,12 @@ class Meeting:
             self.taken[places],
         )
 
+    def transposed(self) -> Meeting:
+        """Exchange the sides."""
+        return Meeting(
+            self.growth.T, self.bend.T, self.slope.T, self.linear_variance.T, self.taken.T
+        )
+
     def spread(self, linear: Any) -> Any:
         """√(1 + β ℓ), for values of ℓ, `(..., Mx, My)`."""
         return np.sqrt(np.maximum(1.0 + self.growth.astype(linear.dtype) * linear, LEAST))

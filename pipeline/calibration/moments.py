@@ -2,7 +2,7 @@
 
 Of S = Σ_ij a_ij b_π(i)π(j), π uniform, the moments are small bilinear forms in a few sums over each
 relation, the same forms for all pairs (see `pipeline.calibration.graphs`). So what is known of one
-representation is a handful of scalars, and M² pairs take two small matrix products. They are exact
+representation is a handful of scalars, and M² pairs take a few outer products. They are exact
 for every n of at least 4.
 """
 

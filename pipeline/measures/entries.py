@@ -2,12 +2,16 @@
 
 A relation is symmetric, and of zero diagonal once it is U-centred, so what lies above the diagonal
 is all there is to it. Laid out, it is kept in strips of `HEIGHT` rows, each from the diagonal on.
+
+The last digits of a matrix product depend on its shape. So entries are always computed in the same
+cells, `HEIGHT` × `HEIGHT` from the first stimulus on, whatever part of a relation is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,7 +27,10 @@ Stored = Floating | Spilled
 """In memory, or in a file."""
 
 HEIGHT = 128
-"""Rows of a strip."""
+"""Rows of a strip, and rows and columns of a cell."""
+
+Cells = Callable[[slice, slice], Floating]
+"""Computes R[rows, columns], `(height, width)`; the diagonal means nothing."""
 
 
 class Entries(Protocol):
@@ -37,8 +44,8 @@ class Entries(Protocol):
     def nbytes(self) -> int:
         """Memory they take."""
 
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Compute R[rows, columns], `(height, width)`; the diagonal means nothing."""
+    def within(self, rows: slice, columns: slice) -> Cells:
+        """Read what blocks of R[rows, columns] need, and compute these when asked."""
 
     def permuted(self, order: Order) -> Self:
         """Reorder the stimuli."""
@@ -63,10 +70,9 @@ class Products:
         """Memory they take."""
         return self.features.nbytes
 
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Multiply two sets of rows."""
-        product: Floating = self.features[rows] @ self.features[columns].T
-        return product
+    def within(self, rows: slice, columns: slice) -> Cells:
+        """Read rows, and multiply sets of them."""
+        return partial(_multiply, *_read(self.features, rows, columns))
 
     def permuted(self, order: Order) -> Products:
         """Reorder the stimuli."""
@@ -100,9 +106,12 @@ class Distances:
         """Memory they take."""
         return self.features.nbytes
 
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Compute negative distances, or their kernel."""
-        squared: Float64 = self.features[rows] @ self.features[columns].T
+    def within(self, rows: slice, columns: slice) -> Cells:
+        """Read rows, and compute negative distances, or their kernel."""
+        return partial(self._apart, *_read(self.features, rows, columns))
+
+    def _apart(self, left: Rows, right: Rows, rows: slice, columns: slice) -> Floating:
+        squared = _multiply(left, right, rows, columns)
         squared *= -2.0
         lengths = self.squares[rows, None] + self.squares[columns]
         squared += lengths
@@ -138,9 +147,10 @@ class Table:
         """Memory they take."""
         return self.values.nbytes
 
-    def block(self, rows: slice, columns: slice) -> Floating:
-        """Look up."""
-        return self.values[rows][:, columns].copy()
+    def within(self, rows: slice, columns: slice) -> Cells:
+        """Read rows, and look up."""
+        values = self.values[rows]
+        return lambda r, c: values[r.start - rows.start : r.stop - rows.start, c].copy()
 
     def permuted(self, order: Order) -> Table:
         """Reorder the stimuli."""
@@ -149,6 +159,34 @@ class Table:
     def spilled(self, folder: Path) -> Table:
         """Keep the table in a file."""
         return Table(Spilled.of(self.values[:], folder))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of features, in memory."""
+
+    values: Floating
+    start: int
+
+    def __getitem__(self, rows: slice) -> Floating:
+        """Give some by their number among all."""
+        return self.values[rows.start - self.start : rows.stop - self.start]
+
+
+def _read(features: Stored, rows: slice, columns: slice) -> tuple[Rows, Rows]:
+    left = Rows(features[rows], rows.start)
+    return left, left if rows == columns else Rows(features[columns], columns.start)
+
+
+def _multiply(left: Rows, right: Rows, rows: slice, columns: slice) -> Floating:
+    """Multiply two sets of rows; one and the same, always by the product for that."""
+    own = left[rows]
+    return np.asarray(own @ (own if rows == columns else right[columns]).T)
+
+
+def block_of(entries: Entries, rows: slice, columns: slice) -> Floating:
+    """Compute R[rows, columns] at once, `(height, width)`; the diagonal means nothing."""
+    return entries.within(rows, columns)(rows, columns)
 
 
 class Source(Protocol):
@@ -189,20 +227,28 @@ class Formed:
         return self.entries.dtype
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
-        """Form it."""
-        if isinstance(self.entries, Products) and self.entries.dtype == out.dtype:
-            features = self.entries.features
-            np.matmul(features[rows], features[columns].T, out=out)
-            out += self.shift[rows, None]
-            out += self.shift[columns]
-        else:
-            found = self.entries.block(rows, columns)
-            found += self.shift[rows, None]
-            found += self.shift[columns]
-            out[...] = found
-        if columns.start < rows.stop:
-            overlap = out[columns.start - rows.start :, : rows.stop - columns.start]
-            overlap[np.tri(*overlap.shape, dtype=np.bool_)] = 0.0
+        """Form it, cell by cell."""
+        n = len(self.shift)
+        across, down = _cells(n, rows), _cells(n, columns)
+        compute = self.entries.within(
+            slice(across[0].start, across[-1].stop), slice(down[0].start, down[-1].stop)
+        )
+        for cell_rows in across:
+            for cell_columns in down:
+                place = tuple(
+                    slice(max(cell.start, asked.start), min(cell.stop, asked.stop))
+                    for cell, asked in ((cell_rows, rows), (cell_columns, columns))
+                )
+                target = out[_moved(place[0], rows), _moved(place[1], columns)]
+                if cell_columns.stop <= cell_rows.start:  # below the diagonal
+                    target[...] = 0.0
+                    continue
+                found = compute(cell_rows, cell_columns)
+                found += self.shift[cell_rows, None]
+                found += self.shift[cell_columns]
+                if cell_rows == cell_columns:
+                    found[np.tri(len(found), dtype=np.bool_)] = 0.0
+                target[...] = found[_moved(place[0], cell_rows), _moved(place[1], cell_columns)]
 
     def permuted(self, order: Order) -> Formed:
         """Reorder the stimuli."""
@@ -240,6 +286,12 @@ class Laid:
         """Memory it takes."""
         return self.values.nbytes
 
+    @property
+    def largest(self) -> float:
+        """Size of the largest entry."""
+        values = self.values[:]
+        return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
         """Look it up."""
         for top in range(rows.start // HEIGHT * HEIGHT, rows.stop, HEIGHT):
@@ -262,6 +314,17 @@ class Laid:
     def spilled(self, folder: Path) -> Laid:
         """Keep it in a file."""
         return replace(self, values=Spilled.of(self.values[:], folder))
+
+
+def _cells(n: int, asked: slice) -> list[slice]:
+    """Rows, or columns, of the cells that hold those asked for."""
+    first = asked.start // HEIGHT * HEIGHT
+    return [slice(i, min(i + HEIGHT, n)) for i in range(first, asked.stop, HEIGHT)]
+
+
+def _moved(inner: slice, outer: slice) -> slice:
+    """Find a slice in another."""
+    return slice(inner.start - outer.start, inner.stop - outer.start)
 
 
 def strips(n: int) -> Iterator[slice]:

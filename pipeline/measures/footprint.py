@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT, laid_bytes
+from pipeline.measures.exact import LONGEST_SUM
 from pipeline.measures.neighbours import BLOCK_BYTES
 from pipeline.measures.neighbours import HEIGHT as RANKED_ROWS
-from pipeline.measures.pairs import LARGEST_PANEL, LONGEST_SUM, MEMORY, sharing
+from pipeline.measures.pairs import MEMORY, sharing, tile_sides
 from pipeline.measures.permuted import CHUNK, working_bytes
 from pipeline.measures.relations import MEDIAN_ROWS, RelationKey
 
@@ -187,18 +187,11 @@ def scoring_bytes(
     steps = [0.0]
     n_panels = n_xs + (0 if alike else n_ys)
     for labels in sharing(specs):
-        per_pair = SINGLE * max(1, n_panels)  # where one product does: panels are widest then
-        if spilled:
-            side = min(n, max(1, isqrt(memory // per_pair)))
-            height = width = side
-        else:
-            area = max(1, min(memory, LARGEST_PANEL) // per_pair)
-            height = min(HEIGHT, n, isqrt(area))
-            width = min(area // height, n)
-        block = 0
+        height, width = tile_sides(n, SINGLE * max(1, n_panels), memory, spilled)
+        block = SINGLE * height * width  # one relation's tile, before it is rounded
         if _in_distances(specs[labels[0]].relation):
-            block = 4 * DOUBLE * height * width
-        panels = SINGLE * n_panels * (height * width + min(LONGEST_SUM, height * width))
+            block += 4 * DOUBLE * min(HEIGHT, n) ** 2
+        panels = n_panels * (SINGLE * height * width + (SINGLE + 2 * DOUBLE) * LONGEST_SUM)
         vectors = DOUBLE * n * (n_xs + n_ys)
         steps.append(panels + block + vectors + 8 * results)
     for k in _neighbour_counts(specs):
@@ -231,10 +224,12 @@ def permuting_bytes(
     chunk = max(CHUNK, n)
     steps = [0.0]
     if _relations(specs):
+        strip = SINGLE * min(HEIGHT, n) * n * max(n_xs, at_once)
         tiles = chunk * (SINGLE * (n_xs + 2 * at_once) + 6 * DOUBLE)
+        tiles += strip + 2 * DOUBLE * LONGEST_SUM * (n_xs + at_once)
         vectors = DOUBLE * n * (n_xs + 2 * at_once)
         relations = working_bytes(n, n_orders, n_xs, at_once, np.float32)
-        steps.append(relations + tiles + vectors + 2 * scores)
+        steps.append(relations + tiles + vectors + 4 * scores)
     for k in _neighbour_counts(specs):
         lists = n * k * (8 * SINGLE * n_xs + 4 * SINGLE * at_once)
         steps.append(lists + SINGLE * 2.0 * n * n + 3 * scores)

@@ -2,8 +2,9 @@
 
 A relational similarity is the inner product of two n × n relations, so all of them at once are
 V Vᵀ with one relation, laid out as a vector, per row of V. V is never held whole: for one tile of
-pairs of stimuli after the other, each representation's block becomes a row of a *panel*, the panel
-is multiplied with itself (or with the panel of the other side), and the result added up in float64.
+pairs of stimuli after the other, each representation's block becomes a row of a *panel*, and the
+panel is multiplied with itself, or with the panel of the other side, as `pipeline.measures.exact`
+has it: what a pair's score is does not depend on its company, nor on tiles.
 """
 
 from __future__ import annotations
@@ -20,12 +21,19 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT
+from pipeline.measures.exact import joined, slices
 from pipeline.measures.groups import Group, plan_groups
 from pipeline.measures.kernels import KERNELS
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.panels import panel_of
 from pipeline.measures.prepared import Prepared, compared_with
-from pipeline.measures.relations import Relation, RelationKey, relation_scores
+from pipeline.measures.relations import (
+    Relation,
+    RelationKey,
+    in_units,
+    linear_products,
+    relation_scores,
+)
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
@@ -35,8 +43,12 @@ MEMORY = 2**28
 """Default budget for panels, in bytes."""
 LARGEST_PANEL = 2**26
 """Panels beyond this many bytes save no time, as measured."""
-LONGEST_SUM = 2**14
-"""Pairs of stimuli that are summed in the dtype of the relations, before float64 takes over."""
+DEVICE_TILE = 512
+"""Stimuli on a side of the tiles of a GPU."""
+ROUNDING = 64 * float(np.finfo(np.float64).eps)
+"""What a score that a kernel computes may be off by."""
+SINGLE = 4
+"""Bytes of the whole numbers in a panel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +87,11 @@ def score_pairs(
         Boolean mask `(len(xs), len(ys))`; other pairs are NaN. They are not computed, except where
         a mask is so ragged that one product with them is quicker than many without.
     tile
-        Stimuli on a side of a tile; by default what is quickest, as far as `memory` allows.
+        Stimuli on a side of a tile, in whole cells of 128; by default what is quickest, as far as
+        `memory` allows.
     memory
-        Bytes for panels. Beside them the call holds results, `(len(xs), len(ys))` in float64.
+        Bytes for panels, of which 64 KiB for each representation are the least (twice that in
+        float64). Beside them the call holds results, `(len(xs), len(ys))` in float64.
     device
         Where dense relations are formed and multiplied: ``"cpu"``, by numpy, or a device of torch
         such as ``"cuda"``. Neighbours and kernels are compared on the CPU.
@@ -96,8 +110,9 @@ def score_pairs(
     Notes
     -----
     Cost: M n² d operations to form the relations of M representations, M² n² to multiply them (half
-    of each by symmetry). Products are in the dtype of preparation, over at most 16,384 pairs of
-    stimuli; their sums in float64. BLAS uses the threads the caller has set.
+    of each by symmetry). Relations are formed in the dtype of preparation, rounded to whole numbers
+    of 21 bits at most (twice that in float64), and multiplied and summed without rounding. BLAS
+    uses the threads the caller has set.
 
     Examples
     --------
@@ -117,7 +132,7 @@ def score_pairs(
         spec = specs[labels[0]]
         rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
         products = _dense_products(rx, ry, groups, symmetric, tile, memory, device)
-        linear = np.stack([r.linear for r in rx]) @ np.stack([r.linear for r in ry]).T
+        linear = linear_products(rx, ry)
         for label in labels:
             each = specs[label]
             results[label] = relation_scores(
@@ -168,7 +183,10 @@ def kernel_scores(
     once = mirrored and spec.measure.symmetric
     pairs = defined_pairs(xs, ys, spec, mask | mask.T if once else mask)
     for i, j in np.argwhere(np.triu(pairs) if once else pairs):
-        values[i, j] = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
+        score = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
+        for end in spec.measure.range:  # beyond which only rounding may have brought it
+            score = end if abs(score - end) <= ROUNDING else score
+        values[i, j] = score
         if once:
             values[j, i] = values[i, j]
     return values
@@ -244,9 +262,8 @@ def _dense_products(
     device: str,
 ) -> Float64:
     """⟨U_x, U_y⟩ for the pairs in `groups`; zero elsewhere."""
-    products = np.zeros((len(xs), len(ys)))
     if not groups:
-        return products
+        return np.zeros((len(xs), len(ys)))
     n = xs[0].n_stimuli
     dtype = np.result_type(xs[0].dtype, ys[0].dtype)
     used_x, used_y = _used([g.rows for g in groups]), _used([g.columns for g in groups])
@@ -256,29 +273,35 @@ def _dense_products(
     row_of[used_x] = np.arange(len(used_x))
     column_of = np.zeros(len(ys), dtype=np.intp)
     column_of[used_y] = np.arange(len(used_y))
+    count = slices(dtype)
     n_panels = len(used_x) + (0 if symmetric else len(used_y))
-    # Groups of part of a panel copy their rows out of it.
-    copies = 1 if len(groups) == 1 else 2
     streamed = any(r.source.nbytes == 0 for r in (*xs, *ys))
-    height, width = _sides(n, n_panels * copies * dtype.itemsize, tile, memory, streamed)
+    if device != "cpu":  # there a tile is formed at once, so it must always be the same
+        tile = tile or DEVICE_TILE
+    height, width = tile_sides(n, n_panels * count * SINGLE, memory, streamed, tile)
     sides = [(xs, used_x)] if symmetric else [(xs, used_x), (ys, used_y)]
     panels = [
         (panel_of([side[i] for i in used], height * width, dtype, device), side, used)
         for side, used in sides
     ]
     left, right = panels[0][0], panels[-1][0]
+    sums = [np.zeros((g.rows.size, count, g.columns.size, count), dtype=np.int64) for g in groups]
+    unknown = [np.flatnonzero([not side[i].own for i in used.tolist()]) for _, side, used in panels]
+    norms = [np.zeros((len(which), count, count), dtype=np.int64) for which in unknown]
     for rows, columns in _tiles(n, height, width):
-        for panel, _, _ in panels:
+        for (panel, _, _), which, norm in zip(panels, unknown, norms, strict=True):
             panel.fill(rows, columns)
-        size = (rows.stop - rows.start) * (columns.stop - columns.start)
-        for start in range(0, size, LONGEST_SUM):
-            part = slice(start, min(start + LONGEST_SUM, size))
-            for group in groups:
-                product = left.product(right, part, row_of[group.rows], column_of[group.columns])
-                products[np.ix_(group.rows, group.columns)] += 2.0 * product
-    for panel, relations, used in panels:
-        for i, half in zip(used, panel.halves(), strict=True):
-            relations[i].found[:] = [2.0 * half]  # whatever was known of it before
+            if which.size:
+                panel.add_own(which, norm)
+        for group, added in zip(groups, sums, strict=True):
+            left.add_products(right, row_of[group.rows], column_of[group.columns], added)
+    products = np.zeros((len(xs), len(ys)))
+    for group, added in zip(groups, sums, strict=True):
+        products[np.ix_(group.rows, group.columns)] = joined(added.swapaxes(1, 2), n)
+    for (_, side, used), which, norm in zip(panels, unknown, norms, strict=True):
+        for i, product in zip(used[which].tolist(), joined(norm, n).tolist(), strict=True):
+            side[i].own[:] = [product]
+    products = in_units(products, xs, ys)
     return _mirrored(products, groups) if symmetric else products
 
 
@@ -286,17 +309,17 @@ def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
     return np.unique(np.concatenate(indices))
 
 
-def _sides(
-    n: int, bytes_per_pair: int, tile: int | None, memory: int, streamed: bool
+def tile_sides(
+    n: int, bytes_per_pair: int, memory: int, streamed: bool, tile: int | None = None
 ) -> tuple[int, int]:
-    """Stimuli on the sides of a tile."""
-    if streamed:  # each tile reads its rows and columns anew, so the fewer and the squarer
-        tile = tile or max(1, math.isqrt(memory // bytes_per_pair))
+    """Stimuli on the sides of a tile, in whole cells."""
+    if streamed and tile is None:  # each tile reads its rows and columns anew: few and square
+        tile = math.isqrt(memory // bytes_per_pair)
     if tile is not None:
-        return min(tile, n), min(tile, n)
-    area = max(1, min(memory, LARGEST_PANEL) // bytes_per_pair)
-    height = min(HEIGHT, n, math.isqrt(area))
-    return height, min(area // height, n)
+        side = min(n, max(1, tile // HEIGHT) * HEIGHT)
+        return side, side
+    area = min(memory, LARGEST_PANEL) // bytes_per_pair
+    return min(HEIGHT, n), min(max(1, area // HEIGHT**2) * HEIGHT, n)
 
 
 def _tiles(n: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -1,8 +1,8 @@
 """One tile of many relations, laid out so that a matrix product compares them all.
 
 On the CPU with numpy, whose product of an array with itself takes half the operations; on a GPU
-with torch, where float32 products keep float32 precision unless `torch.backends` was told
-otherwise.
+with torch, where products that form relations keep float32 precision unless `torch.backends` was
+told otherwise. Relations are multiplied as whole numbers (see `pipeline.measures.exact`).
 """
 
 from __future__ import annotations
@@ -15,30 +15,32 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.entries import Formed, Products
+from pipeline.measures.exact import LONGEST_SUM, add_own, add_products, bits, in_steps, slices
 from pipeline.measures.groups import take_rows
 from pipeline.measures.relations import Relation
 
 if TYPE_CHECKING:
     import torch
 
-Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Floating = NDArray[np.floating[Any]]
 Index = NDArray[np.intp]
-
-OWN_SUM = 2**8
-"""Products of a relation with itself that are added in its dtype, before float64 takes over."""
 
 
 class Panel(Protocol):
-    """A tile of M relations, a row for each, and what each gives with itself."""
+    """A tile of M relations in whole numbers, `slices` rows for each."""
 
     def fill(self, rows: slice, columns: slice) -> None:
         """Lay out what of each relation's tile lies above the diagonal."""
 
-    def product(self, other: Any, part: slice, rows: Index, columns: Index) -> Float64:
-        """Multiply some rows with some of another panel, over part of the tile."""
+    def add_products(self, other: Any, rows: Index, columns: Index, sums: Int64) -> None:
+        """Add products of some relations with some of another panel, over the tile.
 
-    def halves(self) -> list[float]:
-        """Give half of what each relation gives with itself, over all tiles that were filled."""
+        `sums` is `(len(rows), slices, len(columns), slices)`.
+        """
+
+    def add_own(self, which: Index, sums: Int64) -> None:
+        """Add what some relations give with themselves, `(len(which), slices, slices)`."""
 
 
 def panel_of(relations: list[Relation], size: int, dtype: np.dtype[Any], device: str) -> Panel:
@@ -68,32 +70,35 @@ class HostPanel:
     """With numpy."""
 
     def __init__(self, relations: list[Relation], size: int, dtype: np.dtype[Any]) -> None:
-        self.relations = relations
-        self.values = np.empty((len(relations), size), dtype=dtype)
-        self.norms = np.zeros(len(relations))
+        self.relations, self.size = relations, 0
+        self.tile = np.empty(size, dtype=dtype)
+        self.values = np.empty((len(relations), slices(dtype), size), dtype=np.float32)
 
     def fill(self, rows: slice, columns: slice) -> None:
         """Lay out what of each relation's tile lies above the diagonal."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        size = shape[0] * shape[1]
+        self.size = shape[0] * shape[1]
+        flat = self.tile[: self.size]
         for row, relation in zip(self.values, self.relations, strict=True):
-            relation.upper(rows, columns, row[:size].reshape(shape))
-        for start in range(0, size, OWN_SUM):
-            part = self.values[:, start : min(start + OWN_SUM, size)]
-            self.norms += np.vecdot(part, part)
+            relation.upper(rows, columns, flat.reshape(shape))
+            in_steps(flat, relation.step, relation.n_stimuli, row[:, : self.size])
 
-    def product(self, other: HostPanel, part: slice, rows: Index, columns: Index) -> Float64:
-        """Multiply some rows with some of another panel, over part of the tile."""
-        left = take_rows(self.values[:, part], rows)
-        right = take_rows(other.values[:, part], columns)
-        where = (each.__array_interface__["data"] for each in (left, right))
-        # The same array twice: numpy then multiplies half of it (syrk).
-        same = left.shape == right.shape and len(set(where)) == 1
-        return np.asarray(left @ left.T if same else left @ right.T, dtype=np.float64)
+    def add_products(self, other: HostPanel, rows: Index, columns: Index, sums: Int64) -> None:
+        """Add products of some relations with some of another panel, over the tile."""
+        same = other is self and np.array_equal(rows, columns)
+        flat = sums.reshape(sums.shape[0] * sums.shape[1], -1)
+        for start in range(0, self.size, LONGEST_SUM):
+            part = slice(start, min(start + LONGEST_SUM, self.size))
+            left = self._rows(rows, part)
+            add_products(left, left if same else other._rows(columns, part), flat)
 
-    def halves(self) -> list[float]:
-        """Give half of what each relation gives with itself, over all tiles that were filled."""
-        return [float(norm) for norm in self.norms]
+    def _rows(self, which: Index, part: slice) -> Floating:
+        """Give part of some relations' tiles, `(len(which) · slices, size)`."""
+        return take_rows(self.values[:, :, part], which).reshape(-1, part.stop - part.start)
+
+    def add_own(self, which: Index, sums: Int64) -> None:
+        """Add what some relations give with themselves."""
+        add_own(take_rows(self.values, which)[:, :, : self.size], sums)
 
 
 class TorchPanel:
@@ -107,8 +112,11 @@ class TorchPanel:
         self.relations, self.dtype, self.torch = relations, dtype, torch
         self.device = torch.device(device)
         kind = torch.float32 if dtype == np.float32 else torch.float64
-        self.values = torch.empty((len(relations), size), dtype=kind, device=self.device)
-        self.norms = torch.zeros(len(relations), dtype=torch.float64, device=self.device)
+        self.tile = torch.empty(size, dtype=kind, device=self.device)
+        self.values = torch.empty(
+            (len(relations), slices(dtype), size), dtype=torch.float64, device=self.device
+        )
+        self.size = 0
         self.there = [self._moved(relation) for relation in relations]
 
     def _moved(self, relation: Relation) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -128,31 +136,40 @@ class TorchPanel:
     def fill(self, rows: slice, columns: slice) -> None:
         """Lay out what of each relation's tile lies above the diagonal."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        size = shape[0] * shape[1]
+        self.size = shape[0] * shape[1]
         room = np.empty(shape, dtype=self.dtype)
+        flat = self.tile[: self.size]
+        block = flat.view(shape)
         for row, relation, there in zip(self.values, self.relations, self.there, strict=True):
-            block = row[:size].view(shape)
             if there is None:
                 relation.upper(rows, columns, room)
                 block.copy_(self.torch.from_numpy(room))
-                continue
-            features, shift = there
-            self.torch.matmul(features[rows], features[columns].T, out=block)
-            block += shift[rows, None]
-            block += shift[columns]
-            block.triu_(rows.start - columns.start + 1)
-        for start in range(0, size, OWN_SUM):
-            part = self.values[:, start : min(start + OWN_SUM, size)]
-            self.norms += self.torch.linalg.vecdot(part, part)
+            else:
+                features, shift = there
+                self.torch.matmul(features[rows], features[columns].T, out=block)
+                block += shift[rows, None]
+                block += shift[columns]
+                block.triu_(rows.start - columns.start + 1)
+            rest = flat / relation.step
+            for whole in row[:, : self.size]:
+                nearest = self.torch.round(rest)
+                whole.copy_(nearest)
+                rest = (rest - nearest) * 2.0 ** bits(relation.n_stimuli)
 
-    def product(self, other: TorchPanel, part: slice, rows: Index, columns: Index) -> Float64:
-        """Multiply some rows with some of another panel, over part of the tile."""
+    def add_products(self, other: TorchPanel, rows: Index, columns: Index, sums: Int64) -> None:
+        """Add products of some relations with some of another panel, over the tile."""
         left, right = (
-            panel.values[self.torch.as_tensor(which, device=self.device), part]
+            panel.values[self.torch.as_tensor(which, device=self.device), :, : self.size].flatten(
+                0, 1
+            )
             for panel, which in ((self, rows), (other, columns))
         )
-        return np.asarray((left @ right.T).double().cpu().numpy())
+        for start in range(0, self.size, LONGEST_SUM):
+            part = slice(start, start + LONGEST_SUM)
+            product = (left[:, part] @ right[:, part].T).cpu().numpy()
+            sums += product.astype(np.int64).reshape(sums.shape)
 
-    def halves(self) -> list[float]:
-        """Give half of what each relation gives with itself, over all tiles that were filled."""
-        return [float(norm) for norm in self.norms.cpu()]
+    def add_own(self, which: Index, sums: Int64) -> None:
+        """Add what some relations give with themselves."""
+        for i, own in zip(which.tolist(), sums, strict=True):
+            self.add_products(self, np.array([i]), np.array([i]), own[None, :, None, :])

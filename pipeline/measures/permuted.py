@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -18,6 +17,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
+from pipeline.measures.entries import strips
+from pipeline.measures.exact import add_products, in_steps, joined, slices
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.pairs import (
@@ -30,10 +31,14 @@ from pipeline.measures.pairs import (
     sharing,
 )
 from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import Relation, relation_scores
+from pipeline.measures.relations import (
+    Relation,
+    in_units,
+    linear_products,
+    relation_scores,
+)
 
 Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 CHUNK = 8192
@@ -86,8 +91,7 @@ def score_permuted(
         spec = specs[labels[0]]
         rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
         products = _dense_products(rx, ry, permutations, groups)
-        own, other = np.stack([r.linear for r in rx]), np.stack([r.linear for r in ry])
-        linear = np.stack([own @ other[:, order].T for order in permutations])
+        linear = np.stack([linear_products(rx, ry, order) for order in permutations])
         for label in labels:
             each = specs[label]
             results[label] = relation_scores(
@@ -139,57 +143,65 @@ def _dense_products(
     groups: list[Group],
 ) -> Float64:
     """⟨U_x, P U_y Pᵀ⟩ for each permutation, `(K, len(xs), len(ys))`; zero outside the groups."""
-    n = xs[0].n_stimuli
+    n, count = xs[0].n_stimuli, slices(np.result_type(xs[0].dtype, ys[0].dtype))
     starts = np.arange(n) * (2 * n - np.arange(n) - 1) // 2 - np.arange(n) - 1
-    laid = np.empty((n * (n - 1) // 2, len(ys)), dtype=ys[0].dtype)
-    for rows in _row_chunks(n):
-        chunk = _upper(ys, rows)
+    laid = np.empty((n * (n - 1) // 2, len(ys) * count), dtype=np.float32)
+    for rows, chunk in _chunks(ys, count):
         first = starts[rows.start] + rows.start + 1
-        laid[first : first + chunk.shape[1]] = chunk.T
-    products = np.zeros((len(orders), len(xs), len(ys)))
-    for rows in _row_chunks(n):
-        panel = _upper(xs, rows)
+        laid[first : first + chunk.shape[-1]] = chunk.reshape(-1, chunk.shape[-1]).T
+    places = [
+        (group.rows, (group.columns[:, None] * count + np.arange(count)).ravel())
+        for group in groups
+    ]
+    sums = [
+        np.zeros((len(orders), g.rows.size * count, g.columns.size * count), dtype=np.int64)
+        for g in groups
+    ]
+    for rows, panel in _chunks(xs, count):
         above = _above_diagonal(n, rows)
         i, j = above[0] + rows.start, above[1] + rows.start
-        fetched = np.empty((len(i), len(ys)), dtype=laid.dtype)
-        for product, order in zip(products, orders, strict=True):
+        fetched = np.empty((len(i), laid.shape[1]), dtype=laid.dtype)
+        lefts = [take_rows(panel, own).reshape(-1, panel.shape[-1]) for own, _ in places]
+        for k, order in enumerate(orders):
             first, second = order[i], order[j]
             position = starts[np.minimum(first, second)] + np.maximum(first, second)
             # Positions are right by construction; "clip" spares numpy a buffer.
             np.take(laid, position, axis=0, out=fetched, mode="clip")
-            for group in groups:
-                left = take_rows(panel, group.rows)
-                right = take_rows(fetched.T, group.columns).T
-                product[np.ix_(group.rows, group.columns)] += left @ right
-    return 2.0 * products
+            for left, (_, columns), added in zip(lefts, places, sums, strict=True):
+                add_products(left, take_rows(fetched.T, columns), added[k])
+    products = np.zeros((len(orders), len(xs), len(ys)))
+    for group, added in zip(groups, sums, strict=True):
+        shape = (len(orders), group.rows.size, count, group.columns.size, count)
+        products[:, group.rows[:, None], group.columns] = joined(
+            added.reshape(shape).swapaxes(2, 3), n
+        )
+    return in_units(products, xs, ys)
 
 
-def _row_chunks(n: int) -> Iterator[slice]:
-    """Consecutive rows that hold about `CHUNK` pairs i < j."""
-    start = 0
-    while start < n - 1:
-        height = max(1, CHUNK // (n - start))
-        yield slice(start, min(start + height, n - 1))
-        start += height
+def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Give rows, and what stands in them above the diagonal in whole numbers of steps.
+
+    Arrays are `(len(relations), count, pairs)`, with about `CHUNK` pairs i < j of stimuli.
+    """
+    n, dtype = relations[0].n_stimuli, relations[0].dtype
+    for strip in strips(n):
+        formed = np.empty((len(relations), strip.stop - strip.start, n - strip.start), dtype=dtype)
+        for relation, block in zip(relations, formed, strict=True):
+            relation.upper(strip, slice(strip.start, n), block)
+        height = max(1, CHUNK // (n - strip.start))
+        for start in range(strip.start, min(strip.stop, n - 1), height):
+            rows = slice(start, min(start + height, strip.stop, n - 1))
+            row, column = _above_diagonal(n, rows)
+            shift = start - strip.start
+            panel = np.empty((len(relations), count, len(row)), dtype=np.float32)
+            for relation, block, whole in zip(relations, formed, panel, strict=True):
+                in_steps(block[row + shift, column + shift], relation.step, n, whole)
+            yield rows, panel
 
 
 def _above_diagonal(n: int, rows: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row and column of the pairs i < j of some rows, from the first of these rows."""
     return np.triu_indices(rows.stop - rows.start, k=1, m=n - rows.start)
-
-
-def _upper(relations: list[Relation], rows: slice) -> Floating:
-    """Entries i < j of some rows, one row per relation."""
-    n = relations[0].n_stimuli
-    columns = slice(rows.start, n)
-    above = _above_diagonal(n, rows)
-    dtype = relations[0].dtype
-    block = np.empty((rows.stop - rows.start, n - rows.start), dtype=dtype)
-    panel = np.empty((len(relations), len(above[0])), dtype=dtype)
-    for row, relation in zip(panel, relations, strict=True):
-        relation.upper(rows, columns, block)
-        row[:] = block[above]
-    return panel
 
 
 def _neighbour_scores(

@@ -38,10 +38,12 @@ from pipeline.measures.entries import (
     Products,
     Source,
     Table,
+    block_of,
     laid_bytes,
     strips,
     whole,
 )
+from pipeline.measures.exact import add_own, in_steps, joined, slices, step_of
 from pipeline.measures.neighbours import power_of_two, row_blocks
 
 Float64 = NDArray[np.float64]
@@ -52,8 +54,13 @@ ROWS = 512
 """Rows and columns of the blocks in which sums over one representation are made."""
 NEAR = 4.0
 """Units of unit length are told apart beyond so many units in the last place of the features."""
+ROOM = 1.01
+"""Entries may be so much larger than they were said to be, by their own rounding."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
+
+Extremes = tuple[float, float]
+"""The lowest and the highest."""
 
 RelationKey = tuple[str | float, ...]
 """What distinguishes relations: ``("linear",)``, ``("rbf", bandwidth)``, ``("distance",)``,
@@ -73,8 +80,10 @@ class Relation:
     """c."""
     length: float
     """What a feature of 1, as it was multiplied, is in its own units."""
-    found: list[float] = field(default_factory=list, repr=False)
-    """⟨U, U⟩, once it is known; shared by what is permuted."""
+    step: float = 1.0
+    """What entries are rounded to whole numbers of when they are multiplied."""
+    own: list[float] = field(default_factory=list, repr=False)
+    """⟨U, U⟩ in steps, once it is known; a sum without rounding, so it does not matter whence."""
 
     @property
     def n_stimuli(self) -> int:
@@ -93,8 +102,9 @@ class Relation:
         return whole(self.source, out)
 
     def permuted(self, order: Order) -> Relation:
-        """Reorder the stimuli; norms stay."""
-        return replace(self, source=self.source.permuted(order), linear=self.linear[order])
+        """Reorder the stimuli."""
+        source = self.source.permuted(order)
+        return replace(self, source=source, linear=self.linear[order], own=[])
 
     def spilled(self, folder: Path) -> Relation:
         """Keep the bulk of it in a file; vectors and norms stay."""
@@ -102,14 +112,16 @@ class Relation:
 
     def squared_norm(self, *, residual: bool) -> float:
         """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
-        if not self.found:
-            self.found.append(_own_product(self))
+        if not self.own:
+            self.own.append(_own_product(self))
         n = self.n_stimuli
         floor = n * (n - 1) * (16 * float(np.finfo(self.source.dtype).eps)) ** 2
-        norm = self.found[0] if self.found[0] > floor else 0.0
+        norm = float(in_units(np.array(self.own), [self], [self])[0, 0])
         if residual:
-            return norm
-        norm += float(self.linear @ self.linear) + self.constant**2
+            return norm if norm > floor else 0.0
+        # as `relation_scores` does, so that a relation is 1 with itself
+        norm += float(linear_products([self], [self])[0, 0])
+        norm += self.constant * self.constant
         return norm if norm > floor else 0.0
 
 
@@ -157,7 +169,7 @@ def relate(
 
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
-    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, [0.0])
+    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, own=[0.0])
 
 
 def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, float]:
@@ -192,7 +204,9 @@ def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, floa
 def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
     """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
     features, squares, length = _centred(values, kind)
-    return replace(_assembled(Products(features), kind, -squares, squares), length=length)
+    largest = float(squares.max())
+    assembled = _assembled(Products(features), kind, -squares, (-largest, largest), squares)
+    return replace(assembled, length=length)
 
 
 def _distances(values: Floating) -> Distances:
@@ -208,7 +222,7 @@ def _of_distances(values: Floating, multiple: float | None, kind: np.dtype[Any])
         entries = replace(entries, bandwidth=multiple * _median_distance(entries))
     n = len(values)
     own = np.full(n, 0.0 if multiple is None else 1.0)
-    return _assembled(entries, kind, _row_sums(entries, n), own)
+    return _assembled(entries, kind, *_row_sums(entries, n), own)
 
 
 def _median_distance(entries: Distances) -> float:
@@ -219,7 +233,7 @@ def _median_distance(entries: Distances) -> float:
     parts = []
     for start in range(0, len(some), ROWS):
         rows = slice(start, min(start + ROWS, len(some)))
-        block = -chosen.block(rows, slice(start, len(some)))
+        block = -block_of(chosen, rows, slice(start, len(some)))
         above = block[np.triu_indices(block.shape[0], k=1, m=block.shape[1])]
         parts.append(above[above > 0])
     return float(np.median(np.concatenate(parts)))
@@ -234,7 +248,7 @@ def _of_dissimilarities(
     bias = np.zeros(n)
     if dissimilarity == "euclidean":
         entries = _distances(values)
-        sums = _row_sums(entries, n)
+        sums, extremes = _row_sums(entries, n)
     else:
         units = unit_rows(values.astype(np.float64), centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
@@ -247,29 +261,35 @@ def _of_dissimilarities(
         bias = units @ mean
         entries = Products(units if comparison == "spearman" else units.astype(kind))
         sums = -np.einsum("ij,ij->i", units, units)  # since rows add up to nothing
+        extremes = float(sums.min()), -float(sums.min())
     if comparison == "spearman":
         check_rankable(n)
-        table = np.asarray(entries.block(slice(0, n), slice(0, n)), dtype=np.float64)
+        everyone = slice(0, n)
+        table = np.asarray(block_of(entries, everyone, everyone), dtype=np.float64)
         entries, bias = Table(ranked(table + bias[:, None] + bias)), np.zeros(n)
-        sums = _row_sums(entries, n)
-    return _assembled(entries, kind, sums, None, bias)
+        sums, extremes = _row_sums(entries, n)
+    return _assembled(entries, kind, sums, extremes, None, bias)
 
 
-def _row_sums(entries: Entries, n: int) -> Float64:
-    """Sum the off-diagonal entries of each row."""
+def _row_sums(entries: Entries, n: int) -> tuple[Float64, Extremes]:
+    """Sum the off-diagonal entries of each row; give the lowest and the highest."""
     sums = np.empty(n)
+    low, high = np.inf, -np.inf
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
-        block = entries.block(rows, slice(0, n))
+        block = block_of(entries, rows, slice(0, n))
         np.fill_diagonal(block[:, start:], 0.0)
         sums[rows] = block.sum(axis=1, dtype=np.float64)
-    return sums
+        np.fill_diagonal(block[:, start:], block[0, -1] if start == 0 else block[0, 0])
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+    return sums, (low, high)
 
 
 def _assembled(
     entries: Entries,
     kind: np.dtype[Any],
     sums: Float64,
+    extremes: Extremes,
     own: Float64 | None,
     bias: Float64 | float = 0.0,
 ) -> Relation:
@@ -279,13 +299,19 @@ def _assembled(
     ----------
     sums
         Row sums of the off-diagonal entries.
+    extremes
+        No off-diagonal entry is lower than the first or higher than the second.
     own
         The diagonal, for a doubly centred relation; None for one that is mean-centred off it.
     bias
         An additive row effect that the entries leave out.
     """
     n, total = len(sums), float(sums.sum())
-    shift = (total / (2 * (n - 1) * (n - 2)) - sums / (n - 2)).astype(kind)
+    shift = total / (2 * (n - 1) * (n - 2)) - sums / (n - 2)
+    middle = 2 * float(shift.mean())
+    largest = max(abs(extremes[0] + middle), abs(extremes[1] + middle))
+    largest += 2 * float(np.abs(shift - middle / 2).max())
+    shift = shift.astype(entries.dtype)
     if own is None:
         effects = (sums - total / n) / (n - 2) + bias - np.mean(bias)
         linear, constant = np.sqrt(2 * (n - 2)) * effects, 0.0
@@ -297,19 +323,46 @@ def _assembled(
         constant = trace / np.sqrt(n - 1)
     source: Source = Formed(entries, shift)
     if laid_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
-        source = Laid.of(source, n, kind)
-    return Relation(source, kind, np.asarray(linear), float(constant), 1.0)
+        laid = Laid.of(source, n, kind)
+        source, largest = laid, laid.largest
+    step = step_of(largest * ROOM, n)
+    return Relation(source, kind, np.asarray(linear), float(constant), 1.0, step)
 
 
 def _own_product(relation: Relation) -> float:
-    """⟨U, U⟩, strip by strip, twice what lies above the diagonal."""
-    n = relation.n_stimuli
-    total = 0.0
+    """⟨U, U⟩ above the diagonal, in steps."""
+    n, count = relation.n_stimuli, slices(relation.dtype)
+    sums = np.zeros((1, count, count), dtype=np.int64)
     for rows in strips(n):
         strip: Floating = np.empty((rows.stop - rows.start, n - rows.start), dtype=relation.dtype)
         relation.upper(rows, slice(rows.start, n), strip)
-        total += 2.0 * float(np.einsum("ij,ij->", strip, strip, dtype=np.float64))
-    return total
+        whole = np.empty((1, count, strip.size), dtype=np.float32)
+        in_steps(strip.ravel(), relation.step, n, whole[0])
+        add_own(whole, sums)
+    return float(joined(sums, n)[0])
+
+
+def in_units(products: Float64, xs: Sequence[Relation], ys: Sequence[Relation]) -> Float64:
+    """Give products ⟨U_x, U_y⟩, `(..., len(xs), len(ys))`, from those above the diagonal in steps.
+
+    A step is a power of two: nothing is rounded.
+    """
+    return np.asarray(2.0 * products * np.outer([x.step for x in xs], [y.step for y in ys]))
+
+
+def linear_products(
+    xs: Sequence[Relation], ys: Sequence[Relation], order: Order | None = None
+) -> Float64:
+    """Give ℓ_x · ℓ_y, `(len(xs), len(ys))`, each summed in the same order whatever the others are.
+
+    Parameters
+    ----------
+    order
+        Of the stimuli of Y.
+    """
+    own, other = (np.stack([r.linear for r in side]) for side in (xs, ys))
+    other = other if order is None else np.ascontiguousarray(other[:, order])
+    return np.asarray(np.einsum("in,jn->ij", own, other))
 
 
 def relation_scores(
@@ -341,7 +394,8 @@ def relation_scores(
     if not residual:
         scores += linear
         scores += np.outer([x.constant for x in xs], [y.constant for y in ys])
-    return scores / denominators(xs, ys, wanted=wanted, residual=residual, added=added)
+    scores /= denominators(xs, ys, wanted=wanted, residual=residual, added=added)
+    return np.clip(scores, -1.0, 1.0, out=scores)  # beyond by the rounding of the quotient alone
 
 
 def denominators(

@@ -164,19 +164,31 @@ def null_job(job: NullJob) -> int:
     )
     rows, columns = list(job.left), list(job.right)
     wanted = job.missing[np.ix_(rows, columns)]
+    forward = wanted & _in_order(job)
+    backward = (wanted & ~forward).T
     root = open_root(job.store.place, "r+", lease=job.store.watch())
     for (method, count), specs in _by_method(job).items():
         permuted = dict.fromkeys(specs, wanted)
         nulls: dict[str, dict[str, Float64]] = {}
         if method == "analytic":
             for label, null in nulls_of(xs, ys, x_groups, y_groups, specs).items():
-                nulls[label] = draw(null, x_groups, y_groups, wanted, count, job.calibrate.seed)
+                seed = job.calibrate.seed
+                drawn = draw(null, x_groups, y_groups, forward, count, seed)
+                turned = draw(null.transposed(), y_groups, x_groups, backward, count, seed)
+                nulls[label] = _merged(forward, drawn, turned)
                 permuted[label] = flagged_encoders(null, x_groups, y_groups, wanted)
         orders = permutations(xs[0].n_stimuli, count, job.calibrate.seed)
         for labels in _together(permuted):
             mask = permuted[labels[0]]
             some = {label: specs[label] for label in labels}
-            found = permutation_null(xs, ys, x_groups, y_groups, some, orders, wanted=mask)
+            both = {label: spec for label, spec in some.items() if spec.measure.symmetric}
+            directed = {label: spec for label, spec in some.items() if label not in both}
+            found = permutation_null(xs, ys, x_groups, y_groups, directed, orders, wanted=mask)
+            one = permutation_null(xs, ys, x_groups, y_groups, both, orders, wanted=mask & forward)
+            other = permutation_null(
+                ys, xs, y_groups, x_groups, both, orders, wanted=mask.T & backward
+            )
+            found |= {label: _merged(forward, one[label], other[label]) for label in both}
             for label in labels:
                 drawn = nulls.get(label, found[label])
                 nulls[label] = {
@@ -194,6 +206,28 @@ def null_job(job: NullJob) -> int:
             places = rows, columns
             _write(Grid(group, "encoder"), job, by_aggregate, turned, permuted[label], places)
     return int(job.missing.sum())
+
+
+def _in_order(job: NullJob) -> Mask:
+    """Tell which pairs of encoders stand in the order in which they are told apart by name.
+
+    It is the stimuli of the second that are permuted. Which of two that is must not depend on when
+    they came into the store.
+    """
+    left, right = (
+        np.array([f"{layers[0].path}@{layers[0].checkpoint}" for layers in side.values()])
+        for side in (job.left, job.right)
+    )
+    return np.asarray(left[:, None] <= right)
+
+
+def _merged(
+    forward: Mask, one: Mapping[str, Float64], other: Mapping[str, Float64]
+) -> dict[str, Float64]:
+    """Put nulls of pairs in order, and of the others with sides exchanged, into one."""
+    return {
+        how: np.where(forward[..., None], one[how], other[how].swapaxes(0, 1)) for how in AGGREGATES
+    }
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:

@@ -251,10 +251,10 @@ def test_null__is_the_permutation_null_of_the_same_arrays(results: Results, kind
             assert {int(g.state()[i, j]) for g in grids.values()} == {int(wanted)}, (x, y)
             if not wanted or i > j:
                 continue
-            nulls = permutation_null(
-                prepared[x], prepared[y], [0] * len(prepared[x]), [0] * len(prepared[y]),
-                specs, orders,
-            )  # fmt: skip
+            # whatever their slots, it is the second by name whose stimuli are permuted
+            names = {f"{e.path}@{e.checkpoint}": name for e, name in ((a, x), (b, y))}
+            xs, ys = (prepared[names[name]] for name in sorted(names))
+            nulls = permutation_null(xs, ys, [0] * len(xs), [0] * len(ys), specs, orders)
             for label, grid in grids.items():
                 null = np.asarray(grid.array("null")[:, i, j])
                 for k, how in enumerate(("max", "mean")):
