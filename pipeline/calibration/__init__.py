@@ -11,7 +11,7 @@ from pipeline.calibration.draws import draw
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
-from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score
+from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score, check_level
 
 __all__ = [
     "AGGREGATES",
@@ -23,6 +23,7 @@ __all__ = [
     "calibrate",
     "calibrate_layers",
     "calibrate_score",
+    "check_level",
     "draw",
     "flagged_encoders",
     "nulls_of",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from pipeline.calibration.analytic import nulls_of
 from pipeline.calibration.draws import draw, pair_null
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
-from pipeline.calibration.statistics import calibrate_score
+from pipeline.calibration.statistics import calibrate_score, check_level
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.measure import Parameter, Value
@@ -193,12 +192,7 @@ def _calibrate(
     for parameter, value in zip(_NUMBERS, (count, seed, alpha), strict=True):
         if not parameter.accepts(value):
             raise InputError(f"{parameter.name} is {value!r}; it must be {parameter.allowed}.")
-    if 0 < alpha < 1 and alpha * (count + 1) < 1 - 1e-9:
-        raise InputError(
-            f"With n_permutations={count} the smallest possible p is "
-            f"1/{count + 1}, above alpha={alpha}: nothing could be told from chance. "
-            f"Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
-        )
+    check_level(alpha, count)
     return run(xs, ys, spec, aggregate, count, alpha, seed)
 
 

@@ -15,6 +15,33 @@ EQUAL = 4 * float(np.finfo(np.float32).eps)
 """Values that differ by no more than this are equal."""
 
 
+def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
+    """Refuse a level that no p-value of so many permutations, or draws, can reach.
+
+    Parameters
+    ----------
+    alpha
+        Probability that chance alone exceeds the threshold.
+    n_permutations
+        K: the smallest p is 1/(K+1).
+    measure
+        Whose null it is, for the message, where there are several.
+
+    Raises
+    ------
+    InputError
+        With the fewest permutations that are enough; and where `alpha` is no probability.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}; it is a probability, between 0 and 1.")
+    if alpha * (n_permutations + 1) < 1 - 1e-9:
+        raise InputError(
+            f"{f'{measure}: ' if measure else ''}With n_permutations={n_permutations} the smallest "
+            f"possible p is 1/{n_permutations + 1}, above alpha={alpha}: nothing could be told "
+            f"from chance. Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
+        )
+
+
 def calibrate_score(
     observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, maximum: float = 1.0
 ) -> tuple[Float64, Float64, Float64]:
@@ -44,7 +71,7 @@ def calibrate_score(
     Raises
     ------
     InputError
-        If shapes do not fit or `alpha` is not between 0 and 1.
+        If shapes do not fit, `alpha` is not between 0 and 1, or K is too small for it.
 
     References
     ----------
@@ -62,8 +89,7 @@ def calibrate_score(
             f"A null of shape {nulls.shape} does not go with scores of shape {scores.shape}; it "
             "needs the same axes and one more, the permutations, at the end."
         )
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha}; it is a probability, between 0 and 1.")
+    check_level(alpha, nulls.shape[-1])
     count = nulls.shape[-1] + 1
     # (1 − 0.44) · 25 is 14.000000000000002 in floating point, and 14 in truth.
     rank = math.ceil((1 - alpha) * count - 1e-9)
