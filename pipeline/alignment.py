@@ -6,7 +6,7 @@ Kernels take bare arrays; `alignment_dataset` puts the labels on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,8 @@ class Compared:
     """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
     permuted: Collection[tuple[str, str]] = ()
     """Pairs whose null was had by permuting stimuli."""
+    tails: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(encoder x, encoder y) → upper bound of p from moments; NaN, or not there, without one."""
 
 
 def alignment_dataset(
@@ -165,9 +167,14 @@ def _calibrate(
         return
     at = (np.array([index[x] for x, _ in pairs]), np.array([index[y] for _, y in pairs]))
     nulls = np.stack([result.nulls[p] for p in pairs]).astype(np.float64)
+    tails = np.array([result.tails.get(p, np.nan) for p in pairs])
     for a, (score, calibrated) in enumerate((("score", "calibrated"), ("mean", "calibrated_mean"))):
         value, threshold, p = calibrate_score(
-            found[score][at], nulls[:, a], alpha=alpha, maximum=maximum
+            found[score][at],
+            nulls[:, a],
+            alpha=alpha,
+            maximum=maximum,
+            tail=tails if score == "score" else None,
         )
         found[calibrated][at] = value
         if score == "score":

@@ -12,6 +12,7 @@ from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
 from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score, check_level
+from pipeline.calibration.tails import tail_bounds
 
 __all__ = [
     "AGGREGATES",
@@ -29,4 +30,5 @@ __all__ = [
     "nulls_of",
     "permutation_null",
     "permutations",
+    "tail_bounds",
 ]

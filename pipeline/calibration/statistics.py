@@ -43,7 +43,12 @@ def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
 
 
 def calibrate_score(
-    observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, maximum: float = 1.0
+    observed: ArrayLike,
+    null: ArrayLike,
+    *,
+    alpha: float = 0.05,
+    maximum: float = 1.0,
+    tail: ArrayLike | None = None,
 ) -> tuple[Float64, Float64, Float64]:
     """Calibrate scores against their nulls.
 
@@ -61,6 +66,9 @@ def calibrate_score(
         Probability that chance alone exceeds τ.
     maximum
         s_max, the highest value of the measure.
+    tail
+        `(...)`, upper bounds of p that are known otherwise, NaN where there is none: p where no
+        value of the null reaches the score, and the bound is below 1/(K+1).
 
     Returns
     -------
@@ -99,7 +107,12 @@ def calibrate_score(
     together = np.concatenate([nulls, own], axis=-1)
     missing = np.isnan(together).any(axis=-1)
     tau = np.partition(together, rank - 1, axis=-1)[..., rank - 1]
-    p = np.where(missing, np.nan, (1 + (nulls >= own).sum(axis=-1)) / count)
+    reached = (nulls >= own).sum(axis=-1)
+    p = (1 + reached) / count
+    if tail is not None:
+        bound = np.asarray(tail, np.float64)
+        p = np.where((reached == 0) & (bound < p), bound, p)
+    p = np.where(missing, np.nan, p)
     room = maximum - tau
     share = np.divide(scores - tau, room, out=np.zeros_like(tau), where=room > 0)
     calibrated = np.where(missing, np.nan, np.clip(share, 0.0, 1.0))
