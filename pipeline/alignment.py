@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import benjamini_hochberg, calibrate_score
+from pipeline.calibration import VERSION, benjamini_hochberg, calibrate_score, check_level
+from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER
 from pipeline.store.catalog import Encoder, related
 
@@ -153,6 +154,29 @@ def alignment_dataset(
                 {"description": ENCODER[name].description},
             )
     return xr.Dataset(variables, coords=coordinates, attrs=dict(attributes))
+
+
+def outdated(attributes: Mapping[str, Any]) -> str:
+    """Say what is wrong with the calibration of a stored alignment dataset.
+
+    Parameters
+    ----------
+    attributes
+        Of the dataset.
+
+    Returns
+    -------
+    str
+        Empty where nothing is: where it was not calibrated, too.
+    """
+    if attributes.get("method") == "analytic" and attributes.get("null_version") != VERSION:
+        return "it was calibrated against an older model of the null"
+    if "alpha" in attributes:
+        try:
+            check_level(float(attributes["alpha"]), int(attributes["n_permutations"]))
+        except InputError as error:
+            return f"it was calibrated at a level that no p reaches ({str(error).rstrip('.')})"
+    return ""
 
 
 def _calibrate(

@@ -40,8 +40,11 @@ def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> 
 
     Notes
     -----
-    Costs about a microsecond for each pair of layers, and draws nothing. How far the tail of the
-    Pearson III distribution is that of permuting stands in docs/nulls.md.
+    Costs about a microsecond for each pair of layers, and draws nothing. Against 400,000
+    permutations of one pair (n = 120; Gaussian, clustered and low-rank data) the tail is within a
+    factor of two where it is 1e-4, and up to three times too low where it is 2e-5; with rows of
+    heavy tails, at 1e-4, four times too high for biased CKA and twenty times too low for distance
+    correlation. Much lower values say no more than that chance is out of the question.
 
     References
     ----------

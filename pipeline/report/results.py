@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.alignment import outdated
 from pipeline.errors import InputError
 from pipeline.store.grid import Grid
 from pipeline.store.layout import child_groups
@@ -35,6 +36,8 @@ class Results:
         Label of a measure → dataset. Both have the same labels.
     unfinished
         Labels that were compared, but not (wholly) aggregated yet.
+    outdated
+        Label → what is wrong with its calibration, by which it cannot be used.
     """
 
     store: Store
@@ -42,6 +45,7 @@ class Results:
     alignment: Mapping[str, xr.Dataset]
     convergence: Mapping[str, xr.Dataset]
     unfinished: tuple[str, ...] = ()
+    outdated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -90,12 +94,22 @@ def load_results(store: Store, subset: str | None = None) -> Results:
     Raises
     ------
     InputError
-        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it yet.
+        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it that
+        can be used.
     """
     labels = store.labels(subset)  # refuses an unknown or ambiguous subset
     key = store.subsets[0] if subset is None else subset
     done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
-    ready = [label for label in labels if all(label in found for found in done.values())]
+    made = [label for label in labels if all(label in found for found in done.values())]
+    faults = {n: outdated(_group(store.root, f"alignment/{key}/{n}").attrs) for n in made}
+    faults = {label: why for label, why in faults.items() if why}
+    ready = [label for label in made if label not in faults]
+    if faults and not ready:
+        told = "; ".join(f"{label}: {why}" for label, why in faults.items())
+        raise InputError(
+            f"{store.path}: no alignment on subset {key} can be used: {told}. `consilience run "
+            "WORKFLOW` makes them anew."
+        )
     if not ready:
         raise InputError(
             f"{store.path}: nothing has been aggregated on subset {key} yet, so there is nothing "
@@ -106,7 +120,8 @@ def load_results(store: Store, subset: str | None = None) -> Results:
         key,
         {label: store.alignment(label, key) for label in ready},
         {label: store.convergence(label, key) for label in ready},
-        tuple(label for label in labels if label not in ready),
+        tuple(label for label in labels if label not in made),
+        faults,
     )
 
 
@@ -131,6 +146,43 @@ def pair_values(alignment: xr.Dataset, name: str, rows: Mask, columns: Mask) -> 
 def is_calibrated(alignment: xr.Dataset) -> bool:
     """Whether any pair of encoders has a calibrated score."""
     return bool(np.isfinite(alignment["calibrated"].values).any())
+
+
+@dataclass(frozen=True)
+class NullFacts:
+    """How the nulls of one measure were had, by the dataset's own word."""
+
+    method: str
+    n_permutations: int
+    """K, permutations or draws."""
+    alpha: float
+    seed: int
+    n_pairs: int
+    """Unordered pairs of encoders that were calibrated."""
+    n_permuted: int
+    """Pairs among them whose null was had by permuting stimuli."""
+
+    @property
+    def flagged(self) -> int:
+        """Pairs that were permuted because moments do not determine their null."""
+        return self.n_permuted if self.method == "analytic" else 0
+
+
+def null_facts(alignment: xr.Dataset) -> NullFacts | None:
+    """Return how the scores of a measure were calibrated; None where they were not."""
+    if not is_calibrated(alignment):
+        return None
+    about = alignment.attrs
+    tested, permuted = np.isfinite(alignment["p"].values), alignment["permuted"].values
+    pairs = np.triu(tested | tested.T, 1)
+    return NullFacts(
+        str(about["method"]),
+        int(about["n_permutations"]),
+        float(about["alpha"]),
+        int(about["permutation_seed"]),
+        int(pairs.sum()),
+        int((pairs & (permuted | permuted.T)).sum()),
+    )
 
 
 def value_names(alignment: xr.Dataset) -> dict[str, str]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
+from pipeline.report.results import (
+    NullFacts,
+    Results,
+    encoder_mask,
+    is_calibrated,
+    null_facts,
+    stages,
+    text,
+)
 from pipeline.report.style import count, number
 from pipeline.store.catalog import tower_groups
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def summary(results: Results) -> str:
@@ -39,12 +44,18 @@ def summary(results: Results) -> str:
         f"{_captions(results)}, by {_of(len(results.labels), 'measure')}: "
         f"{', '.join(results.labels)}."
     ]
+    facts = {label: null_facts(dataset) for label, dataset in results.alignment.items()}
     by_way: dict[str, list[str]] = {}
-    for label, dataset in results.alignment.items():
-        by_way.setdefault(_calibration(dataset), []).append(label)
+    for label, null in facts.items():
+        by_way.setdefault(_calibration(null), []).append(label)
     for way, labels in by_way.items():
         everything = len(labels) == len(results.labels)
         parts.append(f"{'Scores' if everything else ', '.join(labels) + ': scores'} {way}")
+    if any(null is not None for null in facts.values()):
+        parts.append(
+            "Calibrated, 0 is the threshold that chance passes with probability α, with the search "
+            "for the best layers included, and 1 is the measure's maximum."
+        )
     parts.append(
         "Alignment is the similarity of the best pair of layers of two encoders. An encoder is one "
         "model, at one checkpoint, seen through one tower."
@@ -60,17 +71,29 @@ def _captions(results: Results) -> str:
     return f" (pairs with a text tower on {n:,} distinct captions)"
 
 
-def _calibration(alignment: xr.Dataset) -> str:
-    if not is_calibrated(alignment):
+def _calibration(null: NullFacts | None) -> str:
+    """Say how the scores of a measure were calibrated, and how low p can be."""
+    if null is None:
         return "were not calibrated."
-    about = alignment.attrs
-    n = about.get("n_permutations")
-    how = f"by {n:,} permutations of the stimuli" if n else "against their null"
-    alpha = about.get("alpha")
-    level = f", at α = {alpha:g}" if alpha is not None else ""
+    n, least = null.n_permutations, f"1/{null.n_permutations + 1:,}"
+    level = f"at α = {null.alpha:g}"
+    if null.method == "permutation":
+        return (
+            f"were calibrated by {n:,} permutations of the stimuli, {level}; the lowest p that "
+            f"these can give is {least}."
+        )
     return (
-        f"were calibrated {how}{level}: 0 is the threshold that chance passes with probability α, "
-        "with the search for the best layers included, and 1 is the measure's maximum."
+        f"were calibrated against {n:,} draws from nulls of exact moments, {level}; p below "
+        f"{least} is an upper bound from the moments{_flagged(null)}."
+    )
+
+
+def _flagged(null: NullFacts) -> str:
+    if not null.flagged:
+        return ""
+    return (
+        f", but for {null.flagged:,} of {null.n_pairs:,} pairs, whose moments do not determine the "
+        f"null: these were calibrated by {null.n_permutations:,} permutations of the stimuli"
     )
 
 
@@ -88,6 +111,11 @@ def notes(results: Results) -> list[str]:
         said.append(
             "In the store, but not in these comparisons (another workflow's, or not wholly "
             f"extracted): {', '.join(absent)}."
+        )
+    for label, why in results.outdated.items():
+        said.append(
+            f"Left out: {label}, because {why}. A run of a workflow that compares by it makes it "
+            "anew."
         )
     plain = [label for label, a in results.alignment.items() if not is_calibrated(a)]
     if plain:
@@ -125,6 +153,19 @@ def conventions(results: Results) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _null(null: NullFacts | None) -> str:
+    """Say where the null of a measure comes from, pair by pair."""
+    if null is None:
+        return "none"
+    pairs = f"{null.n_pairs:,} pairs"
+    if null.method == "permutation":
+        return f"{null.n_permutations:,} permutations, seed {null.seed}; {pairs}"
+    return (
+        f"{null.n_permutations:,} draws from exact moments, seed {null.seed}; "
+        f"{null.flagged:,} of {pairs} by as many permutations instead"
+    )
 
 
 def _yes_no(value: Any) -> str:
@@ -197,7 +238,6 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     root = results.store.root
     stimuli = dict(root[f"stimuli/{set_key}"].attrs) if f"stimuli/{set_key}" in root else {}
     convergence = next(iter(results.convergence.values())).attrs
-    alignment = next(iter(results.alignment.values())).attrs
     versions = {
         json.dumps(e.attributes["versions"], sort_keys=True)
         for e in results.store.encoders(set_key)
@@ -219,15 +259,10 @@ def provenance(results: Results) -> list[tuple[str, str]]:
             f"models, seed {convergence.get('seed', 'not recorded')}",
         ),
     ]
-    if "n_permutations" in alignment:
-        rows.append(
-            (
-                "null",
-                f"{alignment.get('method', 'permutation')}, "
-                f"{alignment['n_permutations']} permutations, "
-                f"seed {alignment.get('permutation_seed', 'not recorded')}",
-            )
-        )
+    by_null: dict[str, list[str]] = {}
+    for label, dataset in results.alignment.items():
+        by_null.setdefault(_null(null_facts(dataset)), []).append(label)
+    rows += [(f"null of {', '.join(labels)}", how) for how, labels in by_null.items()]
     return rows
 
 

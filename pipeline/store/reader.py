@@ -286,10 +286,25 @@ class Store:
             `(encoder_x, encoder_y)`: score of the best layer pair, its layers, calibrated score,
             threshold, p, q, mean and matched-depth scores; and the encoders' metadata as
             coordinates along both dimensions.
+
+        Raises
+        ------
+        InputError
+            Where the label is unknown, or left out and not the only one.
+        StoreError
+            Where it is damaged, or was calibrated in a way that is known to be wrong today.
         """
+        from pipeline.alignment import outdated
+
         key = self.subset(subset)
         label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
-        dataset = self._dataset(f"alignment/{key}/{label}")
+        path = f"alignment/{key}/{label}"
+        dataset = self._dataset(path)
+        if why := outdated(dataset.attrs):
+            raise StoreError(
+                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
+                f"workflow that compares by {label}, makes it anew."
+            )
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
         return dataset
 

@@ -18,7 +18,8 @@ import pytest
 
 from pipeline.alignment import Compared, alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
-from pipeline.errors import InputError
+from pipeline.calibration import VERSION
+from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
 from pipeline.report import findings, write_report
 from pipeline.report.findings import COLUMNS
@@ -256,8 +257,87 @@ def test_write_report__summary_counts(written: Any) -> None:
     page = words_of(written.text)
     assert "9 models of 3 families, as 48 encoders (36 image towers and 12 text towers)" in page
     assert "with 192 representations, were compared on 64 stimuli, by 2 measures" in page
-    assert "calibrated by 99 permutations of the stimuli, at α = 0.05" in page
+    assert (
+        "Scores were calibrated by 99 permutations of the stimuli, at α = 0.05; the lowest p "
+        in (page)
+    )
+    assert "that these can give is 1/100." in page
+    # of final image and text towers, and at initialisation
+    n_pairs = 12 * 11 // 2 + 9 * 8 // 2
+    assert f"null of cka_debiased, knn10 99 permutations, seed 0; {n_pairs} pairs" in page
     assert "192 of 12,288 (192 representations of 64 stimuli)" in page  # ties
+
+
+ANALYTIC = {"alpha": 0.01, "method": "analytic", "n_permutations": 999, "permutation_seed": 4,
+            "null_version": VERSION}  # fmt: skip
+
+
+def remake(store: Store, label: str, attributes: dict[str, Any], **changed: Any) -> Store:
+    """Write an alignment anew with other attributes, and values of variables."""
+    alignment = store.alignment(label)
+    for name, values in changed.items():
+        alignment[name] = (alignment[name].dims, values)
+    inputs = alignment.attrs.pop("inputs")
+    alignment.attrs.pop("variables")
+    alignment.attrs |= attributes
+    root = open_root(store.path, "r+")
+    write_dataset(root, f"alignment/{SUBSET}/{label}", alignment, inputs + "x")
+    return open_store(store.path)
+
+
+def test_write_report__each_label_tells_of_its_own_null(tmp_path: Path) -> None:
+    """Whatever the last run, or the label before, was calibrated by."""
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    tested = np.isfinite(store.alignment("knn10")["p"].values)
+    for flagged in (0, 2):
+        permuted = np.zeros_like(tested)
+        for i, j in np.argwhere(np.triu(tested, 1))[:flagged]:
+            permuted[i, j] = permuted[j, i] = True
+        page = words_of(
+            write_report(
+                remake(store, "knn10", ANALYTIC, permuted=permuted)
+            ).html.read_text("utf-8")
+        )  # fmt: skip
+        assert "cka_debiased: scores were calibrated by 99 permutations of the stimuli" in page
+        assert (
+            "knn10: scores were calibrated against 999 draws from nulls of exact moments, at α = "
+            "0.01; p below 1/1,000 is an upper bound from the moments"
+        ) in page
+        but = ", but for 2 of 12 pairs, whose moments do not determine the null: these were "
+        assert (f"{but}calibrated by 999 permutations of the stimuli." in page) == bool(flagged)
+        assert "null of cka_debiased 99 permutations, seed 0; 12 pairs" in page
+        assert (
+            f"null of knn10 999 draws from exact moments, seed 4; {flagged} of 12 pairs by as many "
+            "permutations instead"
+        ) in page
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({**ANALYTIC, "null_version": VERSION - 1},
+         "it was calibrated against an older model of the null"),
+        ({"alpha": 0.001}, "it was calibrated at a level that no p reaches (With "
+         "n_permutations=99 the smallest possible p is 1/100, above alpha=0.001: nothing could be "
+         "told from chance. Use at least 999 permutations)"),
+    ],
+)  # fmt: skip
+def test_write_report__calibrations_that_are_wrong_today(
+    tmp_path: Path, attributes: dict[str, Any], why: str
+) -> None:
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = remake(store, "knn10", attributes)
+    with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: .*run WORKFLOW") as e:
+        store.alignment("knn10")
+    assert why in str(e.value)
+    page = words_of(write_report(store).html.read_text("utf-8"))
+    assert f"Left out: knn10, because {why}. A run of a workflow that compares by it" in page
+    assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
+    store = remake(store, "cka_debiased", attributes)
+    with pytest.raises(InputError, match=r"no alignment on subset .* can be used: cka_deb"):
+        write_report(store)
 
 
 def test_write_report__says_how_many_captions(tmp_path: Path) -> None:
