@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.report.absences import missing_encoders, models_of, phrase
 from pipeline.report.results import (
     Results,
     encoder_mask,
@@ -59,6 +60,12 @@ def alignment_map(results: Results, label: str) -> Section:
         )
     top = upper_limit(np.stack(list(grids.values())))
     png = draw(lambda: _map_figure(chosen, grids, label, top))
+    absent = [
+        f" No row of {article} {tower} tower: {said}."
+        for article, tower in (("an", "image"), ("a", "text"))
+        if (said := phrase(missing_encoders(results, label, "final", tower),
+                           len(models_of(results, tower))))
+    ]  # fmt: skip
     sides = (
         "Left, the raw similarity of the best pair of layers; right, the same calibrated: 0 is no "
         "more than chance allows, 1 the highest the measure can give."
@@ -71,7 +78,7 @@ def alignment_map(results: Results, label: str) -> Section:
         "then family, then number of parameters, smallest first. "
         f"{'Both panels have one' if len(grids) > 1 else 'The'} colour scale from 0 to {top:.1f}"
         "; lower values are drawn as 0. Hatched: not compared, or an encoder with itself. Pairs "
-        "of related models are shown here, but enter no mean and no trend."
+        "of related models are shown here, but enter no mean and no trend." + "".join(absent)
     )
     return Section(heading, f"map-{label}", caption, png)
 

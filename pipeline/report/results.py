@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.alignment import outdated
 from pipeline.errors import InputError
+from pipeline.store.catalog import in_training_order, tower_groups
 from pipeline.store.grid import Grid
 from pipeline.store.layout import child_groups
 
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a tower, as the store knows it."""
+
+    label: str
+    step: int
+    whole: bool
+    """Whether it was wholly extracted."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,18 @@ class Results:
             if key != self.key and about.get("base") == self.key:
                 return key
         return None
+
+    @cached_property
+    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[Checkpoint]]:
+        """(model, tower) → the checkpoints that were to be extracted, in training order."""
+        found = {}
+        for model, tower, group in tower_groups(self.store.root, str(self.attributes["set"])):
+            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+            found[model, tower] = [
+                Checkpoint(label, steps[label], group.is_complete(label))
+                for label in in_training_order(steps.items())
+            ]
+        return found
 
     def grids(self, label: str) -> list[Grid]:
         """Return a measure's pairwise results: on the subset, then on its distinct captions."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.report.absences import left_out, models_of, named
 from pipeline.report.results import (
     NullFacts,
     Results,
@@ -20,13 +21,12 @@ from pipeline.report.results import (
     text,
 )
 from pipeline.report.style import count, number
-from pipeline.store.catalog import tower_groups
 
 
 def summary(results: Results) -> str:
     """Say in one paragraph what was compared."""
     alignment = next(iter(results.alignment.values()))
-    models = np.unique(text(alignment, "model_x"))
+    models = models_of(results)
     families = np.unique(text(alignment, "family_x"))
     towers = text(alignment, "tower_x")
     representations = max(
@@ -105,13 +105,32 @@ def notes(results: Results) -> list[str]:
             f"Compared, but not aggregated yet, and so left out: {', '.join(results.unfinished)}."
         )
     alignment = next(iter(results.alignment.values()))
-    stored = {m for m, _, _ in tower_groups(results.store.root, str(results.attributes["set"]))}
-    absent = sorted(stored - set(text(alignment, "model_x")))
-    if absent:
+    whole: dict[str, bool] = {}
+    for (model, _), checkpoints in results.checkpoints.items():
+        whole[model] = whole.get(model, False) or any(c.whole for c in checkpoints)
+    absent = {model: whole[model] for model in sorted(whole.keys() - set(models_of(results)))}
+    if others := [model for model, is_whole in absent.items() if is_whole]:
         said.append(
-            "In the store, but not in these comparisons (another workflow's, or not wholly "
-            f"extracted): {', '.join(absent)}."
+            "In the store, but not in these comparisons, which are another workflow's: "
+            f"{', '.join(others)}."
         )
+    if nowhere := [model for model, is_whole in absent.items() if not is_whole]:
+        said.append(
+            f"Not compared at all, because no checkpoint was wholly extracted: {', '.join(nowhere)}"
+            "."
+        )
+    broken = [
+        f"{model}@{checkpoint.label}"
+        for (model, _), checkpoints in sorted(results.checkpoints.items())
+        for checkpoint in checkpoints
+        if not checkpoint.whole
+    ]
+    if broken:
+        said.append(
+            f"Not wholly extracted, and so in no comparison: {named(list(dict.fromkeys(broken)))}. "
+            "`consilience store log` shows what went wrong; the next run tries again."
+        )
+    said += left_out(results)
     for label, why in results.outdated.items():
         said.append(
             f"Left out: {label}, because {why}. A run of a workflow that compares by it makes it "

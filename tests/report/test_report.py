@@ -21,8 +21,10 @@ from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
-from pipeline.report import findings, write_report
+from pipeline.report import findings, is_current, notes, write_report
+from pipeline.report.absences import left_out, phrase, sentences
 from pipeline.report.findings import COLUMNS
+from pipeline.report.results import load_results
 from pipeline.report.style import count, number, p_value, upper_limit
 from pipeline.schema import MEASURES, State
 from pipeline.store import Store, open_store
@@ -51,6 +53,10 @@ class Made:
     n_layers: int = 4
     n_stimuli: int = 64
     subset: str = SUBSET
+    failed: tuple[str, ...] = ()
+    """Checkpoints, `MODEL@step-STEP`, that could not be extracted."""
+    undefined: tuple[str, ...] = ()
+    """Models for which the measures are not defined."""
 
 
 def make_store(path: Path, made: Made) -> Store:
@@ -116,6 +122,8 @@ def _write_activations(root: Any, made: Made) -> None:
                         {f"step-{s}": (s, Weights(f"{model}{s}")) for s in made.steps}
                     )
                     for step in made.steps:
+                        if f"{model}@step-{step}" in made.failed:
+                            continue
                         values = np.zeros((made.n_stimuli, 2), np.float32)
                         group.write_block(
                             f"step-{step}", (0, made.n_stimuli), dict.fromkeys(layers, values)
@@ -139,6 +147,8 @@ def _kind(pair: tuple[str, str], encoders: list[Any]) -> bool:
 
 
 def _block(a: Any, b: Any, made: Made, rng: np.random.Generator) -> Any:
+    if {a.model, b.model} & set(made.undefined):
+        return np.full((made.n_layers, made.n_layers), np.nan)
     level = 0.15 + 0.5 * _trained(a) * _trained(b) * (1.1 if a.tower == b.tower else 0.6)
     depth = np.linspace(0, 1, made.n_layers)
     near = 1 - 0.5 * np.abs(depth[:, None] - depth)
@@ -357,7 +367,148 @@ def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
         stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={"recipe_digest": "0"},
     )  # fmt: skip
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
-    assert "or not wholly extracted): timm/half." in page
+    assert "Not compared at all, because no checkpoint was wholly extracted: timm/half." in page
+
+
+def test_write_report__another_workflow_s_models_are_told_from_those(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", SMALL)
+    group = TowerGroup.create(
+        open_root(store.path, "r+"), activations_path(SET, "timm/other", "image"),
+        stimulus_ids=["0"], layers={"blocks.0": 2},
+        attributes={"recipe_digest": "0", "stimuli_fingerprint": "f" * 64},
+    )  # fmt: skip
+    group.add_checkpoints({"end": (5, Weights("other"))})
+    group.write_block("end", (0, 1), {"blocks.0": np.zeros((1, 2), np.float32)})
+    page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
+    assert (
+        "In the store, but not in these comparisons, which are another workflow's: timm/other."
+        in page
+    )
+
+
+FAILED = "timm/vit-w32-s0@step-10"
+LOST = f"1 of 4 models left out: {FAILED} (last checkpoint not wholly extracted)."
+
+
+def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Path) -> None:
+    """4 models above, 3 below: said at the top, and beside every figure without it."""
+    made = small(tmp_path, failed=(FAILED,))
+    said = notes(made.store)
+    assert said == [
+        f"Not wholly extracted, and so in no comparison: {FAILED}. `consilience store log` shows "
+        "what went wrong; the next run tries again.",
+        f"Final models: {LOST}",
+    ]
+    page = words_of(made.text)
+    assert "4 models of 2 families" in page
+    for sentence in said:
+        assert sentence in page
+    caption = dict(re.findall(r'<figure id="([^"]*)">(.*?)</figure>', made.text, re.DOTALL))
+    captions = {name: words_of(text) for name, text in caption.items()}
+    assert f"No row of a image tower: {LOST}" not in captions["map-knn10"]
+    assert f"No row of an image tower: {LOST}" in captions["map-knn10"]
+    assert f"Final models: {LOST}" in captions["scale-knn10"]
+    assert "Models at initialisation" not in captions["scale-knn10"]  # all are there
+    assert f"At end: {LOST}" in captions["training"]
+    at_step = LOST.replace("last checkpoint", "checkpoint at this step")
+    assert f"Step 10 is no stage, because not all have it: {at_step}" in captions["training"]
+    assert "At step 0" not in captions["training"]
+    assert findings(made.store)[0]["n_models"] == 3
+
+
+def test_write_report__nothing_left_out_is_nothing_said(written: Any) -> None:
+    assert notes(written.store) == []
+    assert "left out" not in words_of(written.text)
+    assert "no stage" not in words_of(written.text)
+
+
+def test_write_report__measure_that_is_undefined_for_a_model(tmp_path: Path) -> None:
+    made = small(tmp_path, undefined=("timm/conv-w8-s0",))
+    said = "1 of 4 models left out: timm/conv-w8-s0 (the measure is undefined for it)."
+    assert notes(made.store) == [f"Final models: {said}"]
+    assert f"Models at initialisation: {said}" in words_of(made.text)
+
+
+def test_write_report__initial_checkpoint_that_failed(tmp_path: Path) -> None:
+    made = small(tmp_path, failed=("timm/vit-w32-s0@step-0",))
+    page = words_of(made.text)
+    why = "timm/vit-w32-s0@step-0 (checkpoint {} not wholly extracted)"
+    at_init = why.format("at initialisation")
+    assert f"Models at initialisation: 1 of 4 models left out: {at_init}." in page
+    lost = f"1 of 4 models left out: {why.format('at this step')}."
+    assert f"Step 0 is no stage, because not all have it: {lost}" in page
+    assert "Final models" not in page
+
+
+def test_left_out__every_reason(tmp_path: Path) -> None:
+    """Models without a value, one for each reason there is."""
+    store = make_store(tmp_path / "made.zarr", Made(families=("conv", "vit"), steps=(240,),
+                                                   text=False, labels=("knn10",)))  # fmt: skip
+    found = store.alignment("knn10")
+    models = [str(m) for m in found["model_x"].values]
+    n = len(models)
+    related, calibrated = found["related"].values.copy(), found["calibrated"].values.copy()
+    score, compared = found["score"].values.copy(), found["n_stimuli"].values.copy()
+    accuracy = found["probe_accuracy_x"].values.copy()
+    related[0], related[:, 0] = True, True
+    calibrated[1], calibrated[:, 1] = np.nan, np.nan
+    for i in (2, 3):
+        score[i], score[:, i], calibrated[i], calibrated[:, i] = (np.nan,) * 4
+    compared[2], compared[:, 2] = 0, 0
+    accuracy[4] = np.nan
+    found = remake(
+        store, "knn10", {}, related=related, calibrated=calibrated, score=score,
+        n_stimuli=compared, probe_accuracy_x=accuracy,
+    )  # fmt: skip
+    results = load_results(found)
+    raw = (
+        f"Final models: 3 of {n} models left out: {models[0]} (related to all others); "
+        f"{models[2]} (not compared, or the comparison failed); {models[3]} (the measure is "
+        "undefined for it)."
+    )
+    assert sentences(results, "knn10", "final", ["n_parameters", "probe_accuracy"]) == [
+        raw,
+        f"Final models, trend over accuracy: 1 of {n} models left out: {models[4]} (accuracy not "
+        "known).",
+        f"Final models, calibrated: 1 of {n} models left out: {models[1]} (not calibrated).",
+    ]
+    assert left_out(results)[0] == raw
+
+
+def test_left_out__measures_that_disagree(tmp_path: Path) -> None:
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    score = store.alignment("knn10")["score"].values.copy()
+    score[0], score[:, 0] = np.nan, np.nan
+    model = str(store.alignment("knn10")["model_x"].values[0])
+    final = store.alignment("knn10")["final_x"].values
+    score[final] = np.where(final, np.nan, score[final])
+    said = left_out(load_results(remake(store, "knn10", {}, score=score)))
+    assert len(said) == 1
+    assert said[0].startswith("knn10: Final models: 4 of 4 models left out: ")
+    assert model in said[0]
+
+
+def test_phrase__names_few_and_counts_many() -> None:
+    assert phrase({}, 9) == ""
+    many = [f"m{i}" for i in range(8)]
+    assert phrase({"why": many[:6]}, 9) == ("6 of 9 models left out: m0, m1, m2, m3, m4, m5 (why)")
+    assert phrase({"why": many, "else": ["n"]}, 9) == (
+        "9 of 9 models left out: m0, m1, m2, m3, m4 and 3 more (why); n (else)"
+    )
+
+
+def test_is_current__not_where_a_checkpoint_failed_since(tmp_path: Path) -> None:
+    """The datasets are as they were, and what is left out is not."""
+    made = small(tmp_path)
+    folder = made.report.html.parent
+    assert is_current(made.store, folder, SUBSET)
+    path = activations_path(SET, "timm/late", "image")
+    TowerGroup.create(
+        open_root(made.store.path, "r+"), path, stimulus_ids=["0"], layers={"blocks.0": 2},
+        attributes={"recipe_digest": "0"},
+    ).add_checkpoints({"end": (5, Weights("late"))})  # fmt: skip
+    assert not is_current(open_store(made.store.path), folder, SUBSET)
 
 
 def test_findings__agree_with_naive_means(written: Any) -> None:
