@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED_ENCODERS = 14  # up to so many each encoder gets its own label, else each family
+LETTER = 0.06  # inches that a letter of a name takes, at most
 NUMBERED_CELLS = 6  # up to so many layers on a side the numbers are written
 
 
@@ -116,7 +117,11 @@ def _map_figure(
     names, edges, breaks = _groups(chosen)
     # a label wants about 9 points; very many families get a taller figure rather than none
     height = float(np.clip(0.125 * len(names) + 1.6, 3.8, 12.0))
-    figure = new_figure(WIDTH if len(grids) > 1 else 4.8, height)
+    width = WIDTH if len(grids) > 1 else 4.8
+    # the panels are square: below them stand names as long as those on the left
+    named = LETTER * max(map(len, names))
+    side = (width - named - 0.9) / len(grids)
+    figure = new_figure(width, max(height, side + named + 0.6))
     panels = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
     image = None
     for axes, (value, values) in zip(panels, grids.items(), strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.absences import missing_at_step, missing_encoders, models_of, phrase
-from pipeline.report.results import Results, is_calibrated, stages
+from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
 from pipeline.report.style import LINES, MARKERS, PALETTE, WIDTH, Section, draw, new_figure
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def _lost_stages(results: Results, of_label: Mapping[str, xr.Dataset]) -> list[s
         if model in models and tower == "image" and checkpoint.step >= 0 and not checkpoint.whole
     }
     drawn = {str(name) for c in of_label.values() for name in c["stage"].values}
+    alignment = results.alignment[results.labels[0]]
+    final = encoder_mask(alignment, "final")
+    image = text(alignment, "tower_x") == "image"
+    # the end is a stage of its own
+    broken -= {s for s in broken if final[image & (alignment["step_x"].values == s)].all()}
     return [
         f"Step {step} is no stage, because not all have it: "
         f"{phrase(missing_at_step(results, results.labels[0], step), n_models)}."

@@ -220,7 +220,14 @@ def models(results: Results) -> list[dict[str, Any]]:
         last = {
             t: np.flatnonzero(mine & columns["final"] & (tower == t)) for t in ("image", "text")
         }
-        size = {t: float(columns["n_parameters"][at[0]]) for t, at in last.items() if len(at)}
+        of_tower = {t: np.flatnonzero(mine & (tower == t)) for t in last}
+        size = {t: float(columns["n_parameters"][at[0]]) for t, at in of_tower.items() if len(at)}
+        lost = [
+            c.label
+            for t in of_tower
+            for c in results.checkpoints.get((str(model), t), ())
+            if not c.whole
+        ]
         image = last["image"]
         accuracy = {
             name: number(float(columns[name][image[0]])) if len(image) else "–"
@@ -235,7 +242,8 @@ def models(results: Results) -> list[dict[str, Any]]:
                     count(n) + (f" {t}" if len(size) > 1 else "") for t, n in size.items()
                 ),
                 **accuracy,
-                "checkpoints": _checkpoints(columns["step"][one]),
+                "checkpoints": _checkpoints(columns["step"][one])
+                + (f"; not extracted: {named(list(dict.fromkeys(lost)))}" if lost else ""),
                 "order": (str(family[mine][0]), next(iter(size.values()), 0.0)),
             }
         )
