@@ -349,6 +349,8 @@ def test_write_report__calibrations_that_are_wrong_today(
     with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: .*run WORKFLOW") as e:
         store.alignment("knn10")
     assert why in str(e.value)
+    with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: "):
+        store.convergence("knn10")
     page = words_of(write_report(store).html.read_text("utf-8"))
     assert f"Left out: knn10, because {why}. A run of a workflow that compares by it" in page
     assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
