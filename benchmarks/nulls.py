@@ -172,7 +172,7 @@ def study(
         best = scores.reshape(count, -1).max(axis=1)
         drawn = draw(null, gx, gy, np.ones((1, 1), bool), DRAWS, seed)["max"][0, 0]
         one = pair_null(nulls_of(px[:1], py[:1], gx[:1], gy[:1], {"": spec})[""], DRAWS, seed)
-        step = 1 / one.scale if null.counts else 0.0
+        step = 1 / one.scale if one.counts else 0.0
         rates, levels = [], []
         for alpha in ALPHAS:
             threshold = one.threshold(alpha)

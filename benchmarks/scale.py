@@ -235,7 +235,7 @@ def store() -> None:
         spec = measure_spec("cka")
         grid = Grid.create(
             root, "measures/subset/cka", "representation", MEASURES, chunk=SIDE, sizes={},
-            attributes={"measure": {"name": "cka", "parameters": dict(spec.parameters)}},
+            attributes={"measure": spec.identity()},
         )  # fmt: skip
         grid.admit(digests)
         grid.array("state")[:] = int(State.DONE)

@@ -104,8 +104,8 @@ _SETTINGS = [
     click.option(
         "--replace",
         multiple=True,
-        metavar="ID",
-        help="Drop what is stored of this model, and extract it anew.",
+        metavar="ID|LABEL",
+        help="Drop what is stored of this model, or of this measure, and make it anew.",
     ),
 ]
 

@@ -127,7 +127,7 @@ MEASURES = _table(
         "n_ties",
         ("representation",),
         "int64",
-        "Rows with a tie at the k-th neighbour; -1 where the measure has no neighbours.",
+        "Stimuli whose neighbours tie for the last places, or in order; -1 without neighbours.",
         fill=-1,
     ),
     Variable(

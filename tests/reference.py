@@ -65,34 +65,52 @@ def cka_debiased(x, y):
     return float(hsic_unbiased(k, l) / np.sqrt(hsic_unbiased(k, k) * hsic_unbiased(l, l)))
 
 
-def nearest(x, k, neighbours="cosine", decimals=9):
-    """Sets of nearest neighbours; what is equal to `decimals` digits goes by lowest index."""
+def nearness(x, neighbours="cosine", decimals=9):
+    """How near stimuli are to each other, in a dictionary for each; equal to `decimals` digits."""
     x = np.asarray(x, float)
     n = len(x)
-    sets = []
+    found = []
     for i in range(n):
-        ranked = []
+        near = {}
         for j in range(n):
-            if j == i:
-                continue
             if neighbours == "cosine":
                 lengths = np.linalg.norm(x[i]) * np.linalg.norm(x[j])
-                near = float(np.dot(x[i], x[j])) / lengths if lengths > 0 else 0.0
+                value = float(np.dot(x[i], x[j])) / lengths if lengths > 0 else 0.0
             elif neighbours == "inner":
-                near = float(np.dot(x[i], x[j]))
+                value = float(np.dot(x[i], x[j]))
             else:
-                near = -float(((x[i] - x[j]) ** 2).sum())
-            ranked.append((-round(near, decimals), j))
-        sets.append({j for _, j in sorted(ranked)[:k]})
+                value = -float(((x[i] - x[j]) ** 2).sum())
+            near[j] = round(value, decimals)
+        found.append(near)
+    return found
+
+
+def nearest(x, k, neighbours="cosine", decimals=9):
+    """Sets of nearest neighbours; what is equal to `decimals` digits goes by lowest index."""
+    sets = []
+    for i, near in enumerate(nearness(x, neighbours, decimals)):
+        ranked = sorted((-value, j) for j, value in near.items() if j != i)
+        sets.append({j for _, j in ranked[:k]})
     return sets
 
 
+def neighbour_shares(x, k, neighbours="cosine", decimals=9, include_self=False):
+    """Who is near, `(n, n)`: 1, or an equal share of the places for which several are tied."""
+    shares = np.zeros((len(x), len(x)))
+    for i, near in enumerate(nearness(x, neighbours, decimals)):
+        if not include_self:
+            del near[i]
+        last = sorted(near.values(), reverse=True)[k - 1]
+        above = [j for j, value in near.items() if value > last]
+        tied = [j for j, value in near.items() if value == last]
+        shares[i, above] = 1.0
+        shares[i, tied] = (k - len(above)) / len(tied)
+    return shares
+
+
 def mutual_knn(x, y, k=10, neighbours="cosine"):
-    shared = [
-        len(a & b)
-        for a, b in zip(nearest(x, k, neighbours), nearest(y, k, neighbours), strict=True)
-    ]
-    return sum(shared) / (len(shared) * k)
+    a, b = (neighbour_shares(z, k, neighbours) for z in (x, y))
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def distances(x):

@@ -9,6 +9,8 @@ from pipeline.measures import measure_spec, prepare
 
 FOLDS = 5
 NEIGHBOURS = 10
+DIGITS = 9
+"""To which votes are equal: shares of votes are rounded, and their sums."""
 
 
 def knn_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], k: int = NEIGHBOURS) -> float:
@@ -24,15 +26,15 @@ def knn_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], k: int = NEI
     Returns
     -------
     float
-        In [0, 1]. NaN with fewer than k + 2 stimuli. Equal votes go to the lowest class.
+        In [0, 1]. NaN with fewer than k + 2 stimuli. Neighbours that are tied for the last places
+        share their votes. Equal votes go to the lowest class.
     """
     if len(x) < k + 2:
         return float("nan")
     spec = measure_spec("mutual_knn", k=k, neighbours="cosine")
-    votes = labels[prepare(x, [spec]).neighbours_for(spec).indices]
-    classes = int(labels.max()) + 1
-    counts = np.stack([(votes == c).sum(1) for c in range(classes)], axis=1)
-    return float(np.mean(counts.argmax(1) == labels))
+    near = prepare(x, [spec]).neighbours_for(spec).relation()
+    votes = near @ np.eye(int(labels.max()) + 1)[labels]
+    return float(np.mean(np.round(votes, DIGITS).argmax(axis=1) == labels))
 
 
 def probe_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], seed: int = 0) -> float:

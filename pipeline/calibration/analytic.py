@@ -23,6 +23,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from pipeline.calibration.draws import Null, Term, variance_of
@@ -38,6 +39,7 @@ from pipeline.calibration.moments import (
 from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
     combined_neighbour_scalars,
+    excess_degrees,
     neighbour_grams,
     neighbour_meetings,
     neighbour_moments,
@@ -47,7 +49,13 @@ from pipeline.calibration.neighbour_moments import (
 from pipeline.calibration.pearson import MOST_SKEWED
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import relation_products, shared_neighbours, sharing
+from pipeline.measures.pairs import (
+    fractional_pairs,
+    neighbour_norms,
+    relation_products,
+    shared_neighbours,
+    sharing,
+)
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, denominators
 
@@ -63,6 +71,8 @@ FEWEST = 10
 """Stimuli; of fewer there are so few permutations that a smooth distribution is none of theirs."""
 SHARE = 0.1
 """A part of less than this share of the variance may have any shape."""
+TIED = 0.5
+"""Share of stimuli whose neighbours tie beyond which relations are taken for classes."""
 MOST_MET = 1.0
 """What a standard deviation of the linear part may change the rest's variance by, relative to it;
 half of that is the share of it that the shift of the rest's mean may be."""
@@ -207,25 +217,27 @@ class _Near:
     def of(cls, lists: list[Neighbours], groups: Index) -> _Near:
         defined = np.array([x.defined for x in lists])
         lists = _all_defined(lists)
-        n = len(lists[0].indices)
-        *grams, degrees = _neighbour_parts(lists, groups)
+        n, k = lists[0].shape
+        relations = [x.relation() for x in lists]
+        degrees = np.stack([excess_degrees(relation, k) for relation in relations])
+        grams = _neighbour_parts(lists, degrees, groups)
         # x·Py has variance (x·x)(y·y)/(n−1)
         linear = ((n - 1) * neighbour_weights(n)[-1]) ** 0.25 * degrees
         weights = leading_weights(grams[0], groups)
         encoders = [np.flatnonzero(groups == g) for g in range(int(groups.max()) + 1)]
         combined = [
-            combined_neighbour_scalars([lists[i].indices for i in own], weights[own])
+            combined_neighbour_scalars([relations[i] for i in own], weights[own])
             for own in encoders
         ]
         together = np.stack([weights[own] @ linear[own] for own in encoders])
         return cls(
-            lists, defined, (grams[0], grams[1]), linear, _list_scalars(lists), weights,
+            lists, defined, grams, linear, _list_scalars(lists, relations), weights,
             NeighbourScalars.stack(combined), together,
         )  # fmt: skip
 
 
 def _neighbour_null(x: _Near, y: _Near) -> Null:
-    n, k = x.lists[0].indices.shape
+    n = len(x.lists[0].indices)
     weights = neighbour_weights(n)
     terms = [Term(w, a, b) for w, a, b in zip(weights, x.grams, y.grams, strict=False)]
     variance = variance_of(terms)
@@ -237,28 +249,34 @@ def _neighbour_null(x: _Near, y: _Near) -> Null:
     skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
     together = neighbour_moments(n, x.combined, y.combined)[-1]
     together -= LinearMoments.of(x.combined_linear, y.combined_linear).third
-    scale = np.where(np.outer(x.defined, y.defined), float(n * k), np.nan)
+    scale = np.where(np.outer(x.defined, y.defined), neighbour_norms(x.lists, y.lists), np.nan)
     share = ratio(variance, variance + linear.variance)
     flagged = ((np.abs(skewness) > MOST_SKEWED) | _strong(meeting, variance)) & (share > SHARE)
     flagged |= n < FEWEST
+    # Where both broke ties by index, permuting finished lists would forget that they did so alike;
+    # where both are little but ties, as labels are, scores are few and far apart.
+    for most, kind in ((0.0, True), (TIED * n, False)):
+        both = [[z.by_index == kind and z.ties > most for z in side.lists] for side in (x, y)]
+        flagged |= np.logical_and.outer(*both)
     return Null(
         terms, skewness, x.linear, y.linear, mean, scale, flagged,
-        counts=True, meeting=meeting, leading=Leading(x.weights, y.weights, together),
+        counts=~fractional_pairs(x.lists, y.lists),
+        meeting=meeting, leading=Leading(x.weights, y.weights, together),
     )  # fmt: skip
 
 
 def _all_defined(lists: list[Neighbours]) -> list[Neighbours]:
     """Put any lists in the place of those that mean nothing; their pairs have no scale."""
-    n, k = lists[0].indices.shape
-    any_lists = Neighbours((np.arange(n)[:, None] + np.arange(1, k + 1)) % n, 0, True)
+    n, k = lists[0].shape
+    any_lists = Neighbours((np.arange(n)[:, None] + np.arange(1, k + 1)) % n)
     return [each if each.defined else any_lists for each in lists]
 
 
-def _neighbour_parts(lists: list[Neighbours], groups: Index) -> tuple[Float64, Float64, Float64]:
-    """Products of symmetric and of antisymmetric parts within encoders; in-degrees less k."""
-    n, k = lists[0].indices.shape
-    degrees = np.stack([np.bincount(x.indices.ravel(), minlength=n) - k for x in lists])
-    degrees = degrees.astype(np.float64)
+def _neighbour_parts(
+    lists: list[Neighbours], degrees: Float64, groups: Index
+) -> tuple[Float64, Float64]:
+    """Products of symmetric and of antisymmetric parts within encoders."""
+    n, k = lists[0].shape
     same = groups[:, None] == groups
     shared, turned = (
         both + np.triu(both, 1).T
@@ -268,12 +286,14 @@ def _neighbour_parts(lists: list[Neighbours], groups: Index) -> tuple[Float64, F
         )
     )
     parts = neighbour_grams(n, k, shared, turned, degrees @ degrees.T)
-    return np.where(same, parts[0], 0.0), np.where(same, parts[1], 0.0), degrees
+    return np.where(same, parts[0], 0.0), np.where(same, parts[1], 0.0)
 
 
-def _list_scalars(lists: list[Neighbours]) -> NeighbourScalars:
-    """Scalars of neighbour lists, worked out once for each."""
-    for each in lists:
+def _list_scalars(
+    lists: list[Neighbours], relations: list[scipy.sparse.csr_array]
+) -> NeighbourScalars:
+    """Scalars of neighbours, worked out once for each representation."""
+    for each, relation in zip(lists, relations, strict=True):
         if each not in _scalars:
-            _scalars[each] = neighbour_scalars(each.indices)
+            _scalars[each] = neighbour_scalars(relation)
     return NeighbourScalars.stack([_scalars[each] for each in lists])

@@ -56,7 +56,7 @@ class Null:
     flagged
         Pairs whose fourth moment says that three do not determine the tails, `(Mx, My)`.
     counts
-        Whether S is a whole number.
+        Pairs whose S is a whole number, `(Mx, My)`; or None.
     meeting
         What the linear part does to the other; or None.
     leading
@@ -70,7 +70,7 @@ class Null:
     mean: Float64
     scale: Float64
     flagged: NDArray[np.bool_]
-    counts: bool = False
+    counts: NDArray[np.bool_] | None = None
     meeting: Meeting | None = None
     leading: Leading | None = None
 
@@ -181,8 +181,8 @@ def draw(
                         scores += meeting.shift(part)
                     scores += part
                 scores += null.mean[at].astype(np.float32)[:, None]
-                if null.counts:
-                    np.rint(scores, out=scores)
+                if null.counts is not None:
+                    np.rint(scores, out=scores, where=null.counts[at][:, None])
                 scale = null.scale[at]
                 scores /= scale.astype(np.float32)[:, None]
                 layers = scores.swapaxes(0, 1)
@@ -305,7 +305,8 @@ def pair_null(null: Null, n_draws: int, seed: int) -> PairNull:
         meeting = null.meeting.at((0, 0))
         offsets, spreads = offsets + meeting.shift(linear), meeting.spread(linear)
     residual = PearsonIII(0.0, null.own_variance[0, 0], null.skewness[0, 0])
-    return PairNull(residual, offsets, spreads, float(null.scale[0, 0]), null.counts)
+    counts = null.counts is not None and bool(null.counts[0, 0])
+    return PairNull(residual, offsets, spreads, float(null.scale[0, 0]), counts)
 
 
 def _root(covariance: Float64, weights: Float64 | None, chosen: Index) -> Float32:

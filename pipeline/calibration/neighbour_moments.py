@@ -1,8 +1,9 @@
 """Exact moments of the number of nearest neighbours that two representations share by chance.
 
-As `pipeline.calibration.moments`, for 0/1 indicators, which are not symmetric, and for weighted
-sums of them: what is known of one are nine sums over paths of three edges, and what the mean and
-variance need.
+As `pipeline.calibration.moments`, for relations of neighbours, which are not symmetric: 0/1
+indicators, shares of places for which stimuli are tied, and weighted sums of these. All rows of
+one add up to the same number. What is known of one are nine sums over paths of three edges, and
+what the mean and variance need.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ TWO_LINEAR = ("a a ba", "a b ab")
 
 @dataclass(frozen=True, eq=False)
 class NeighbourScalars(Scalars):
-    """What moments need of the indicators of k nearest neighbours, or of a weighted sum of them.
+    """What moments need of relations of k nearest neighbours, or of a weighted sum of them.
 
-    a_ij is the indicator that j is a neighbour of i, less k/(n−1), with zero diagonal; its rows sum
-    to zero and its columns to e, the in-degrees less k. Each field is `(M,)`.
+    a_ij is the share that neighbour j has of a place in row i, less k/(n−1), with zero diagonal;
+    its rows sum to zero and its columns to e, the in-degrees less k. Each field is `(M,)`.
     """
 
     neighbours: Float64
-    """k; of a weighted sum, what the indicators of each row add up to."""
+    """k, what each row of the relation adds up to."""
     squares: Float64
     """Σ a²."""
     mutual: Float64
@@ -76,16 +77,16 @@ class NeighbourScalars(Scalars):
     degree_entries: Float64
     """Σ a_ij² e_j."""
     degree_rows: Float64
-    """Σ e_i a_ij²: 0 for indicators, since as many are 1 in every row."""
+    """Σ e_i a_ij²: 0 without ties, since as many are 1 in every row."""
 
 
-def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
+def neighbour_scalars(relation: scipy.sparse.csr_array) -> NeighbourScalars:
     """Summarise one representation's nearest neighbours.
 
     Parameters
     ----------
-    indices
-        `(n, k)`: the k nearest other stimuli of each of n ≥ 4 stimuli, in any order.
+    relation
+        `(n, n)`, n ≥ 4, as `Neighbours.relation` gives it: zero diagonal, rows that add up to k.
 
     Returns
     -------
@@ -95,22 +96,24 @@ def neighbour_scalars(indices: ArrayLike) -> NeighbourScalars:
     Raises
     ------
     InputError
-        If `indices` is not a matrix of integers that name k different other stimuli in each row.
+        If `relation` is not square, has a diagonal, or its rows do not add up to the same number.
 
     Notes
     -----
     n k² paths of two steps, of which about 2 million are held at a time.
     """
-    return combined_neighbour_scalars([indices], [1.0])
+    return combined_neighbour_scalars([relation], [1.0])
 
 
-def combined_neighbour_scalars(lists: Sequence[ArrayLike], weights: ArrayLike) -> NeighbourScalars:
-    """Summarise a weighted sum of the indicators of several representations.
+def combined_neighbour_scalars(
+    relations: Sequence[scipy.sparse.csr_array], weights: ArrayLike
+) -> NeighbourScalars:
+    """Summarise a weighted sum of the neighbours of several representations.
 
     Parameters
     ----------
-    lists
-        Nearest neighbours of the same stimuli, as `neighbour_scalars` takes them.
+    relations
+        Of the same stimuli, as `neighbour_scalars` takes them.
     weights
         A number for each.
 
@@ -125,24 +128,20 @@ def combined_neighbour_scalars(lists: Sequence[ArrayLike], weights: ArrayLike) -
         As `neighbour_scalars`.
     """
     links, k = 0, 0.0
-    for indices, weight in zip(lists, np.asarray(weights, dtype=np.float64), strict=True):
-        checked = _checked_neighbours(indices)
-        n, own = checked.shape
-        ends = np.arange(0, n * own + 1, own)
-        values = np.full(n * own, weight)
-        links = links + scipy.sparse.csr_array((values, checked.ravel(), ends), shape=(n, n))
-        k += float(weight) * own
+    for relation, weight in zip(relations, np.asarray(weights, np.float64).tolist(), strict=True):
+        k += weight * _checked_neighbours(relation)
+        links = links + weight * relation
     return _summed(links, k)
 
 
 def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
-    """Sum up indicators, or a weighted sum of them, of which each row adds up to k."""
+    """Sum up a relation, or a weighted sum of some, of which each row adds up to k."""
     n = links.shape[0]
     back = links.T.tocsr()
     cycles, transitive = _closed_paths(links, back)
     both, squares = links * back, links * links
     mutual = np.asarray(both.sum(axis=1))
-    excess = np.asarray(links.sum(axis=0)) - k
+    excess = excess_degrees(links, k)
     degree_squares = float(excess @ excess)
 
     # Each factor is an entry of `links` less p off the diagonal. With pI added to `links`, its rows
@@ -170,6 +169,19 @@ def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
     return NeighbourScalars(**{name: np.array([float(v)]) for name, v in values.items()})
 
 
+def excess_degrees(links: scipy.sparse.csr_array, k: float) -> Float64:
+    """Give the in-degrees less k, `(n,)`, and exactly 0 what is 0 but for rounding.
+
+    Equal shares within classes give every stimulus k; a linear part of rounding errors would be
+    divided by its own variance.
+    """
+    degrees = np.asarray(links.sum(axis=0))
+    excess = degrees - k
+    rounding = 4 * np.finfo(np.float64).eps * len(degrees) * np.abs(degrees).max()
+    excess[np.abs(excess) <= rounding] = 0.0
+    return excess
+
+
 def _closed_paths(
     links: scipy.sparse.csr_array, back: scipy.sparse.csr_array
 ) -> tuple[float, float]:
@@ -193,11 +205,11 @@ def _closed_paths(
 def neighbour_moments(
     n: int, xs: NeighbourScalars, ys: NeighbourScalars
 ) -> tuple[Float64, Float64, Float64]:
-    """Exact moments of Σ_ij A_ij B_π(i)π(j), the neighbours shared, for all pairs of indicators.
+    """Exact moments of Σ_ij A_ij B_π(i)π(j), the neighbours shared, for all pairs of relations.
 
     The mean is n k k'/(n−1); the variance is that of `neighbour_grams` with a relation and itself;
     the third central moment is a form in nine sums, those of three edges in `NeighbourScalars`.
-    For weighted sums of indicators they are those of the weighted sum of neighbours shared.
+    For weighted sums of relations they are those of the weighted sum of neighbours shared.
 
     Parameters
     ----------
@@ -378,21 +390,18 @@ def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
     ]
 
 
-def _checked_neighbours(indices: ArrayLike) -> NDArray[np.int64]:
-    """Neighbours, in order of index within each row."""
-    array = np.asarray(indices)
-    if array.ndim != 2 or array.dtype.kind not in "iu" or not 1 <= array.shape[1] < len(array):
+def _checked_neighbours(relation: scipy.sparse.csr_array) -> float:
+    """Give what each row of a relation of neighbours adds up to."""
+    if relation.ndim != 2 or relation.shape[0] != relation.shape[1]:
         raise InputError(
-            f"Neighbours have shape {array.shape} and dtype {array.dtype}; give integers (n, k), "
-            "with k from 1 to n−1."
+            f"The relation of neighbours has shape {relation.shape}; it must be (n, n)."
         )
-    check_stimuli(len(array))
-    lists = np.sort(array.astype(np.int64), axis=1)
-    own = np.arange(len(lists))[:, None]
-    wrong = (lists == own).any() or lists[:, 0].min() < 0 or lists[:, -1].max() >= len(lists)
-    if wrong or (np.diff(lists, axis=1) == 0).any():
+    check_stimuli(relation.shape[0])
+    sums = relation.sum(axis=1)
+    if relation.diagonal().any() or not np.allclose(sums, sums[0], rtol=1e-9, atol=0.0):
         raise InputError(
-            f"Every row of neighbours must name different stimuli from 0 to {len(lists) - 1}, and "
-            "not its own."
+            "In a relation of neighbours every row adds up to the same number k, and no stimulus "
+            f"is its own neighbour; here rows add up to {sums.min():g} to {sums.max():g}, and "
+            f"{np.count_nonzero(relation.diagonal())} stimuli are their own."
         )
-    return lists
+    return float(np.rint(sums[0]))

@@ -52,8 +52,8 @@ def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> 
     coefficient; Boole's inequality, as Bonferroni 1936 has it.
     """
     values = best[np.ix_(x_groups, y_groups)] * null.scale
-    if null.counts:  # a whole number and all above it
-        values = np.rint(values) - 0.5
+    if null.counts is not None:  # a whole number and all above it
+        values = np.where(null.counts, np.rint(values) - 0.5, values)
     tails = _whole(null).sf(values)
     # what never varies, and might be the best
     tails[np.isnan(tails) & np.isfinite(values)] = 1.0

@@ -1,6 +1,12 @@
 """Measures of representational similarity, as data, and the engine that compares all pairs."""
 
-from pipeline.measures.catalog import MeasureSpec, get_measure, list_measures, measure_spec
+from pipeline.measures.catalog import (
+    MeasureSpec,
+    check_version,
+    get_measure,
+    list_measures,
+    measure_spec,
+)
 from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.pairs import Scores, score_pairs
 from pipeline.measures.permuted import score_permuted
@@ -13,6 +19,7 @@ __all__ = [
     "Parameter",
     "Prepared",
     "Scores",
+    "check_version",
     "clip_thresholds",
     "compare",
     "get_measure",

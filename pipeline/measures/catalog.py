@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.measures.measure import Measure, Parameter, Value
@@ -59,6 +60,11 @@ class MeasureSpec:
         return str(dict(self.parameters).get("preset", ""))
 
     @property
+    def ties_by_index(self) -> bool:
+        """Whether places for which neighbours are tied go to the lowest index, and not to all."""
+        return bool(self.preset)
+
+    @property
     def added(self) -> float:
         """What is added to the denominator, in the units of HSIC of the features."""
         return ADDED if self.preset and self.name in OF_HSIC else 0.0
@@ -70,6 +76,11 @@ class MeasureSpec:
 
     def __getitem__(self, parameter: str) -> Value:
         return dict(self.parameters)[parameter]
+
+    def identity(self) -> dict[str, Any]:
+        """Give what a store knows scores of this measure by, able to be written as JSON."""
+        parameters = dict(self.parameters)
+        return {"name": self.name, "parameters": parameters, "version": self.measure.version}
 
     def conventions(self) -> dict[str, Value]:
         """Give everything that decides the number, able to be written as JSON.
@@ -90,11 +101,40 @@ class MeasureSpec:
                 "rows": "scaled to unit length, so that inner products are cosines"
             }
             found |= {"added_to_denominator": self.added}
+            if self.measure.kind == "neighbour":
+                found |= {"ties": "lowest index"}
         return found
 
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.parameters)
         return f"{self.name}({inside})" if inside else self.name
+
+
+def check_version(stored: Mapping[str, Any], label: str) -> None:
+    """Refuse stored scores of an earlier version of their measure.
+
+    Parameters
+    ----------
+    stored
+        What `MeasureSpec.identity` gave when they were computed; the first stores had no version.
+    label
+        What a workflow calls the measure.
+
+    Raises
+    ------
+    InputError
+        With what has changed since, and how to compute them anew.
+    """
+    measure = get_measure(str(stored["name"]))
+    version = stored.get("version", 1)
+    if version == measure.version:
+        return
+    since = f": {measure.changed}" if version < measure.version else ""
+    raise InputError(
+        f"measure {label!r}: its scores in this store are of version {version} of {measure.name}, "
+        f"and this is version {measure.version}{since}. Compute them anew, from the activations "
+        f"that are there: consilience run WORKFLOW --replace {label}"
+    )
 
 
 _BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}

@@ -48,6 +48,9 @@ class Kernel:
     unfit
         ``unfit(x, **parameters)``, with the parameters of `compare`: what leaves the measure
         undefined for a state in itself, with the remedy, or nothing.
+    of_neighbours
+        Whether nearest neighbours are compared. Then `prepare` takes ``by_index`` too, which breaks
+        ties by index as published code does, and its states have a field `ties`.
     """
 
     prepare: Callable[..., Any]
@@ -55,6 +58,7 @@ class Kernel:
     parameters: tuple[Parameter, ...] = ()
     prepares: tuple[str, ...] = ()
     unfit: Callable[..., str] = nothing
+    of_neighbours: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ Similarities are computed where they are asked for: none needs an n × n matrix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 from pipeline.measures.dissimilarity import unit_rows
 from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
-from pipeline.measures.neighbourhood import (
-    NeighbourLists,
-    is_in,
-    pair_keys,
-    prepare_neighbours,
-    products_at,
-)
-from pipeline.measures.neighbours import power_of_two
+from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
 
 Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -32,7 +25,9 @@ class NeighbourGram:
     """Similarities with the nearest, and nowhere else: a masked Gram matrix.
 
     `keys` number the pairs (i, neighbour of i), ascending, and `entries` are what belongs to each,
-    both `(n_stimuli · k,)`. `norm` is the alignment of the representation with itself.
+    times the share of a place that the neighbour has; without ties both are `(n_stimuli · k,)`.
+    `norm` is the alignment of the representation with itself, `ties` the number of stimuli whose
+    neighbours are tied for the last places.
     """
 
     keys: Indices
@@ -41,6 +36,7 @@ class NeighbourGram:
     form: str
     norm: float
     defined: bool
+    ties: int
 
 
 def prepare_cknna(
@@ -49,6 +45,7 @@ def prepare_cknna(
     k: int = 10,
     form: str = "paper",
     neighbours: str = "cosine",
+    by_index: bool = False,
     unit: float = EPS,
 ) -> NeighbourGram:
     """Prepare the similarities with nearest neighbours that CKNNA compares.
@@ -65,6 +62,8 @@ def prepare_cknna(
     neighbours
         ``"cosine"`` for the Gram matrix of rows of unit length, ``"inner"`` for that of the rows as
         they are. The nearest are those of largest entries.
+    by_index
+        Give places for which stimuli are tied to those of lowest index instead of sharing them.
     unit
         Relative spacing of the numbers that the features were stored in.
 
@@ -74,34 +73,41 @@ def prepare_cknna(
         Not defined if nothing is nearest, or if the alignment of the representation with itself
         is not positive, which the unbiased form does not exclude.
     """
-    lists = prepare_neighbours(
-        values, k=k, neighbours=neighbours, include_self=form == "biased", unit=unit
-    )
+    found = find_neighbours(
+        values, unit, neighbours, {k}, include_self=form == "biased", by_index=by_index
+    )[k]
     n = len(values)
-    indices = np.sort(lists.indices, axis=1)
-    keys = pair_keys(indices, n).ravel()
-    if not lists.defined:
-        return NeighbourGram(keys, np.zeros(keys.size), n, form, 0.0, False)
+    keys, row, column, shares = _listed(found)
+    if not found.defined:
+        return NeighbourGram(keys, np.zeros(keys.size), n, form, 0.0, False, n)
     rows = (
         unit_rows(values) if neighbours == "cosine" else values * power_of_two(np.abs(values).max())
     )
-    if form == "paper":
-        # K_ij − mean over l of K_il = φ_i · (φ_j − mean φ), without a difference of large numbers.
-        mean = rows.mean(axis=0)
-        entries = _crossed(rows, rows - mean, indices)
-    else:
-        entries = products_at(rows, indices)
-    gram = NeighbourGram(keys, entries.ravel(), n, form, 0.0, False)
+    # K_ij − mean over l of K_il = φ_i · (φ_j − mean φ), without a difference of large numbers.
+    others = rows - rows.mean(axis=0) if form == "paper" else rows
+    entries = shares * _products(rows, row, others, column)
+    gram = NeighbourGram(keys, entries, n, form, 0.0, False, found.ties)
     norm, rounding = _alignment(gram, gram)
     defined = norm > rounding
-    return NeighbourGram(keys, gram.entries, n, form, norm if defined else 0.0, defined)
+    return replace(gram, norm=norm if defined else 0.0, defined=defined)
 
 
-def _crossed(rows: Float64, others: Float64, indices: Indices) -> Float64:
-    """Inner products of rows[i] with others[indices[i, :]], `(n_stimuli, k)`."""
-    n = len(rows)
-    stacked = np.concatenate([others, rows])
-    return products_at(stacked, indices, np.arange(n, 2 * n))
+def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
+    """List every pair of a stimulus and a neighbour: as one number, row, column, share."""
+    relation = near.relation()
+    n = relation.shape[0]
+    row = np.repeat(np.arange(n), np.diff(relation.indptr))
+    column = relation.indices.astype(np.intp)
+    return row * n + column, row, column, relation.data
+
+
+def _products(x: Float64, rows: Indices, y: Float64, columns: Indices) -> Float64:
+    """Inner products of each x[rows] with its y[columns], `(len(rows),)`; rows ascend."""
+    found = np.empty(len(rows))
+    starts = np.searchsorted(rows, np.arange(len(x) + 1))
+    for own, start, stop in zip(x, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        found[start:stop] = y[columns[start:stop]] @ own
+    return found
 
 
 def _alignment(x: NeighbourGram, y: NeighbourGram) -> tuple[float, float]:
@@ -154,7 +160,8 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> 
     Notes
     -----
     With K and L the Gram matrices and M the 0/1 matrix of pairs (i, j) where j is among the k
-    nearest of i both in x and in y, and with K' = M∘K, L' = M∘L:
+    nearest of i both in x and in y, and with K' = M∘K, L' = M∘L, in which entries of neighbours
+    that are tied for the last places count with the share of a place that each has:
 
     - form ``"unbiased"``, default of the paper's code: A is Song's unbiased HSIC of K' and L',
       tr(K'L') + 1ᵀK'1 1ᵀL'1/((n−1)(n−2)) − 2/(n−2) 1ᵀK'L'1, zero on the diagonal. K' and L' are
@@ -184,20 +191,31 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> 
 
 @dataclass(frozen=True, eq=False)
 class CosineNeighbours:
-    """Rows of unit length, the nearest by cosine, and the cosines with these `(n_stimuli, k)`."""
+    """Rows of unit length, the nearest by cosine, and the cosines with these.
+
+    `keys` number the pairs (i, neighbour of i), ascending; `shares` are the shares of a place that
+    neighbours have and `cosines` what they have with i, in the same order.
+    """
 
     rows: Float64
-    lists: NeighbourLists
+    keys: Indices
+    shares: Float64
     cosines: Float64
+    defined: bool
+    ties: int
 
-    @property
-    def defined(self) -> bool:
-        """Whether anything is nearest."""
-        return self.lists.defined
+    def at(self, keys: Indices) -> tuple[Float64, Float64]:
+        """Give shares and cosines of any pairs; cosines that are not there are worked out."""
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        missing = self.keys[place] != keys
+        shares, cosines = np.where(missing, 0.0, self.shares[place]), self.cosines[place]
+        row, column = np.divmod(keys[missing], len(self.rows))
+        cosines[missing] = _products(self.rows, row, self.rows, column)
+        return shares, cosines
 
 
 def prepare_second_order_cosine(
-    values: Float64, *, k: int = 10, unit: float = EPS
+    values: Float64, *, k: int = 10, by_index: bool = False, unit: float = EPS
 ) -> CosineNeighbours:
     """Prepare neighbours by cosine, and the rows that cosines with others' neighbours need.
 
@@ -207,6 +225,8 @@ def prepare_second_order_cosine(
         Features `(n_stimuli, n_features)`, real and finite, with n_stimuli > k.
     k
         Number of nearest neighbours.
+    by_index
+        Give places for which stimuli are tied to those of lowest index instead of sharing them.
     unit
         Relative spacing of the numbers that the features were stored in.
 
@@ -215,9 +235,11 @@ def prepare_second_order_cosine(
     CosineNeighbours
         Not defined if all rows point the same way.
     """
-    lists = prepare_neighbours(values, k=k, neighbours="cosine", unit=unit)
+    found = find_neighbours(values, unit, "cosine", {k}, by_index=by_index)[k]
+    keys, row, column, shares = _listed(found)
     rows = unit_rows(values)
-    return CosineNeighbours(rows, lists, products_at(rows, lists.indices))
+    cosines = _products(rows, row, rows, column)
+    return CosineNeighbours(rows, keys, shares, cosines, found.defined, found.ties)
 
 
 def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> float:
@@ -233,7 +255,8 @@ def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> flo
     float
         For each stimulus i the cosine between the vectors of cosines cos(x_i, x_j) and
         cos(y_i, y_j), j running over the k nearest of i in x or in y; averaged over stimuli. From
-        −1 to 1. NaN if a state is not defined.
+        −1 to 1. Terms of stimuli that share places count with the greater of their shares in x and
+        in y. NaN if a state is not defined.
 
     Notes
     -----
@@ -251,14 +274,16 @@ def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> flo
     if not (x.defined and y.defined):
         return float("nan")
     n = len(x.rows)
-    of_x, of_y = x.lists.indices, y.lists.indices
-    fresh = ~is_in(x.lists.keys(), pair_keys(of_y, n))  # so that the union holds each j once
-    first = np.concatenate([x.cosines, products_at(x.rows, of_y) * fresh], axis=1)
-    second = np.concatenate([products_at(y.rows, of_x), y.cosines * fresh], axis=1)
-    products = np.einsum("ij,ij->i", first, second)
-    norms: Float64 = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    neither = ~(first.any(axis=1) | second.any(axis=1))
-    cosines: Float64 = np.asarray(neither, dtype=np.float64)
+    keys = np.union1d(x.keys, y.keys)
+    (share_x, first), (share_y, second) = x.at(keys), y.at(keys)
+    weights = np.maximum(share_x, share_y)
+    starts = np.searchsorted(keys, np.arange(n) * n)
+    products, of_first, of_second = (
+        np.add.reduceat(weights * u * v, starts)
+        for u, v in ((first, second), (first, first), (second, second))
+    )
+    norms = np.sqrt(of_first * of_second)
+    cosines: Float64 = np.asarray((of_first == 0) & (of_second == 0), dtype=np.float64)
     positive = norms > 0
     cosines[positive] = products[positive] / norms[positive]
     return float(np.clip(cosines, -1.0, 1.0).mean())
@@ -286,9 +311,10 @@ KERNELS: Mapping[str, Kernel] = {
             ),
         ),
         ("k", "form", "neighbours"),
+        of_neighbours=True,
     ),
     "second_order_cosine": Kernel(
-        prepare_second_order_cosine, compare_second_order_cosine, (_K,), ("k",)
+        prepare_second_order_cosine, compare_second_order_cosine, (_K,), ("k",), of_neighbours=True
     ),
 }
 """By the measure's name."""

@@ -92,6 +92,11 @@ class Measure:
         The parameter, if any, whose value adds to `minimum_stimuli`.
     direction
         Higher is more alike.
+    version
+        Of the numbers: raised whenever the same features give another score. A store keeps it, and
+        scores of an older one are refused.
+    changed
+        What the present version does otherwise than the one before.
     """
 
     name: str
@@ -108,3 +113,5 @@ class Measure:
     prose: str
     grows_with: str | None = None
     direction: Literal["similarity"] = "similarity"
+    version: int = 1
+    changed: str = ""

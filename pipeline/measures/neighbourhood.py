@@ -1,8 +1,8 @@
 """Measures of nearest neighbours that are not inner products of relations.
 
-Some compare the lists of neighbours (`cycle_knn`, `jaccard_knn`), some their order (`lcs_knn`,
-`edit_knn`). None needs an n × n matrix: neighbours come from `find_neighbours`, and similarities
-are computed where they are asked for.
+Some compare who is near (`cycle_knn`, `jaccard_knn`), some in which order (`lcs_knn`, `edit_knn`).
+None needs an n × n matrix: neighbours come from `find_neighbours`, and similarities are computed
+where they are asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
-from pipeline.measures.neighbours import find_neighbours, ranking_of
+from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
 
 Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -24,54 +24,73 @@ BLOCK_BYTES = 2**25
 """Size of the block of features that is gathered at a time."""
 
 
-@dataclass(frozen=True, eq=False)
-class NeighbourLists:
-    """The k nearest of each stimulus, nearest first.
-
-    `indices` is `(n_stimuli, k)`. Of stimuli equally near, that of lowest index comes first.
-    `ties` counts the rows in which the index decided who is in the list, `order_ties` those in
-    which it decided the order of two who are. `defined` is false where all rows are the same and
-    nothing is nearest.
-    """
-
-    indices: Indices
-    ties: int
-    order_ties: int
-    defined: bool
-
-    def keys(self) -> Indices:
-        """Give each pair (i, neighbour of i) as one number, ascending, `(n_stimuli · k,)`."""
-        n = len(self.indices)
-        return np.asarray(pair_keys(np.sort(self.indices, axis=1), n).ravel())
-
-
-def pair_keys(indices: Indices, n: int) -> Indices:
-    """Give each pair (row, entry) of a list of indices as one number."""
-    return np.asarray(np.arange(len(indices))[:, None] * n + indices)
-
-
 def prepare_neighbours(
     values: Float64,
     *,
     k: int = 10,
     neighbours: str = "cosine",
-    include_self: bool = False,
+    by_index: bool = False,
     unit: float = EPS,
-) -> NeighbourLists:
-    """Find the k nearest of every row, in order.
+) -> Neighbours:
+    """Find the k nearest of every row.
 
     Parameters
     ----------
     values
         Features `(n_stimuli, n_features)`, real and finite, with n_stimuli > k.
     k
-        Length of the lists.
+        Number of neighbours.
     neighbours
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
-    include_self
-        Let a stimulus be its own neighbour, if it is near enough to itself.
+    by_index
+        Give places for which stimuli are tied to those of lowest index instead of sharing them.
     unit
         Relative spacing of the numbers that the features were stored in.
+
+    Returns
+    -------
+    Neighbours
+        Not defined if all rows are the same (for cosine: point the same way).
+    """
+    return find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourLists:
+    """The k nearest of each stimulus, nearest first.
+
+    `indices` is `(n_stimuli, k)`. `determined`, `(n_stimuli,)`, tells which lists are what they are
+    whatever becomes of ties, those for the last place and those between two that are in the list.
+    `defined` is false where all rows are the same and nothing is nearest.
+    """
+
+    indices: Indices
+    determined: NDArray[np.bool_]
+    defined: bool = True
+
+    @property
+    def ties(self) -> int:
+        """Count the lists that ties leave open."""
+        return int((~self.determined).sum())
+
+
+def prepare_neighbour_lists(
+    values: Float64,
+    *,
+    k: int = 10,
+    neighbours: str = "cosine",
+    by_index: bool = False,
+    unit: float = EPS,
+) -> NeighbourLists:
+    """Find the k nearest of every row, in order.
+
+    Parameters
+    ----------
+    values, k, neighbours, unit
+        As for `prepare_neighbours`.
+    by_index
+        Put the lowest index first among stimuli that are equally near, and call every list
+        determined.
 
     Returns
     -------
@@ -84,14 +103,11 @@ def prepare_neighbours(
     stimuli only. Both are in float64 from centred rows, so that an offset shared by all stimuli
     costs no digits. What differs by no more than the rounding of these similarities is a tie.
     """
-    n = len(values)
-    found = find_neighbours(values, unit, neighbours, {k})[k]
+    found = find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
     ranking = ranking_of(values, unit, neighbours)
     if ranking is None:
-        return NeighbourLists(found.indices, n, n, False)
+        return NeighbourLists(found.indices, np.zeros(len(values), dtype=np.bool_), False)
     candidates = found.indices
-    if include_self:
-        candidates = np.concatenate([candidates, np.arange(n)[:, None]], axis=1)
     near = products_at(ranking.rows(slice(None)), candidates) + ranking.bias[candidates]
     order = np.argsort(-near, axis=1, kind="stable")
     near = np.take_along_axis(near, order, axis=1)
@@ -100,31 +116,37 @@ def prepare_neighbours(
     level = np.zeros(candidates.shape, dtype=np.intp)
     np.cumsum(apart, axis=1, out=level[:, 1:])
     order = np.lexsort((candidates, level), axis=1)
-    indices = np.take_along_axis(candidates, order, axis=1)[:, :k]
-    order_ties = int((~apart[:, : k - 1]).any(axis=1).sum())
-    return NeighbourLists(np.ascontiguousarray(indices), found.ties, order_ties, True)
+    indices = np.take_along_axis(candidates, order, axis=1)
+    determined = by_index | (apart.all(axis=1) & ~found.tied)
+    return NeighbourLists(np.ascontiguousarray(indices), determined)
 
 
-def products_at(rows: Float64, indices: Indices, others: Indices | None = None) -> Float64:
-    """Inner products of rows i, or rows others[i], with rows indices[i, :], `(len, k)`."""
+def products_at(rows: Float64, indices: Indices) -> Float64:
+    """Inner products of rows i with rows indices[i, :], `(len(indices), k)`."""
     count, k = indices.shape
     products = np.empty((count, k))
     step = max(1, BLOCK_BYTES // (8 * k * rows.shape[1]))
     for start in range(0, count, step):
         some = slice(start, start + step)
-        own = rows[some] if others is None else rows[others[some]]
         gathered = rows[indices[some]]
-        products[some] = np.matmul(gathered, own[:, :, None])[:, :, 0]
+        products[some] = np.matmul(gathered, rows[some][:, :, None])[:, :, 0]
     return products
 
 
-def is_in(keys: Indices, sought: Indices) -> NDArray[np.bool_]:
-    """Tell which of the numbers sought are among ascending keys."""
-    place = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
-    return np.asarray(keys[place] == sought)
+def too_tied(lists: NeighbourLists, **_: object) -> str:
+    """Say that most lists have no order of their own, if it is so."""
+    n = len(lists.determined)
+    if 2 * lists.ties < n:
+        return ""
+    return (
+        f"has the same distance to two or more of its nearest neighbours in {lists.ties} of {n} "
+        "stimuli, and what order they come in is not determined; an order of the neighbours can "
+        "be compared if most stimuli have one. Use mutual_knn or jaccard_knn, which share places "
+        "among the tied."
+    )
 
 
-def compare_cycle_knn(x: NeighbourLists, y: NeighbourLists) -> float:
+def compare_cycle_knn(x: Neighbours, y: Neighbours) -> float:
     """Compute how many stimuli are found again by a step in y and a step back in x.
 
     Parameters
@@ -136,7 +158,9 @@ def compare_cycle_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     -------
     float
         The share, from 0 to 1, of stimuli i that are among the k nearest in x of some j that is
-        among the k nearest of i in y. NaN if a state is not defined.
+        among the k nearest of i in y. NaN if a state is not defined. Where stimuli share places,
+        the probability of that if each is taken for a neighbour with its share as probability,
+        each apart from the others.
 
     Notes
     -----
@@ -152,12 +176,13 @@ def compare_cycle_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     """
     if not (x.defined and y.defined):
         return float("nan")
-    n = len(x.indices)
-    back = y.indices * n + np.arange(n)[:, None]  # the pair (j, i) for each j near i in y
-    return float(is_in(x.keys(), back).any(axis=1).mean())
+    ways = y.relation().multiply(x.relation().T).tocoo()  # out from i to j in y, back in x
+    missed = np.ones(len(x.indices))
+    np.multiply.at(missed, ways.row, 1.0 - ways.data)
+    return float(1.0 - missed.mean())
 
 
-def compare_jaccard_knn(x: NeighbourLists, y: NeighbourLists) -> float:
+def compare_jaccard_knn(x: Neighbours, y: Neighbours) -> float:
     """Compute the mean Jaccard index of the sets of neighbours.
 
     Parameters
@@ -168,8 +193,9 @@ def compare_jaccard_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     Returns
     -------
     float
-        |N_x(i) ∩ N_y(i)| / |N_x(i) ∪ N_y(i)|, averaged over stimuli i, from 0 to 1. NaN if a state
-        is not defined.
+        |N_x(i) ∩ N_y(i)| / |N_x(i) ∪ N_y(i)|, averaged over stimuli i, from 0 to 1. Where stimuli
+        share places, the sum of the lesser shares over the sum of the greater. NaN if a state is
+        not defined.
 
     References
     ----------
@@ -178,9 +204,9 @@ def compare_jaccard_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     """
     if not (x.defined and y.defined):
         return float("nan")
-    n, k = x.indices.shape
-    shared = is_in(x.keys(), pair_keys(y.indices, n)).sum(axis=1)
-    return float((shared / (2 * k - shared)).mean())
+    own, other = x.relation(), y.relation()
+    shared = own.minimum(other).sum(axis=1)
+    return float((shared / (own.sum(axis=1) + other.sum(axis=1) - shared)).mean())
 
 
 def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
@@ -189,13 +215,14 @@ def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     Parameters
     ----------
     x, y
-        States from `prepare_neighbours`, of equal k.
+        States from `prepare_neighbour_lists`, of equal k.
 
     Returns
     -------
     float
         The length of the longest common subsequence, not necessarily contiguous, over k, averaged
-        over stimuli: from 0 to 1. NaN if a state is not defined.
+        over the stimuli whose lists ties do not leave open: from 0 to 1. NaN if a state is not
+        defined, or no stimulus is left.
 
     Notes
     -----
@@ -208,15 +235,16 @@ def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     """
     if not (x.defined and y.defined):
         return float("nan")
-    n, k = x.indices.shape
+    own, other = _determined(x, y)
+    n, k = own.shape
     before = np.zeros((k + 1, n), dtype=np.intp)
-    for mine in x.indices.T:
+    for mine in own.T:
         now = np.zeros_like(before)
-        for j, theirs in enumerate(y.indices.T, start=1):
+        for j, theirs in enumerate(other.T, start=1):
             longer = np.maximum(before[j], now[j - 1])
             now[j] = np.where(mine == theirs, before[j - 1] + 1, longer)
         before = now
-    return float(before[k].mean() / k)
+    return float(before[k].mean() / k) if n else float("nan")
 
 
 def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
@@ -225,13 +253,14 @@ def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     Parameters
     ----------
     x, y
-        States from `prepare_neighbours`, of equal k.
+        States from `prepare_neighbour_lists`, of equal k.
 
     Returns
     -------
     float
         1 − d/k with d the Levenshtein distance (insertions, deletions and substitutions, each at
-        a cost of 1), averaged over stimuli: from 0 to 1. NaN if a state is not defined.
+        a cost of 1), averaged over the stimuli whose lists ties do not leave open: from 0 to 1. NaN
+        if a state is not defined, or no stimulus is left.
 
     References
     ----------
@@ -240,15 +269,22 @@ def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     """
     if not (x.defined and y.defined):
         return float("nan")
-    n, k = x.indices.shape
+    own, other = _determined(x, y)
+    n, k = own.shape
     before = np.repeat(np.arange(k + 1)[:, None], n, axis=1)
-    for i, mine in enumerate(x.indices.T, start=1):
+    for i, mine in enumerate(own.T, start=1):
         now = np.full_like(before, i)
-        for j, theirs in enumerate(y.indices.T, start=1):
+        for j, theirs in enumerate(other.T, start=1):
             inserted = np.minimum(before[j], now[j - 1]) + 1
             now[j] = np.minimum(inserted, before[j - 1] + (mine != theirs))
         before = now
-    return float(1.0 - before[k].mean() / k)
+    return float(1.0 - before[k].mean() / k) if n else float("nan")
+
+
+def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Indices, Indices]:
+    """Choose the stimuli whose lists are determined in both."""
+    both = x.determined & y.determined
+    return x.indices[both], y.indices[both]
 
 
 _K = Parameter("k", 10, "number of nearest neighbours")
@@ -261,9 +297,18 @@ _RANKING = Parameter(
 _LISTS = ("k", "neighbours")
 
 KERNELS: Mapping[str, Kernel] = {
-    "cycle_knn": Kernel(prepare_neighbours, compare_cycle_knn, (_K, _RANKING), _LISTS),
-    "jaccard_knn": Kernel(prepare_neighbours, compare_jaccard_knn, (_K, _RANKING), _LISTS),
-    "lcs_knn": Kernel(prepare_neighbours, compare_lcs_knn, (_K, _RANKING), _LISTS),
-    "edit_knn": Kernel(prepare_neighbours, compare_edit_knn, (_K, _RANKING), _LISTS),
+    **{
+        name: Kernel(prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True)
+        for name, compare in (
+            ("cycle_knn", compare_cycle_knn),
+            ("jaccard_knn", compare_jaccard_knn),
+        )
+    },
+    **{
+        name: Kernel(
+            prepare_neighbour_lists, compare, (_K, _RANKING), _LISTS, too_tied, of_neighbours=True
+        )
+        for name, compare in (("lcs_knn", compare_lcs_knn), ("edit_knn", compare_edit_knn))
+    },
 }
 """By the measure's name."""

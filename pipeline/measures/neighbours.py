@@ -9,21 +9,25 @@ m their former mean, stimulus j is near i when z_i·z_j + b_j is large, where
 (what is left out, such as z_i·m + m·m, is the same for all j). So an offset shared by all stimuli
 does not swallow the digits of float32. Where the k-th and the next similarity of a row are still
 too close to tell, those that come into question are computed again in float64; a difference within
-rounding of float64 is a tie, and ties go to the lowest index.
+rounding of float64 is a tie. Stimuli tied at the k-th place share what is left of k in equal parts:
+a choice by index would be the same in every representation, and make alignment out of nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.measures.checks import is_constant
 
 Float64 = NDArray[np.float64]
+TiedRows = tuple[NDArray[np.intp], scipy.sparse.csr_array]
+"""Rows in which stimuli are tied for the last places, and what each neighbour has, `(rows, n)`."""
 
 BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
@@ -37,22 +41,95 @@ FEW = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The k nearest other stimuli of each stimulus.
+    """The k nearest other stimuli of each stimulus, as a relation whose rows add up to k.
 
-    `indices` is `(n_stimuli, k)`; within a row the order means nothing. `ties` counts the rows in
-    which the k-th neighbour was chosen by index among equals. `defined` is false where all rows are
-    the same and nothing is nearest.
+    Row i of the relation has a 1 for each stimulus that is among the k nearest of i whatever
+    becomes of ties. Where m stimuli are tied for the last f < m places, each has f/m.
     """
 
     indices: NDArray[np.intp]
-    ties: int
-    defined: bool
+    """`(n_stimuli, k)`; within a row the order means nothing. Of stimuli tied for the last places,
+    those of lowest index."""
+    defined: bool = True
+    """False where all rows are the same and nothing is nearest."""
+    shares: scipy.sparse.csr_array | None = None
+    """The relation `(n_stimuli, n_stimuli)`, if there are ties; the longer the more are tied."""
+    by_index: bool = False
+    """Whether `indices` is the relation in spite of ties, as in published code."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of stimuli and of neighbours, `(n_stimuli, k)`."""
+        return self.indices.shape
+
+    @property
+    def fractional(self) -> bool:
+        """Whether the relation holds anything but 0 and 1."""
+        return self.shares is not None and not self.by_index
+
+    @property
+    def tied(self) -> NDArray[np.bool_]:
+        """Tell in which rows stimuli are tied for the last places, `(n_stimuli,)`."""
+        n = len(self.indices)
+        if not self.defined or self.shares is None:
+            return np.full(n, not self.defined)
+        rows = np.repeat(np.arange(n), np.diff(self.shares.indptr))
+        return np.asarray(np.bincount(rows[self.shares.data < 1.0], minlength=n) > 0)
+
+    @property
+    def ties(self) -> int:
+        """Count these rows."""
+        return int(np.count_nonzero(self.tied))
+
+    @property
+    def squared_norm(self) -> float:
+        """Sum of the squares of the relation; n·k without ties."""
+        if self.shares is not None and not self.by_index:
+            return float((self.shares.data * self.shares.data).sum())
+        return float(self.indices.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        parts: list[NDArray[Any]] = [self.indices]
+        if self.shares is not None:
+            parts += [self.shares.data, self.shares.indices, self.shares.indptr]
+        return sum(part.nbytes for part in parts)
+
+    def relation(self) -> scipy.sparse.csr_array:
+        """Give the relation, `(n_stimuli, n_stimuli)` in float64, columns in ascending order."""
+        if self.shares is not None and not self.by_index:
+            return self.shares
+        n, k = self.shape
+        ends = np.arange(0, n * k + 1, k)
+        columns = np.sort(self.indices, axis=1).ravel()
+        return scipy.sparse.csr_array((np.ones(n * k), columns, ends), shape=(n, n))
 
     def permuted(self, order: NDArray[np.intp]) -> Neighbours:
         """Reorder the stimuli: rows move, and so do the names of the neighbours."""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        return Neighbours(place[self.indices[order]], self.ties, self.defined)
+        moved = place[self.indices[order]]
+        if self.shares is None:
+            return replace(self, indices=moved)
+        rows = self.shares[order]
+        columns = place.astype(rows.indices.dtype)[rows.indices]
+        shares = scipy.sparse.csr_array((rows.data, columns, rows.indptr), shape=rows.shape)
+        shares.sort_indices()
+        if self.by_index:  # other stimuli have the lowest index now
+            moved = _lowest(shares, self.shape[1])
+        return replace(self, indices=moved, shares=shares)
+
+
+def _lowest(shares: scipy.sparse.csr_array, k: int) -> NDArray[np.intp]:
+    """Choose k neighbours of each row, the lowest index first among those that are tied."""
+    tied = shares.data < 1.0
+    row = np.repeat(np.arange(shares.shape[0]), np.diff(shares.indptr))
+    free = k - np.bincount(row[~tied], minlength=shares.shape[0])
+    before = np.concatenate([[0], np.cumsum(tied)])
+    rank = before[1:] - before[shares.indptr[row]]
+    chosen = ~tied | (rank <= free[row])
+    return np.asarray(shares.indices[chosen].reshape(-1, k), dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +173,13 @@ class Ranking:
 
 
 def find_neighbours(
-    values: NDArray[Any], unit: float, neighbours: str, ks: set[int]
+    values: NDArray[Any],
+    unit: float,
+    neighbours: str,
+    ks: set[int],
+    *,
+    include_self: bool = False,
+    by_index: bool = False,
 ) -> dict[int, Neighbours]:
     """Find the nearest neighbours of every row, for each k.
 
@@ -110,6 +193,11 @@ def find_neighbours(
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
     ks
         The numbers of neighbours wanted.
+    include_self
+        Let a stimulus be its own neighbour, if it is near enough to itself.
+    by_index
+        Give places for which stimuli are tied to those of lowest index, as published code does,
+        instead of sharing them.
 
     Returns
     -------
@@ -119,26 +207,28 @@ def find_neighbours(
     Notes
     -----
     Holds a float32 copy of the features, similarities of 256 rows at a time in float32, and 32 MiB
-    for those in float64; never n × n.
+    for those in float64; never n × n, but where ties are: 12 bytes for every stimulus that is tied
+    for the last places of another.
     """
     n = len(values)
     single = np.empty(values.shape, dtype=np.float32)
     ranking = ranking_of(values, unit, neighbours, out=single)
     if ranking is None:
-        return {k: Neighbours(np.zeros((n, k), dtype=np.intp), n, False) for k in ks}
+        return {k: Neighbours(np.zeros((n, k), dtype=np.intp), defined=False) for k in ks}
     bias = ranking.bias.astype(np.float32)
     indices = {k: np.empty((n, k), dtype=np.intp) for k in ks}
-    ties = dict.fromkeys(ks, 0)
+    tied: dict[int, list[TiedRows]] = {k: [] for k in ks}
     block = np.empty((min(HEIGHT, n), n), dtype=np.float32)
     for start in range(0, n, HEIGHT):
         own = np.arange(start, min(start + HEIGHT, n))
         block = block[: len(own)]
         np.matmul(single[start : start + len(own)], single.T, out=block)
         block += bias
-        block[own - start, own] = -np.inf
+        if not include_self:
+            block[own - start, own] = -np.inf
         tolerance = 2 * ranking.tolerance(own, float(np.finfo(np.float32).eps))
         # In ascending order: the (most + 1) nearest, or all there are.
-        most = min(max(ks) + 1, n - 1)
+        most = min(max(ks) + 1, n - 1 + include_self)
         nearest = np.sort(np.partition(block, n - most, axis=1)[:, n - most :], axis=1)
         for k in ks:
             last = nearest[:, -k]
@@ -149,10 +239,15 @@ def find_neighbours(
             unclear = ~clear
             if unclear.any():
                 possible = block[unclear] >= (last - tolerance)[unclear, None]
-                found, tied = _rank_exactly(ranking, own[unclear], possible, k)
-                indices[k][own[unclear]] = found
-                ties[k] += tied
-    return {k: Neighbours(indices[k], ties[k], True) for k in ks}
+                for some, found, ties in _rank_exactly(
+                    ranking, own[unclear], possible, k, include_self=include_self
+                ):
+                    indices[k][some] = found
+                    tied[k].append(ties)
+    return {
+        k: Neighbours(indices[k], shares=_shares(indices[k], tied[k]), by_index=by_index)
+        for k in ks
+    }
 
 
 def ranking_of(
@@ -230,18 +325,26 @@ def power_of_two(largest: ArrayLike) -> Float64:
 
 
 def _rank_exactly(
-    ranking: Ranking, which: NDArray[np.intp], possible: NDArray[np.bool_], k: int
-) -> tuple[NDArray[np.intp], int]:
-    """Neighbours of some rows in float64, and how many rows had a tie for the k-th place.
+    ranking: Ranking,
+    which: NDArray[np.intp],
+    possible: NDArray[np.bool_],
+    k: int,
+    *,
+    include_self: bool,
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], TiedRows]]:
+    """Neighbours of some rows in float64.
 
     Parameters
     ----------
     possible
         Which stimuli can be among the k nearest, `(len(which), n)`.
+
+    Yields
+    ------
+    tuple
+        Rows, the k nearest of each with the lowest index first among those tied, and the ties.
     """
     n = len(ranking.bias)
-    found = np.empty((len(which), k), dtype=np.intp)
-    tied = 0
     step = max(1, BLOCK_BYTES // (8 * n))
     for start in range(0, len(which), step):
         some, asked = which[start : start + step], possible[start : start + step]
@@ -254,14 +357,30 @@ def _rank_exactly(
             for rows_of in row_blocks(n):
                 block[:, rows_of] = own @ ranking.rows(rows_of).T
             block += ranking.bias
-            block[np.arange(len(some)), some] = -np.inf
+            if not include_self:
+                block[np.arange(len(some)), some] = -np.inf
         last = np.partition(block, n - k, axis=1)[:, n - k, None]
         tolerance = 2 * ranking.tolerance(some, float(np.finfo(np.float64).eps))[:, None]
         above = block > last + tolerance
         level = (block >= last - tolerance) & ~above
         free = k - above.sum(axis=1, keepdims=True)
-        tied += int((level.sum(axis=1, keepdims=True) > free).sum())
+        share = free / level.sum(axis=1, keepdims=True)
         # The first `free` of the equals, counted along the row, are those of lowest index.
         chosen = above | (level & (np.cumsum(level, axis=1) <= free))
-        found[start : start + step] = np.nonzero(chosen)[1].reshape(-1, k)
-    return found, tied
+        tied = np.flatnonzero(share < 1.0)
+        table = scipy.sparse.csr_array(np.where(level[tied], share[tied], above[tied]))
+        yield some, np.nonzero(chosen)[1].reshape(-1, k), (some[tied], table)
+
+
+def _shares(indices: NDArray[np.intp], tied: list[TiedRows]) -> scipy.sparse.csr_array | None:
+    """Put the relation together, of rows without ties and of rows with; None without any."""
+    rows = np.concatenate([some for some, _ in tied]) if tied else np.empty(0, dtype=np.intp)
+    if not len(rows):
+        return None
+    n, k = indices.shape
+    others = np.delete(np.arange(n), rows)
+    ends = np.arange(0, len(others) * k + 1, k)
+    columns = np.sort(indices[others], axis=1).ravel()
+    plain = scipy.sparse.csr_array((np.ones(columns.size), columns, ends), shape=(len(others), n))
+    stacked = scipy.sparse.vstack([plain, *(shares for _, shares in tied)], format="csr")
+    return scipy.sparse.csr_array(stacked[np.argsort(np.concatenate([others, rows]))])

@@ -130,7 +130,7 @@ def score_pairs(
             wanted_once = np.triu(mask | mask.T) if symmetric else mask
             shared = shared_neighbours(nx, ny, wanted_once, memory=memory)
             both = shared + np.triu(shared, 1).T if symmetric else shared
-            results[name] = both / nx[0].indices.size
+            results[name] = neighbour_scores(both, nx, ny)
         elif spec.measure.engine == "kernel":
             results[name] = kernel_scores(xs, ys, spec, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
@@ -327,7 +327,7 @@ def shared_neighbours(
     Parameters
     ----------
     xs, ys
-        Lists of the same stimuli, of equal k.
+        Neighbours of the same stimuli, of equal k.
     wanted
         Boolean mask `(len(xs), len(ys))`.
     turned
@@ -338,29 +338,63 @@ def shared_neighbours(
     Returns
     -------
     numpy.ndarray
-        `(len(xs), len(ys))`; 0 for pairs that are not wanted.
+        `(len(xs), len(ys))`; 0 for pairs that are not wanted. The inner products of the relations:
+        whole numbers where neither has ties.
 
     Notes
     -----
     One look-up for each neighbour of Y, in a table of X's: n·k for each pair, however much they
-    share. A sparse product takes the more the more alike representations are.
+    share. A sparse product takes the more the more alike representations are. Pairs with ties are
+    products of sparse relations.
     """
-    n, k = xs[0].indices.shape
+    n, k = xs[0].shape
     shared = np.zeros(wanted.shape)
-    columns = np.flatnonzero(wanted.any(axis=0)).tolist()
+    tied = wanted & fractional_pairs(xs, ys)
+    own = {i: xs[i].relation() for i in np.flatnonzero(tied.any(axis=1)).tolist()}
+    for j in np.flatnonzero(tied.any(axis=0)).tolist():
+        other = ys[j].relation()
+        other = other.T.tocsr() if turned else other
+        for i in np.flatnonzero(tied[:, j]).tolist():
+            shared[i, j] = inner_product(own[i], other)
+    counted = wanted & ~tied
+    columns = np.flatnonzero(counted.any(axis=0)).tolist()
     step = max(1, min(n, memory // (n + 8 * k * max(1, len(columns)))))
     for start in range(0, n if columns else 0, step):
         rows = slice(start, min(start + step, n))
         places = {j: _places(ys[j].indices, rows) for j in columns}
         is_near = np.zeros((rows.stop - rows.start) * n, dtype=np.bool_)
-        for i in np.flatnonzero(wanted.any(axis=1)).tolist():
+        for i in np.flatnonzero(counted.any(axis=1)).tolist():
             # Turned here, so that look-ups go through the table in order.
-            own = _places(xs[i].indices, rows, turned=turned)
-            is_near[own] = True
-            for j in np.flatnonzero(wanted[i]).tolist():
+            near = _places(xs[i].indices, rows, turned=turned)
+            is_near[near] = True
+            for j in np.flatnonzero(counted[i]).tolist():
                 shared[i, j] += np.count_nonzero(is_near[places[j]])
-            is_near[own] = False
+            is_near[near] = False
     return shared
+
+
+def fractional_pairs(xs: Sequence[Neighbours], ys: Sequence[Neighbours]) -> Mask:
+    """Tell which pairs have ties on either side, so that what they share is no whole number."""
+    of_x, of_y = ([each.fractional for each in side] for side in (xs, ys))
+    return np.asarray(np.logical_or.outer(of_x, of_y))
+
+
+def inner_product(x: scipy.sparse.csr_array, y: scipy.sparse.csr_array) -> float:
+    """Sum up the products of two sparse relations' entries, row by row: the same for (y, x)."""
+    return float(x.multiply(y).tocsr().data.sum())
+
+
+def neighbour_norms(xs: Sequence[Neighbours], ys: Sequence[Neighbours]) -> Float64:
+    """Give the products of the relations' norms, `(len(xs), len(ys))`; n·k without ties."""
+    products = np.outer([x.squared_norm for x in xs], [y.squared_norm for y in ys])
+    return np.asarray(np.sqrt(products))
+
+
+def neighbour_scores(
+    shared: Float64, xs: Sequence[Neighbours], ys: Sequence[Neighbours]
+) -> Float64:
+    """Turn `(..., len(xs), len(ys))` neighbours shared into scores: 1 with itself, at most 1."""
+    return np.asarray(np.minimum(shared / neighbour_norms(xs, ys), 1.0))
 
 
 def _places(near: NDArray[np.intp], rows: slice, *, turned: bool = False) -> NDArray[np.intp]:
@@ -374,7 +408,7 @@ def _places(near: NDArray[np.intp], rows: slice, *, turned: bool = False) -> NDA
 
 def indicators(neighbours: list[Neighbours], rows: slice) -> scipy.sparse.csr_array:
     """0/1 matrix: a row per representation, a column per (stimulus in `rows`, neighbour)."""
-    n, k = neighbours[0].indices.shape
+    n, k = neighbours[0].shape
     height = rows.stop - rows.start
     # scipy is faster with 32-bit indices, and converts at every product unless they are so.
     most = max(height * n, len(neighbours) * height * k)

@@ -20,12 +20,21 @@ from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.groups import Group, plan_groups, take_rows
 from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import checked_mask, defined_pairs, indicators, kernel_scores, sharing
+from pipeline.measures.pairs import (
+    checked_mask,
+    defined_pairs,
+    fractional_pairs,
+    indicators,
+    kernel_scores,
+    neighbour_scores,
+    sharing,
+)
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, relation_scores
 
 Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
 
 CHUNK = 8192
 """Pairs of stimuli multiplied at a time: a few megabytes for a hundred layers."""
@@ -88,7 +97,7 @@ def score_permuted(
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
-            results[name] = _neighbour_scores(nx, ny, permutations, groups)
+            results[name] = _neighbour_scores(nx, ny, permutations, groups, mask)
         elif spec.measure.engine == "kernel":
             results[name] = np.stack(
                 [kernel_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
@@ -188,12 +197,18 @@ def _neighbour_scores(
     ys: list[Neighbours],
     orders: NDArray[np.intp],
     groups: list[Group],
+    mask: Mask,
 ) -> Float64:
-    """Shared neighbours over n·k under each permutation; zero outside the groups."""
-    n, k = xs[0].indices.shape
+    """Score neighbours under each permutation; zero outside the groups."""
+    n = len(xs[0].indices)
     everyone = slice(0, n)
-    shared = np.zeros((len(orders), len(xs), len(ys)))
+    # Where Y's ties were broken by index, other stimuli are neighbours in another order.
+    tied = fractional_pairs(xs, ys) | np.array([y.shares is not None for y in ys])
+    shared = _shared_by_ties(xs, ys, orders, mask & tied)
     for group in groups:
+        counted = ~tied[np.ix_(group.rows, group.columns)]
+        if not counted.any():
+            continue
         left = indicators([xs[i] for i in group.rows.tolist()], everyone)
         right = indicators([ys[j] for j in group.columns.tolist()], everyone).T.tocsr()
         rows, columns = np.divmod(left.indices, n)
@@ -202,5 +217,25 @@ def _neighbour_scores(
             # Where X says "j is near i", ask Y about the stimuli that now stand at i and j.
             asked = order[rows] * kind.type(n) + order[columns]
             moved = scipy.sparse.csr_array((left.data, asked, left.indptr), shape=left.shape)
-            result[np.ix_(group.rows, group.columns)] = (moved @ right).toarray()
-    return np.asarray(shared / (n * k))
+            result[np.ix_(group.rows, group.columns)] += (moved @ right).toarray() * counted
+    return neighbour_scores(shared, xs, ys)
+
+
+def _shared_by_ties(
+    xs: list[Neighbours], ys: list[Neighbours], orders: NDArray[np.intp], wanted: Mask
+) -> Float64:
+    """Add up products of relations of which one has ties, `(K, len(xs), len(ys))`."""
+    n = len(xs[0].indices)
+    shared = np.zeros((len(orders), len(xs), len(ys)))
+    for j in np.flatnonzero(wanted.any(axis=0)).tolist():
+        rows, y = np.flatnonzero(wanted[:, j]), ys[j]
+        flat = [xs[i].relation().reshape((1, n * n)) for i in rows.tolist()]
+        left = scipy.sparse.vstack(flat, format="csr")
+        table = y.relation().toarray()
+        for result, order in zip(shared, orders, strict=True):
+            if y.by_index:
+                moved = y.permuted(order).relation().toarray()
+            else:
+                moved = table[np.ix_(order, order)]
+            result[rows, j] = left @ moved.ravel()
+    return shared

@@ -39,6 +39,8 @@ class State:
         """Prepare features for a measure that a kernel computes."""
         kernel = KERNELS[spec.name]
         parameters = {name: spec[name] for name in kernel.prepares}
+        if kernel.of_neighbours:
+            parameters["by_index"] = spec.ties_by_index
         state = kernel.prepare(values, unit=unit, **parameters)
         return cls(kernel, parameters, values, unit, state)
 
@@ -78,8 +80,7 @@ class Prepared:
         Returns
         -------
         Prepared
-            Row i is row ``order[i]`` of this one. Neighbours chosen by index among equals stay
-            chosen.
+            Row i is row ``order[i]`` of this one.
 
         Raises
         ------
@@ -107,7 +108,7 @@ class Prepared:
         kept = {id(state.values): state.values.nbytes for state in self.states.values()}
         return (
             sum(relation.source.nbytes for relation in self.relations.values())
-            + sum(found.indices.nbytes for found in self.neighbours.values())
+            + sum(found.nbytes for found in self.neighbours.values())
             + 3 * sum(kept.values())  # and what they have made of them
         )
 
@@ -117,10 +118,12 @@ class Prepared:
         return replace(self, relations=relations)
 
     def ties(self, spec: MeasureSpec) -> int:
-        """Count the rows in which a neighbour was chosen by index among equals; 0 without any."""
-        if spec.measure.engine != "neighbours":
-            return 0
-        return self.neighbours_for(spec).ties
+        """Count the stimuli whose nearest neighbours are tied for the last places, or in order."""
+        if spec.measure.engine == "neighbours":
+            return self.neighbours_for(spec).ties
+        if spec.measure.engine == "kernel" and KERNELS[spec.name].of_neighbours:
+            return int(self.state_for(spec).ties)
+        return 0
 
     def defined(self, spec: MeasureSpec) -> bool:
         """Tell whether the measure is defined for this representation."""
@@ -248,7 +251,9 @@ def prepare(
             if spec.measure.engine == "neighbours":
                 rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
         for kind, ks in rankings.items():
-            for k, found in find_neighbours(features, spacing, kind, ks).items():
+            for k, found in find_neighbours(
+                features, spacing, kind, ks, by_index=bool(preset)
+            ).items():
                 neighbours[preset, kind, k] = found
         kernels = [spec for spec in some if spec.measure.engine == "kernel"]
         exact = features.astype(np.float64, copy=False) if kernels else np.empty(0)

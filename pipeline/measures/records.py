@@ -16,12 +16,22 @@ _RANKING = Parameter(
     choices=("cosine", "inner", "euclidean"),
 )
 _K = Parameter("k", 10, "number of nearest neighbours")
-_LISTS = (("self_is_neighbour", False), ("ties", "lowest index"))
+_TIES = ("ties", "share the last places equally")
+_LISTS = (("self_is_neighbour", False), _TIES)
+_SHARED_PLACES = (
+    "stimuli that are equally near share the last places, where the lowest index had them in "
+    "every representation alike and made alignment out of nothing"
+)
+_LEFT_OUT = "stimuli whose nearest are equally near are left out: their order was that of the rows"
+_SAME_BITS = "scores no longer depend on what else is compared, nor leave their range by rounding"
+_ORDERED = (("self_is_neighbour", False), ("ties", "lists that tie are left out"))
 
 RELATIONAL = (
     Measure(
         name="cka",
         kind="relational",
+        version=2,
+        changed=_SAME_BITS,
         relation=("linear",),
         engine="dense",
         symmetric=True,
@@ -39,6 +49,8 @@ RELATIONAL = (
     Measure(
         name="cka_debiased",
         kind="relational",
+        version=2,
+        changed=_SAME_BITS,
         relation=("linear",),
         engine="dense",
         symmetric=True,
@@ -57,6 +69,8 @@ RELATIONAL = (
     Measure(
         name="cka_rbf",
         kind="relational",
+        version=2,
+        changed=_SAME_BITS,
         relation=("rbf", "bandwidth"),
         engine="dense",
         symmetric=True,
@@ -91,6 +105,8 @@ RELATIONAL = (
     Measure(
         name="rsa",
         kind="relational",
+        version=2,
+        changed=_SAME_BITS + "; ranks take for equal what differs by rounding to float32",
         relation=("rsa", "dissimilarity", "comparison"),
         engine="dense",
         symmetric=True,
@@ -128,6 +144,8 @@ RELATIONAL = (
     Measure(
         name="distance_correlation",
         kind="relational",
+        version=2,
+        changed=_SAME_BITS,
         relation=("distance",),
         engine="dense",
         symmetric=True,
@@ -159,6 +177,8 @@ NEIGHBOUR = (
     Measure(
         name="mutual_knn",
         kind="neighbour",
+        version=2,
+        changed=_SHARED_PLACES,
         relation=("neighbours", "neighbours", "k"),
         engine="neighbours",
         symmetric=True,
@@ -171,8 +191,9 @@ NEIGHBOUR = (
         reference="Huh et al. 2024, ICML, appendix A, eq. 11 (m_NN)",
         prose=(
             "The share of k nearest neighbours that two representations have in common, averaged "
-            "over stimuli. With cosine neighbours also invariant to scaling of single rows, with "
-            "Euclidean ones to translation."
+            "over stimuli: the inner product of two relations whose rows add up to k, over their "
+            "norms, which are √(n k) without ties. With cosine neighbours also invariant to "
+            "scaling of single rows, with Euclidean ones to translation."
         ),
     ),
 )
@@ -192,6 +213,8 @@ def _pairwise(name: str, **facts: Any) -> Measure:
 
 _OF_LISTS = {
     "kind": "neighbour",
+    "version": 2,
+    "changed": _SHARED_PLACES,
     "range": (0.0, 1.0),
     "invariances": ("isotropic scaling", "orthogonal transformation"),
     "conventions": _LISTS,
@@ -226,7 +249,7 @@ PAIRWISE = (
             "Length of the longest common subsequence of the two ordered lists of nearest "
             "neighbours, over k, averaged; the paper's code does not divide by k."
         ),
-        **_OF_LISTS,
+        **_OF_LISTS | {"conventions": _ORDERED, "changed": _LEFT_OUT},
     ),
     _pairwise(
         "edit_knn",
@@ -236,11 +259,13 @@ PAIRWISE = (
             "1 less the edit distance (Levenshtein, all edits cost 1) of the two ordered lists of "
             "nearest neighbours over k, averaged."
         ),
-        **_OF_LISTS,
+        **_OF_LISTS | {"conventions": _ORDERED, "changed": _LEFT_OUT},
     ),
     _pairwise(
         "cknna",
         kind="neighbour",
+        version=2,
+        changed=_SHARED_PLACES,
         symmetric=False,
         range=(-1.0, 1.0),
         invariances=("isotropic scaling", "orthogonal transformation"),
@@ -257,6 +282,8 @@ PAIRWISE = (
     _pairwise(
         "second_order_cosine",
         kind="neighbour",
+        version=2,
+        changed=_SHARED_PLACES,
         symmetric=True,
         range=(-1.0, 1.0),
         invariances=("isotropic scaling", "orthogonal transformation", "row scaling"),

@@ -49,7 +49,8 @@ class Results:
     unfinished
         Labels that were compared, but not (wholly) aggregated yet.
     outdated
-        Label → what is wrong with its calibration, by which it cannot be used.
+        Label → what is wrong with its scores or their calibration, so that these cannot be used,
+        and the remedy.
     """
 
     store: Store
@@ -125,14 +126,11 @@ def load_results(store: Store, subset: str | None = None) -> Results:
     key = store.subsets[0] if subset is None else subset
     done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
     made = [label for label in labels if all(label in found for found in done.values())]
-    faults = {n: outdated(_group(store.root, f"alignment/{key}/{n}").attrs) for n in made}
-    faults = {label: why for label, why in faults.items() if why}
+    faults = {label: why for label in made if (why := _fault(store, key, label))}
     ready = [label for label in made if label not in faults]
     if faults and not ready:
-        told = "; ".join(f"{label}: {why}" for label, why in faults.items())
         raise InputError(
-            f"{store.path}: no alignment on subset {key} can be used: {told}. `consilience run "
-            "WORKFLOW` makes them anew."
+            f"{store.path}: no alignment on subset {key} can be used: {' '.join(faults.values())}"
         )
     if not ready:
         raise InputError(
@@ -147,6 +145,17 @@ def load_results(store: Store, subset: str | None = None) -> Results:
         tuple(label for label in labels if label not in made),
         faults,
     )
+
+
+def _fault(store: Store, key: str, label: str) -> str:
+    """Say why a measure's results cannot be used, and the remedy; empty where they can."""
+    try:
+        store.measure(label, key)
+    except InputError as error:
+        return f"{error}."
+    why = outdated(_group(store.root, f"alignment/{key}/{label}").attrs)
+    remedy = "A run of a workflow that compares by it makes it anew."
+    return f"{label}, because {why}. {remedy}" if why else ""
 
 
 def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:

@@ -131,11 +131,7 @@ def notes(results: Results) -> list[str]:
             "`consilience store log` shows what went wrong; the next run tries again."
         )
     said += left_out(results)
-    for label, why in results.outdated.items():
-        said.append(
-            f"Left out: {label}, because {why}. A run of a workflow that compares by it makes it "
-            "anew."
-        )
+    said += [f"Left out: {why}" for why in results.outdated.values()]
     plain = [label for label, a in results.alignment.items() if not is_calibrated(a)]
     if plain:
         said.append(
@@ -192,7 +188,7 @@ def _yes_no(value: Any) -> str:
 
 
 def _ties(results: Results, label: str) -> str:
-    """Say how many rows had a tie at the k-th neighbour, on the subset and on its captions."""
+    """Say how many stimuli have neighbours that tie, on the subset and on its captions."""
     said = []
     for grid, unit in zip(results.grids(label), ("stimuli", "distinct captions"), strict=False):
         ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]

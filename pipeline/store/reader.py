@@ -270,11 +270,18 @@ class Store:
         )
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
-        """Return the measure, with its parameters, that a label stands for."""
-        from pipeline.measures import measure_spec
+        """Return the measure, with its parameters, that a label stands for.
+
+        Raises
+        ------
+        InputError
+            Where its scores were computed by an earlier version of the measure.
+        """
+        from pipeline.measures import check_version, measure_spec
 
         group = self.group(self._parts(subset, label)[0])
         named: Any = group.attrs["measure"]
+        check_version(named, label)
         return measure_spec(named["name"], **named["parameters"])
 
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
@@ -296,6 +303,7 @@ class Store:
         """
         key = self.subset(subset)
         label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
+        self.measure(label, key)
         self._check_calibration(key, label)
         dataset = self._dataset(f"alignment/{key}/{label}")
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
@@ -313,6 +321,7 @@ class Store:
         label = one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
+        self.measure(label, key)
         self._check_calibration(key, label)
         return self._dataset(f"convergence/{key}/{label}")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Device, Task
 from pipeline.errors import InputError
-from pipeline.measures import MeasureSpec, Prepared, Scores, score_pairs
+from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.panels import resolve_device
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
@@ -20,6 +20,7 @@ from pipeline.store.catalog import Encoder
 from pipeline.store.chunks import read
 from pipeline.store.grid import Grid, Outstanding, outstanding
 from pipeline.store.layout import (
+    child_groups,
     create_variable,
     delete,
     ensure_parents,
@@ -62,19 +63,29 @@ def find_grid(
     Raises
     ------
     InputError
-        Where the label stands for another measure in this store.
+        Where the label stands for another measure in this store, or an earlier version of it.
     """
     path = f"measures/{subset.key}/{label}"
     group = find_group(root, path, "chunk") if root is not None else None
     if group is None:
         return None
     stored: Any = group.attrs["measure"]
-    if stored != _identity(spec):
+    now = spec.identity()
+    if any(stored[key] != now[key] for key in ("name", "parameters")):
         raise InputError(
             f"measure {label!r}: in the store this label stands for {_phrase(stored)}, now for "
-            f"{_phrase(_identity(spec))}. Give the new one another label."
+            f"{_phrase(now)}. Give the new one another label, or drop what is stored of this one "
+            f"with --replace {label}."
         )
+    check_version(stored, label)
     return Grid(group, "representation")
+
+
+def drop_measure(root: zarr.Group, label: str) -> None:
+    """Remove all that is stored of a measure, on every subset. Driver only."""
+    for kind in ("convergence", "alignment", "calibration", "measures"):
+        for subset in child_groups(root, kind):
+            delete(root, f"{kind}/{subset}/{label}")
 
 
 def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec) -> Grid:
@@ -87,15 +98,11 @@ def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec)
         chunk=CHUNK,
         sizes={},
         attributes={
-            "measure": _identity(spec),
+            "measure": spec.identity(),
             "conventions": spec.conventions(),
             "n_stimuli": len(subset),
         },
     )
-
-
-def _identity(spec: MeasureSpec) -> dict[str, Any]:
-    return {"name": spec.name, "parameters": dict(spec.parameters)}
 
 
 def _phrase(measure: Any) -> str:
@@ -282,7 +289,7 @@ _FACTS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
 
 def _fact_names(spec: MeasureSpec) -> list[str]:
     """Return the variables that a measure has of single representations."""
-    has = {"n_ties": spec.measure.engine == "neighbours", "clip": bool(spec.preset)}
+    has = {"n_ties": spec.measure.kind == "neighbour", "clip": bool(spec.preset)}
     return [name for name in _FACTS if has[name]]
 
 

@@ -51,6 +51,8 @@ class Plan:
     """Stage → tasks to run."""
     needs: dict[str, Needs] = field(default_factory=dict)
     """Stage → what its tasks take; stages with nothing to do are left out."""
+    replaced: frozenset[str] = frozenset()
+    """Labels of measures of which all that is stored is dropped."""
     stale: list[str] = field(default_factory=list)
     """Labels of the measures whose alignment and convergence are to be made (anew)."""
 
@@ -84,10 +86,16 @@ def plan_workflow(
         )
     except InputError as error:
         raise InputError(f"models: {error}") from None
-    for model in replace:
+    replaced = frozenset(replace) & workflow.compare.specs.keys()
+    for model in sorted(set(replace) - replaced):
         if model not in {spec.id for spec in specs}:
-            registry[model]  # says where there is none
-            raise InputError(f"--replace {model}: the workflow does not select this model.")
+            if "/" in model:
+                registry[model]  # says where there is none
+                raise InputError(f"--replace {model}: the workflow does not select this model.")
+            raise InputError(
+                f"--replace {model}: the workflow has no such measure; its measures are "
+                f"{', '.join(workflow.compare.specs)}. The id of a model has a slash."
+            )
     recipes = [
         r
         for r in (load_recipes(workflow.train) if workflow.train else [])
@@ -128,6 +136,7 @@ def plan_workflow(
         untrained,
         models,
         comparisons_of(workflow, subset, expected_encoders(root, models, stimuli)),
+        replaced=replaced,
     )
     plan.tasks["train"] = len(untrained)
     plan.tasks["extract"] = sum(bool(m.missing) for m in models)
@@ -221,6 +230,7 @@ def comparisons_of(
 def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
     """Count what is missing of similarities and nulls, by the tasks that a run would make."""
     workflow, specs = plan.workflow, plan.workflow.compare.specs
+    roots = {label: None if label in plan.replaced else root for label in specs}
     settings, device = workflow.calibrate, workflow.compare.device
     budget = workflow.compare.budget
     pairs = {"compare": [0, 0], "calibrate": [0, 0]}
@@ -235,7 +245,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         digests, wanted = compare.wanted_scores(c)
         todo = {
             label: compare.outstanding_scores(
-                compare.find_grid(root, c.subset, label, spec), digests, wanted, spec
+                compare.find_grid(roots[label], c.subset, label, spec), digests, wanted, spec
             )
             for label, spec in specs.items()
         }
@@ -250,7 +260,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         digests, wanted = calibrate.wanted_nulls(c)
         todo = {
             label: outstanding(
-                calibrate.find_null(root, c.subset, label, spec, settings),
+                calibrate.find_null(roots[label], c.subset, label, spec, settings),
                 digests,
                 wanted,
                 calibrate.CHUNK,
@@ -288,5 +298,6 @@ def _plan_results(plan: Plan, root: zarr.Group | None) -> None:
         for label, spec in workflow.compare.specs.items()
         if root is None
         or changing
+        or label in plan.replaced
         or analyse.stale_inputs(root, label, spec, plan.comparisons, workflow.calibrate, known)
     ]

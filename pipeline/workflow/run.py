@@ -102,7 +102,8 @@ def run_workflow(
     cluster
         What replaces the workflow's `cluster:`: a scheduler's address, `local`, or a YAML file.
     replace
-        Ids whose stored activations are dropped and extracted anew.
+        Ids of models whose stored activations are dropped and extracted anew, and labels of
+        measures whose stored results are dropped and computed anew.
     console
         Where progress goes; default: standard error.
     wait
@@ -235,6 +236,8 @@ class _Run:
         if not self.plan.is_done:
             sweep_partial(self.workflow.store)
         write_stimuli(self.root, self.plan.stimuli)
+        for label in self.plan.replaced:
+            compare.drop_measure(self.root, label)
         encoders = self.extract()
         if not encoders:  # every model failed: the report names them; there is nothing to compare
             return

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ from pipeline.calibration.neighbour_moments import (
     neighbour_weights,
 )
 from pipeline.errors import InputError
+from pipeline.measures.neighbours import Neighbours
 
 KINDS = ("random", "clustered", "low rank", "rare cluster", "heavy tails")
 
@@ -79,8 +81,23 @@ def neighbours(n, k, kind, seed):
 
 def indicator(indices):
     matrix = np.zeros((len(indices), len(indices)))
-    np.put_along_axis(matrix, indices, 1.0, axis=1)
+    np.put_along_axis(matrix, np.asarray(indices), 1.0, axis=1)
     return matrix
+
+
+def relation(indices):
+    return scipy.sparse.csr_array(indicator(indices))
+
+
+def tied(n, k, seed):
+    """Shares of places: all or nothing for some stimuli, equal shares in classes for others."""
+    rng = np.random.default_rng([seed, n, k])
+    near = rng.integers(0, 3, size=(n, n)).astype(float)
+    near[: n // 2] = rng.random((n // 2, n))
+    np.fill_diagonal(near, -np.inf)
+    last = np.sort(near, axis=1)[:, -k, None]
+    above, level = near > last, near == last
+    return above + level * (k - above.sum(1, keepdims=True)) / level.sum(1, keepdims=True)
 
 
 def enumerated(xs, ys):
@@ -134,8 +151,14 @@ def test_biased_moments__all_permutations(n):
 def test_neighbour_moments__all_permutations(n):
     xs = [neighbours(n, k, kind, 0) for k in (1, 3) for kind in ("random", "hubs", "cliques")]
     ys = [neighbours(n, 2, kind, 1) for kind in ("random", "hubs", "ring")]
-    sx, sy = (NeighbourScalars.stack([neighbour_scalars(i) for i in side]) for side in (xs, ys))
-    values = enumerated([indicator(i) for i in xs], [indicator(i) for i in ys])
+    xs = [*map(indicator, xs), tied(n, 2, 0), tied(n, n - 2, 0)]
+    ys = [*map(indicator, ys), tied(n, 2, 1)]
+    assert any((each < 1).any() and (each[each < 1] > 0).any() for each in (xs[-2], ys[-1]))
+    sx, sy = (
+        NeighbourScalars.stack([neighbour_scalars(scipy.sparse.csr_array(a)) for a in side])
+        for side in (xs, ys)
+    )
+    values = enumerated(xs, ys)
     mean, variance, third = neighbour_moments(n, sx, sy)
     np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-12)
     expected = [central(values, order) for order in (2, 3)]
@@ -148,8 +171,9 @@ def test_neighbour_moments__all_permutations(n):
 def test_neighbour_moments__weighted_sums_over_all_permutations():
     n, weights = 7, np.array([0.7, -0.2, 1.3])
     kinds = ("random", "hubs", "cliques")
-    xs, ys = ([neighbours(n, 2, kind, seed) for kind in kinds] for seed in (0, 1))
-    values = enumerated([indicator(i) for i in xs], [indicator(i) for i in ys])
+    xs, ys = ([relation(neighbours(n, 2, kind, seed)) for kind in kinds] for seed in (0, 1))
+    xs[1] = scipy.sparse.csr_array(tied(n, 2, 0))
+    values = enumerated(*([each.toarray() for each in side] for side in (xs, ys)))
     values = np.einsum("a,pab,b->p", weights, values, weights[::-1])[:, None, None]
     found = neighbour_moments(
         n, combined_neighbour_scalars(xs, weights), combined_neighbour_scalars(ys, weights[::-1])
@@ -164,8 +188,9 @@ def test_neighbour_meetings__over_all_permutations(n):
     weights = np.array([0.7, -0.2, 1.3])
     sides, scalars = [], []
     for seed, w in ((0, weights), (1, weights[::-1])):
-        lists = [neighbours(n, 2, kind, seed) for kind in ("random", "hubs", "cliques")]
-        sides.append([indicator(i) for i in lists])
+        lists = [relation(neighbours(n, 2, kind, seed)) for kind in ("random", "hubs", "cliques")]
+        lists[2] = scipy.sparse.csr_array(tied(n, 2, seed))
+        sides.append([each.toarray() for each in lists])
         sides[-1].append(np.tensordot(w, sides[-1], 1))
         scalars.append(
             NeighbourScalars.stack(
@@ -265,7 +290,9 @@ def test_neighbour_moments__few_classes(k, other):
     n = 17
     (x, x_sizes), (y, y_sizes) = hub_lists(n, k), hub_lists(n, other)
     values, weights = by_tables(indicator(x), x_sizes, indicator(y), y_sizes)
-    mean, variance, third = neighbour_moments(n, neighbour_scalars(x), neighbour_scalars(y))
+    mean, variance, third = neighbour_moments(
+        n, neighbour_scalars(relation(x)), neighbour_scalars(relation(y))
+    )
     assert mean == pytest.approx(np.average(values, weights=weights), rel=1e-12)
     expected = [central(values, order, weights) for order in (2, 3)]
     assert_moments([variance, third], expected, expected[0])
@@ -355,7 +382,8 @@ def test_combined_neighbour_scalars__naive_sums_over_blocks(weights, full, monke
         "degree_rows": (a**2).sum(axis=1) @ e,
     }
     naive = NeighbourScalars(**{name: np.array([value]) for name, value in naive.items()})
-    assert_same(combined_neighbour_scalars(lists, weights), naive, atol=1e-10)
+    found = combined_neighbour_scalars([relation(each) for each in lists], weights)
+    assert_same(found, naive, atol=1e-10)
 
 
 def test_split_scalars__as_biased_and_as_u_centred():
@@ -396,7 +424,7 @@ def test_neighbour_moments__many_stimuli():
     n, k = 20_000, 5
     rng = np.random.default_rng(0)
     steps = np.cumsum(rng.integers(1, n // k - 1, size=(n, k)), axis=1)
-    scalars = neighbour_scalars((np.arange(n)[:, None] + steps) % n)
+    scalars = neighbour_scalars(Neighbours((np.arange(n)[:, None] + steps) % n).relation())
     mean, variance, third = neighbour_moments(n, scalars, scalars)
     # A random directed graph shares Poisson many edges with another.
     np.testing.assert_allclose([mean, variance, third], k**2, rtol=0.05)
@@ -447,7 +475,7 @@ def test_neighbour_scalars__names_of_stimuli(sides, k, kind):
     place = np.argsort(order)
     renamed = place[indices[order]]
     np.random.default_rng(seed).permuted(renamed, axis=1, out=renamed)
-    one, other = neighbour_scalars(indices), neighbour_scalars(renamed)
+    one, other = neighbour_scalars(relation(indices)), neighbour_scalars(relation(renamed))
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-9)
@@ -505,28 +533,25 @@ def test_scalars__wrong_relations():
 
 
 @pytest.mark.parametrize(
-    "indices",
+    ("indices", "says"),
     [
-        [[1, 2], [0, 2], [0, 1], [0, 3]],  # itself
-        [[1, 2], [0, 2], [0, 1], [0, 0]],  # twice
-        [[1, 2], [0, 2], [0, 1], [0, 4]],  # no such stimulus
-        [[1, 2], [0, 2], [0, 1], [0, -1]],
+        ([[1, 2], [0, 2], [0, 1], [0, 3]], "add up to 2 to 2, and 1 stimuli are their own"),
+        ([[1, 2], [0, 2], [0, 1], [0, 0]], "add up to 1 to 2, and 0 stimuli are their own"),
     ],
 )
-def test_neighbour_scalars__wrong_names(indices):
-    with pytest.raises(InputError, match="different stimuli from 0 to 3"):
-        neighbour_scalars(indices)
+def test_neighbour_scalars__no_relation_of_neighbours(indices, says):
+    with pytest.raises(InputError, match=says):
+        neighbour_scalars(relation(indices))
 
 
 def test_neighbour_scalars__wrong_shapes():
-    for wrong in (np.zeros((5, 2)), np.zeros(5, int), np.zeros((5, 0), int), np.zeros((4, 4), int)):
-        with pytest.raises(InputError, match=r"give integers \(n, k\)"):
-            neighbour_scalars(wrong)
+    with pytest.raises(InputError, match=r"shape \(5, 6\); it must be \(n, n\)"):
+        neighbour_scalars(scipy.sparse.csr_array(np.ones((5, 6))))
 
 
 def test_moments__too_few_stimuli():
     u, b = u_centred_scalars(np.zeros((4, 4))), biased_scalars(np.zeros((4, 4)))
-    n = neighbour_scalars(neighbours(4, 1, "random", 0))
+    n = neighbour_scalars(relation(neighbours(4, 1, "random", 0)))
     for pair_moments, scalars in (
         (u_centred_moments, u),
         (biased_moments, b),
@@ -539,4 +564,4 @@ def test_moments__too_few_stimuli():
     with pytest.raises(InputError, match="at least 4"):
         neighbour_weights(3)
     with pytest.raises(InputError, match="3 stimuli"):
-        neighbour_scalars([[1], [2], [0]])
+        neighbour_scalars(relation([[1], [2], [0]]))

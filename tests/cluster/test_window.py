@@ -47,6 +47,12 @@ def now(pause: float) -> float:
     return started
 
 
+def until(file: Path) -> str:
+    """Give an expression that waits for a file."""
+    there = f"__import__('pathlib').Path({str(file)!r}).exists"
+    return f"[__import__('time').sleep(0.01) for _ in iter({there}, True)]"
+
+
 def address(where: str, patience: str = "1 min") -> AddressSpec:
     return AddressSpec(kind="address", address=where, wait_for_workers=patience)
 
@@ -117,7 +123,7 @@ def test_run__window_is_twice_the_threads(pool: Executor, monkeypatch: pytest.Mo
     assert max(counts) == 2 * sum(pool.start().nthreads().values()) == 2
 
 
-def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.02)
@@ -133,21 +139,26 @@ def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch) -> Non
         executor(address(growing.scheduler_address)) as pool,
     ):
         counts = in_flight(pool, monkeypatch)
-        windows = {}
+        windows = []
         for n in (1, 3, 1):
-            growing.scale(n)
-            if n == 3:  # in the middle of a run
-                growing.scale(1)
-                threading.Timer(0.3, growing.scale, (3,)).start()
-            else:
-                growing.wait_for_workers(1)
-            before = len(counts)
-            list(pool.run([Task(f"t{i}", now, (0.05,)) for i in range(30)]))
-            windows[len(windows)] = max(counts[before:])
+            go, before = tmp_path / f"go{len(windows)}", len(counts)
+
+            def filled(go: Path = go, before: int = before, n: int = n) -> None:
+                growing.scale(n)  # in the middle of a run
+                deadline = time.monotonic() + 60
+                while max(counts[before:], default=0) < 2 * n and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                go.touch()
+
+            opener = threading.Thread(target=filled)
+            opener.start()
+            list(pool.run([evaluate(f"t{i}", until(go)) for i in range(30)]))
+            opener.join()
+            windows.append(max(counts[before:]))
             growing.scale(1)
             while len(pool.start().nthreads()) > 1:
                 time.sleep(0.02)
-    assert windows == {0: 2, 1: 6, 2: 2}
+    assert windows == [2, 6, 2]
 
 
 def test_run__nothing_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +279,7 @@ def test_run__workers_that_vanish(
         with executor(address(made.address, "1 min")) as pool:
             # all but the first are in the middle of running as their worker ends: had one finished,
             # its result would be waited for first
-            until = f"iter(__import__('pathlib').Path({str(go)!r}).exists, True)"
-            held = f"[__import__('time').sleep(0.01) for _ in {until}]"
-            tasks = [evaluate(f"t{i}", f"({held}, {i})[1]") for i in range(1, 9)]
+            tasks = [evaluate(f"t{i}", f"({until(go)}, {i})[1]") for i in range(1, 9)]
             outcomes = pool.run([evaluate("t0", "0", cost=9.0), *tasks])
             done = [next(outcomes)]
             end(only)

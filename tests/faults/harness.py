@@ -135,7 +135,12 @@ class Drivers:
 
     def workers(self) -> list[psutil.Process]:
         """Give the worker processes of all runs."""
-        return [p for p in self.server.children() if p.status() != psutil.STATUS_ZOMBIE]
+        found = []
+        for process in self.server.children():
+            with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def orphaned(self, bound: float = 20.0) -> float:
         """Return after how many seconds no worker is left."""

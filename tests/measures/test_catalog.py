@@ -53,7 +53,7 @@ def test_conventions__say_everything_and_can_be_json():
         "k": 5,
         "neighbours": "cosine",
         "self_is_neighbour": False,
-        "ties": "lowest index",
+        "ties": "share the last places equally",
     }
     assert measure_spec("cka").conventions()["estimator"] == "biased"
 

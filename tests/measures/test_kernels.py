@@ -75,7 +75,11 @@ def test_score_permuted__equals_the_loop(name):
 def test_prepare__measures_of_the_same_lists_share_them():
     specs = [measure_spec(n, k=3) for n in ("jaccard_knn", "lcs_knn", "edit_knn", "cycle_knn")]
     prepared = prepare(arrays()[0], [*specs, measure_spec("cca"), measure_spec("gulp")])
-    assert list(prepared.states) == [("", "neighbours", 3, "cosine"), ("", "subspace")]
+    assert list(prepared.states) == [
+        ("", "neighbours", 3, "cosine"),
+        ("", "neighbour_lists", 3, "cosine"),
+        ("", "subspace"),
+    ]
     with pytest.raises(InputError, match="was not prepared for pwcca"):
         prepared.state_for(measure_spec("pwcca"))
 

@@ -10,6 +10,7 @@ from scipy.spatial.distance import cosine
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.measures import locality, neighbourhood, similarity
+from pipeline.measures.neighbours import Neighbours
 
 KERNELS = {**neighbourhood.KERNELS, **locality.KERNELS}
 
@@ -25,33 +26,38 @@ def score(name, x, y, **parameters):
     return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
 
 
-def ordered(x, k, ranking="cosine", decimals=9, include_self=False):
+def ordered(x, k, ranking="cosine", decimals=9):
     """Lists of nearest, nearest first; what is equal to `decimals` digits goes by lowest index."""
     lists = []
-    for i, row in enumerate(x):
-        ranked = []
-        for j, other in enumerate(x):
-            if j == i and not include_self:
-                continue
-            if ranking == "cosine":
-                lengths = np.linalg.norm(row) * np.linalg.norm(other)
-                near = float(row @ other) / lengths if lengths > 0 else 0.0
-            elif ranking == "inner":
-                near = float(row @ other)
-            else:
-                near = -float(((row - other) ** 2).sum())
-            ranked.append((-round(near, decimals), j))
-        lists.append([j for _, j in sorted(ranked)[:k]])
+    for i, near in enumerate(reference.nearness(x, ranking, decimals)):
+        ranked = sorted((-value, j) for j, value in near.items() if j != i)
+        lists.append([j for _, j in ranked[:k]])
     return lists
 
 
-def cycle_knn(a, b):
-    found = [any(i in a[j] for j in b[i]) for i in range(len(a))]
+def determined(x, k, ranking="cosine"):
+    """Which stimuli's k nearest are in an order without ties, and apart from all others."""
+    found = []
+    for i, near in enumerate(reference.nearness(x, ranking)):
+        values = sorted((value for j, value in near.items() if j != i), reverse=True)[: k + 1]
+        found.append(len(set(values)) == len(values))
+    return np.array(found)
+
+
+def cycle_knn(x, y, k, ranking):
+    a, b = (reference.neighbour_shares(z, k, ranking) for z in (x, y))
+    found = []
+    for i in range(len(x)):
+        missed = 1.0
+        for j in range(len(x)):
+            missed *= 1 - b[i, j] * a[j, i]
+        found.append(1 - missed)
     return sum(found) / len(found)
 
 
-def jaccard_knn(a, b):
-    return np.mean([len(set(p) & set(q)) / len(set(p) | set(q)) for p, q in zip(a, b, strict=True)])
+def jaccard_knn(x, y, k, ranking):
+    a, b = (reference.neighbour_shares(z, k, ranking) for z in (x, y))
+    return np.mean(np.minimum(a, b).sum(axis=1) / np.maximum(a, b).sum(axis=1))
 
 
 def lcs(p, q):
@@ -77,12 +83,20 @@ def levenshtein(p, q):
     return least(len(p), len(q))
 
 
-def lcs_knn(a, b):
-    return np.mean([lcs(p, q) / len(p) for p, q in zip(a, b, strict=True)])
+def both_lists(x, y, k, ranking):
+    some = determined(x, k, ranking) & determined(y, k, ranking)
+    lists = zip(ordered(x, k, ranking), ordered(y, k, ranking), some, strict=True)
+    return [(p, q) for p, q, known in lists if known]
 
 
-def edit_knn(a, b):
-    return np.mean([1 - levenshtein(p, q) / len(p) for p, q in zip(a, b, strict=True)])
+def lcs_knn(x, y, k, ranking):
+    found = [lcs(p, q) / k for p, q in both_lists(x, y, k, ranking)]
+    return np.mean(found) if found else math.nan
+
+
+def edit_knn(x, y, k, ranking):
+    found = [1 - levenshtein(p, q) / k for p, q in both_lists(x, y, k, ranking)]
+    return np.mean(found) if found else math.nan
 
 
 ORACLES = {
@@ -95,34 +109,37 @@ ORACLES = {
 
 def cknna(x, y, k, form="unbiased", ranking="cosine"):
     """With dense masks and matrices, after the paper's code, or eq. 16 to 18."""
-    grams, masks = [], []
+    grams, shares = [], []
     for z in (x, y):
         if ranking == "cosine":
             z = z / np.linalg.norm(z, axis=1, keepdims=True)
         grams.append(z @ z.T)
-        mask = np.zeros((len(z), len(z)))
-        for i, row in enumerate(ordered(z, k, "inner", include_self=form == "biased")):
-            mask[i, row] = 1
-        masks.append(mask)
+        own = reference.neighbour_shares(z, k, "inner", include_self=form == "biased")
+        shares.append(own)
 
     def alignment(a, b):
-        mask = masks[a] * masks[b]
+        mask = shares[a] * shares[b] > 0
+        first, second = (mask * shares[c] * grams[c] for c in (a, b))
         if form == "paper":
-            centred = [grams[c] - grams[c].mean(axis=1, keepdims=True) for c in (a, b)]
+            centred = [
+                shares[c] * (grams[c] - grams[c].mean(axis=1, keepdims=True)) for c in (a, b)
+            ]
             return (mask * centred[0] * centred[1]).sum()
         if form == "unbiased":
-            return reference.hsic_unbiased(mask * grams[a], mask * grams[b])
+            return reference.hsic_unbiased(first, second)
         h = np.eye(len(x)) - 1 / len(x)
-        return np.trace((mask * grams[a]) @ h @ (mask * grams[b]) @ h)
+        return np.trace(first @ h @ second @ h)
 
     return alignment(0, 1) / math.sqrt(alignment(0, 0) * alignment(1, 1))
 
 
 def second_order_cosine(x, y, k):
     total = 0.0
-    for i, (p, q) in enumerate(zip(ordered(x, k), ordered(y, k), strict=True)):
-        union = sorted(set(p) | set(q))
-        total += 1 - cosine(*[[1 - cosine(z[i], z[j]) for j in union] for z in (x, y)])
+    shares = np.maximum(*(reference.neighbour_shares(z, k) for z in (x, y)))
+    for i, row in enumerate(shares):
+        union = np.flatnonzero(row)
+        first, second = ([1 - cosine(z[i], z[j]) for j in union] for z in (x, y))
+        total += 1 - cosine(first, second, w=row[union])
     return total / len(x)
 
 
@@ -154,10 +171,11 @@ cases = pytest.mark.parametrize("case", list(CASES))
 def test_lists__naive(case, ranking):
     x, y = CASES[case]
     for k in (1, 4, 7):
-        a, b = ordered(x, k, ranking), ordered(y, k, ranking)
         for name, oracle in ORACLES.items():
-            found = score(name, x, y, k=k, neighbours=ranking)
-            assert found == pytest.approx(oracle(a, b), rel=1e-12, abs=1e-12), (name, k)
+            found, expected = (
+                score(name, x, y, k=k, neighbours=ranking), oracle(x, y, k, ranking)
+            )  # fmt: skip
+            assert found == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True), (name, k)
 
 
 @cases
@@ -202,7 +220,7 @@ def exact(x, k, ranking):
     offset=st.sampled_from([0, 1000]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_prepare_neighbours__ties_go_to_the_lowest_index(ranking, n, d, k, offset, seed):
+def test_prepare_neighbour_lists__by_index_ties_go_to_the_lowest(ranking, n, d, k, offset, seed):
     x = np.random.default_rng(seed).integers(-2, 3, size=(n, d))
     x[0], x[-1] = 1, 0
     if ranking == "cosine":
@@ -211,35 +229,29 @@ def test_prepare_neighbours__ties_go_to_the_lowest_index(ranking, n, d, k, offse
     else:
         x += offset
         expected = exact(x, k, ranking)
-    found = neighbourhood.prepare_neighbours(x.astype(float), k=k, neighbours=ranking)
+    found = neighbourhood.prepare_neighbour_lists(
+        x.astype(float), k=k, neighbours=ranking, by_index=True
+    )
     assert found.indices.tolist() == expected
+    assert found.ties == 0
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_prepare_neighbours__order_of_scikit_learn(metric):
+def test_prepare_neighbour_lists__order_of_scikit_learn(metric):
     x, _ = reference.digits_layers(150)
     near = NearestNeighbors(n_neighbors=10, metric=metric).fit(x)
     expected = near.kneighbors(return_distance=False)
-    found = neighbourhood.prepare_neighbours(x, neighbours=metric)
+    found = neighbourhood.prepare_neighbour_lists(x, neighbours=metric)
     np.testing.assert_array_equal(found.indices, expected)
-    assert (found.ties, found.order_ties) == (0, 0)
+    assert found.ties == 0
 
 
-def test_prepare_neighbours__counts_ties():
+def test_prepare_neighbour_lists__which_ties_leave_open():
     x = np.array([[0.0], [1.0], [-1.0], [5.0], [7.0]])
-    found = neighbourhood.prepare_neighbours(x, k=2, neighbours="euclidean")
-    assert found.indices.tolist() == [[1, 2], [0, 2], [0, 1], [4, 1], [3, 1]]
-    assert (found.ties, found.order_ties) == (0, 1)
-    found = neighbourhood.prepare_neighbours(x, k=1, neighbours="euclidean")
-    assert found.indices.tolist() == [[1], [0], [0], [4], [3]]
-    assert (found.ties, found.order_ties) == (1, 0)
-
-
-def test_prepare_neighbours__a_stimulus_as_its_own_neighbour():
-    x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
-    found = neighbourhood.prepare_neighbours(x, k=2, neighbours="inner", include_self=True)
-    assert found.indices.tolist() == ordered(x, 2, "inner", include_self=True)
-    assert found.indices.tolist()[0] == [1, 3]  # too small to be its own
+    for k, known in ((2, [0, 1, 1, 1, 1]), (1, [0, 1, 1, 1, 1])):
+        found = neighbourhood.prepare_neighbour_lists(x, k=k, neighbours="euclidean")
+        assert found.determined.tolist() == [bool(each) for each in known]
+        assert found.ties == 1
 
 
 def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
@@ -251,7 +263,7 @@ def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
 
 def test_cycle_knn__steps_in_y_and_then_in_x():
     x, y = (
-        neighbourhood.NeighbourLists(np.array(lists), 0, 0, True)
+        Neighbours(np.array(lists))
         for lists in ([[1, 2], [0, 2], [0, 1], [0, 1]], [[1, 3], [0, 2], [3, 1], [0, 1]])
     )
     # No one has 3 for a neighbour in x, so that no step in x ends there.
@@ -268,9 +280,9 @@ def test_cknna__of_all_pairs_is_cka():
 
 def test_lists__order_matters_to_lcs_and_edits_alone():
     x = np.array([[0.0], [1.0], [2.0], [4.0], [8.0]])
-    a = neighbourhood.prepare_neighbours(x, k=4, neighbours="euclidean")
-    b = neighbourhood.NeighbourLists(a.indices[:, ::-1], 0, 0, True)
-    assert neighbourhood.compare_jaccard_knn(a, b) == 1.0
+    a = neighbourhood.prepare_neighbour_lists(x, k=4, neighbours="euclidean", by_index=True)
+    b = neighbourhood.NeighbourLists(a.indices[:, ::-1], a.determined)
+    assert neighbourhood.compare_jaccard_knn(*(Neighbours(z.indices) for z in (a, b))) == 1.0
     assert neighbourhood.compare_lcs_knn(a, b) == 0.25
     assert neighbourhood.compare_edit_knn(a, b) == 0.0
 

@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import reference
@@ -16,10 +18,18 @@ def lists(x, k, ranking):
     return [set(row.tolist()) for row in prepared.neighbours_for(spec).indices], prepared.ties(spec)
 
 
+def relation(x, k, ranking, **options):
+    spec = measure_spec("mutual_knn", k=k, neighbours=ranking, **options)
+    return prepare(x, [spec]).neighbours_for(spec)
+
+
 def exact(x, k, ranking):
-    """Neighbours of integers, in integers: ties are true ties. Cosine compares signed squares."""
+    """Neighbours of integers, in integers: ties are true ties. Cosine compares signed squares.
+
+    The sets, of equals the lowest index first; how many rows had a tie; and the relation.
+    """
     x = x.astype(object)
-    sets, ties = [], 0
+    sets, ties, shares = [], 0, np.zeros((len(x), len(x)))
     for i, row in enumerate(x):
         near = {}
         for j, other in enumerate(x):
@@ -36,7 +46,10 @@ def exact(x, k, ranking):
         ranked = sorted(near, key=lambda j: (-near[j], j))
         sets.append(set(ranked[:k]))
         ties += near[ranked[k - 1]] == near[ranked[k]]
-    return sets, ties
+        above = [j for j in near if near[j] > near[ranked[k - 1]]]
+        tied = [j for j in near if near[j] == near[ranked[k - 1]]]
+        shares[i, above], shares[i, tied] = 1.0, float(Fraction(k - len(above), len(tied)))
+    return sets, ties, shares
 
 
 LENGTHS = int(np.lcm.reduce(np.arange(1, 41, dtype=object)))
@@ -52,10 +65,48 @@ LENGTHS = int(np.lcm.reduce(np.arange(1, 41, dtype=object)))
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from([np.float32, np.int64]),
 )
-def test_find_neighbours__ties_go_to_the_lowest_index(ranking, n, d, k, top, seed, dtype):
+def test_find_neighbours__ties_share_the_last_places(ranking, n, d, k, top, seed, dtype):
     x = np.random.default_rng(seed).integers(-top, top + 1, size=(n, d))
     x[0], x[-1] = 1, 0  # never constant
-    assert lists(x.astype(dtype), k, ranking) == exact(x, k, ranking)
+    sets, ties, shares = exact(x, k, ranking)
+    found = relation(x.astype(dtype), k, ranking)
+    np.testing.assert_allclose(found.relation().toarray(), shares, rtol=1e-15, atol=0)
+    assert found.ties == ties
+    assert found.fractional == (ties > 0)
+    assert found.squared_norm == pytest.approx((shares**2).sum(), rel=1e-14)
+    assert [set(row.tolist()) for row in found.indices] == sets
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(8, 24), d=st.integers(1, 4), k=st.integers(1, 6), seed=st.integers(0, 2**32 - 1)
+)
+def test_permuted__is_preparing_in_another_order(by_index, n, d, k, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-1, 2, size=(n, d)).astype(float)
+    x[0], x[-1] = 1, 0
+    order = rng.permutation(n)
+    moved, anew = (
+        neighbours.find_neighbours(each, 0.0, "euclidean", {k}, by_index=by_index)[k]
+        for each in (x, x[order])
+    )
+    moved = moved.permuted(order)
+    np.testing.assert_array_equal(moved.relation().toarray(), anew.relation().toarray())
+    assert moved.ties == anew.ties
+    if by_index:
+        np.testing.assert_array_equal(np.sort(moved.indices), np.sort(anew.indices))
+
+
+def test_find_neighbours__a_stimulus_as_its_own_neighbour():
+    x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
+    for ranking in RANKINGS:
+        for k in (1, 2, 3):
+            found = neighbours.find_neighbours(x, 0.0, ranking, {k}, include_self=True)[k]
+            expected = reference.neighbour_shares(x, k, ranking, include_self=True)
+            np.testing.assert_allclose(found.relation().toarray(), expected, rtol=1e-15)
+    near = neighbours.find_neighbours(x, 0.0, "inner", {2}, include_self=True)[2]
+    assert near.relation().toarray()[0].tolist() == [0, 1, 0, 1, 0]  # too small to be its own
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
@@ -66,6 +117,8 @@ def test_find_neighbours__duplicates_in_float32(ranking, n):
     x = x[rng.permutation(len(x))]
     found, ties = lists(x, 6, ranking)
     assert found == reference.nearest(x, 6, ranking)
+    shares = reference.neighbour_shares(x, 6, ranking)
+    np.testing.assert_allclose(relation(x, 6, ranking).relation().toarray(), shares, rtol=1e-15)
     if ranking != "inner":  # by inner product a row need not be its own twin's nearest
         assert ties == len(x)
 

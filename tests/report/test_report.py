@@ -160,7 +160,7 @@ def _write_scores(root: Any, made: Made, label: str, encoders: Any, scores: Any)
     grid = Grid.create(
         root, f"measures/{made.subset}/{label}", "representation", MEASURES, chunk=128, sizes={},
         attributes={
-            "measure": {"name": spec.name, "parameters": dict(spec.parameters)},
+            "measure": spec.identity(),
             "n_stimuli": made.n_stimuli,
         },
     )  # fmt: skip
@@ -357,6 +357,20 @@ def test_write_report__calibrations_that_are_wrong_today(
     store = remake(store, "cka_debiased", attributes)
     with pytest.raises(InputError, match=r"no alignment on subset .* can be used: cka_deb"):
         write_report(store)
+
+
+def test_write_report__scores_of_an_earlier_version_are_left_out(tmp_path: Path) -> None:
+    """And those of the other measures are reported all the same."""
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    group = open_root(store.path, "r+")[f"measures/{SUBSET}/knn10"]
+    identity: Any = group.attrs["measure"]
+    group.attrs["measure"] = {**identity, "version": identity["version"] - 1}
+    store = open_store(store.path)
+    (said,) = notes(store)
+    assert said.startswith("Left out: measure 'knn10': its scores in this store are of version ")
+    assert said.endswith("consilience run WORKFLOW --replace knn10.")
+    assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
 
 
 def test_write_report__says_how_many_captions(tmp_path: Path) -> None:
