@@ -36,6 +36,13 @@ def hubs(seed, d=20):
     return rng.normal(size=(N, d)) * np.exp(rng.normal(size=(N, 1)))
 
 
+def dead(seed, d=20):
+    """One row in five is zero, and its neighbours tie."""
+    x = gaussian(seed, d)
+    x[np.random.default_rng(seed + 50).random(N) < 0.2] = 0.0
+    return x
+
+
 def groups(size):
     return np.zeros(size, dtype=np.intp)
 
@@ -49,7 +56,7 @@ def bound(null, score):
     return tail_bounds(null, groups(x), groups(y), np.array([[score]]))[0, 0]
 
 
-@pytest.fixture(scope="module", params=[gaussian, hubs])
+@pytest.fixture(scope="module", params=[gaussian, hubs, dead])
 def pair(request):
     """A pair of representations with the scores of many permutations."""
     xs, ys = ([prepare(request.param(seed), SPECS, dtype=np.float64)] for seed in (0, 1))
