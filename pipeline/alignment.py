@@ -6,14 +6,15 @@ Kernels take bare arrays; `alignment_dataset` puts the labels on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import benjamini_hochberg, calibrate_score
+from pipeline.calibration import VERSION, benjamini_hochberg, calibrate_score, check_level
+from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER
 from pipeline.store.catalog import Encoder, related
 
@@ -83,6 +84,8 @@ class Compared:
     """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
     permuted: Collection[tuple[str, str]] = ()
     """Pairs whose null was had by permuting stimuli."""
+    tails: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(encoder x, encoder y) → upper bound of p from moments; NaN, or not there, without one."""
 
 
 def alignment_dataset(
@@ -153,6 +156,29 @@ def alignment_dataset(
     return xr.Dataset(variables, coords=coordinates, attrs=dict(attributes))
 
 
+def outdated(attributes: Mapping[str, Any]) -> str:
+    """Say what is wrong with the calibration of a stored alignment dataset.
+
+    Parameters
+    ----------
+    attributes
+        Of the dataset.
+
+    Returns
+    -------
+    str
+        Empty where nothing is: where it was not calibrated, too.
+    """
+    if attributes.get("method") == "analytic" and attributes.get("null_version") != VERSION:
+        return "it was calibrated against an older model of the null"
+    if "alpha" in attributes:
+        try:
+            check_level(float(attributes["alpha"]), int(attributes["n_permutations"]))
+        except InputError as error:
+            return f"it was calibrated at a level that no p reaches ({str(error).rstrip('.')})"
+    return ""
+
+
 def _calibrate(
     found: dict[str, NDArray[Any]],
     index: Mapping[str, int],
@@ -165,9 +191,14 @@ def _calibrate(
         return
     at = (np.array([index[x] for x, _ in pairs]), np.array([index[y] for _, y in pairs]))
     nulls = np.stack([result.nulls[p] for p in pairs]).astype(np.float64)
+    tails = np.array([result.tails.get(p, np.nan) for p in pairs])
     for a, (score, calibrated) in enumerate((("score", "calibrated"), ("mean", "calibrated_mean"))):
         value, threshold, p = calibrate_score(
-            found[score][at], nulls[:, a], alpha=alpha, maximum=maximum
+            found[score][at],
+            nulls[:, a],
+            alpha=alpha,
+            maximum=maximum,
+            tail=tails if score == "score" else None,
         )
         found[calibrated][at] = value
         if score == "score":

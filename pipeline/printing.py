@@ -104,6 +104,8 @@ def print_report(report: RunReport) -> None:
         for row in report.findings:
             table.add_row(*(_cell(row[c]) for c in columns))
         print_table(table)
+    for note in report.notes:
+        OUT.print(f"note: {note}", soft_wrap=True, markup=False)
     for name, why in report.failures.items():
         OUT.print(f"failed: {name}: {why}", soft_wrap=True)
     tasks = ", ".join(f"{n} {stage}" for stage, n in report.tasks.items() if n) or "none"

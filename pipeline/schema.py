@@ -168,6 +168,17 @@ CALIBRATION = _table(
     ),
 )
 
+ANALYTIC_CALIBRATION = CALIBRATION | _table(
+    Variable(
+        "tail",
+        ("encoder_x", "encoder_y"),
+        "float64",
+        "Upper bound, from exact moments, of the probability that the best layer pair scores as "
+        "high as observed by chance; NaN where the null was had by permuting stimuli.",
+    ),
+)
+"""Of nulls that are drawn from moments."""
+
 AGGREGATES = ("max", "mean")
 
 ALIGNMENT = _table(
@@ -219,7 +230,9 @@ ALIGNMENT = _table(
         "p",
         ("encoder_x", "encoder_y"),
         "float64",
-        "Probability of so high a best-layer score when stimuli do not correspond.",
+        "Probability of so high a best-layer score when stimuli do not correspond: a share of the "
+        "null's n_permutations values and the score itself; where it is lower than these can tell, "
+        "an upper bound from the moments of the null.",
     ),
     Variable(
         "q",

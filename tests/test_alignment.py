@@ -21,6 +21,7 @@ from pipeline.alignment import (
     matched_depths,
 )
 from pipeline.calibration import benjamini_hochberg, calibrate_score
+from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER, validate
 from pipeline.store.catalog import Encoder
 
@@ -242,6 +243,26 @@ def test_alignment_dataset__calibrated_as_calibrate_score_does(
         mean, _, _ = calibrate_score(given[x, y].mean(), null[1], alpha=alpha, maximum=maximum)
         np.testing.assert_allclose(at.calibrated_mean, mean)
         assert 0 <= at.calibrated <= 1
+
+
+def test_alignment_dataset__p_below_what_draws_tell() -> None:
+    """Bounds of p, where no draw reaches the score and they are below 1/(K+1)."""
+    pairs = [(A, B), (A, C), (B, C)]
+    chance = {p: np.full((2, N_NULL), 0.1, np.float32) for p in pairs}
+    given = {(A, B): np.full((2, 2), 0.5), (A, C): np.full((2, 2), 0.5), (B, C): np.zeros((2, 2))}
+    bounds = {(A, B): 1e-12, (A, C): 0.5, (B, C): 1e-12}
+    made = dataset([Compared(64, given, chance, tails=bounds)])
+    p = [float(made.p.sel(encoder_x=x, encoder_y=y)) for x, y in pairs]
+    assert p == [1e-12, 1 / (N_NULL + 1), 1.0]
+    assert float(made.q.sel(encoder_x=A, encoder_y=B)) == pytest.approx(3e-12)
+    without = dataset([Compared(64, given, chance)])
+    for name in ("calibrated", "threshold", "calibrated_mean"):
+        np.testing.assert_array_equal(made[name], without[name])
+
+
+def test_alignment_dataset__level_that_no_p_reaches() -> None:
+    with pytest.raises(InputError, match=r"smallest possible p is 1/40, above alpha=0.02"):
+        dataset([Compared(64, blocks(PAIRS), nulls(PAIRS))], alpha=0.02)
 
 
 def test_alignment_dataset__undefined_stays_undefined() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from zoo import MEASURES, TIMM, Zoo, inside, tree
 
 import pipeline
 from pipeline.cli import main
+from pipeline.errors import ModelError
 from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.schema import FORMAT_VERSION
@@ -162,6 +164,36 @@ def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> 
         result.output
     )
     assert "Traceback" not in result.output
+
+
+def test_run__model_left_out_is_named(
+    zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the findings that it is missing from, in the run that failed and in the next ones."""
+    from pipeline.sources import base
+
+    broken, load = zoo.copy(tmp_path / "zoo", cluster), base.load_weights
+
+    def failing(source: Any, spec: Any, model: Any, file: str) -> None:
+        if file.endswith("vit-b/step-10.safetensors"):
+            raise ModelError("the disk is full")
+        load(source, spec, model, file)
+
+    monkeypatch.setattr(base, "load_weights", failing)
+    for _ in range(2):
+        result = consilience(
+            broken, "run", "workflow.yaml", "--cluster", cluster, "--store", "new.zarr",
+            "--set", "models={ids: [timm/vit-*]}", "--set", "compare.measures={cka: {}}",
+        )  # fmt: skip
+        assert result.exit_code == 1, result.output
+        assert "failed: timm/vit-b@step10: " in result.output
+        assert "note: Not wholly extracted, and so in no comparison: timm/vit-b@step10." in (
+            result.output
+        )
+        assert (
+            "note: Final models: 2 of 2 models left out: timm/vit-b@step10 (last checkpoint not "
+            "wholly extracted); timm/vit-a (no other model to compare with).\n"
+        ) in result.output
 
 
 def test_run__nothing_could_be_extracted(copied: Zoo, cluster: str) -> None:

@@ -27,7 +27,8 @@ DIMENSIONS = {
 
 def test_tables__are_all_there() -> None:
     assert set(TABLES) == {
-        "STIMULI", "ACTIVATIONS", "MEASURES", "CALIBRATION", "ALIGNMENT", "ENCODER",
+        "STIMULI", "ACTIVATIONS", "MEASURES", "CALIBRATION", "ANALYTIC_CALIBRATION", "ALIGNMENT",
+        "ENCODER",
     }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from pipeline.calibration.draws import draw
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
-from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score
+from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score, check_level
+from pipeline.calibration.tails import tail_bounds
 
 __all__ = [
     "AGGREGATES",
@@ -23,9 +24,11 @@ __all__ = [
     "calibrate",
     "calibrate_layers",
     "calibrate_score",
+    "check_level",
     "draw",
     "flagged_encoders",
     "nulls_of",
     "permutation_null",
     "permutations",
+    "tail_bounds",
 ]

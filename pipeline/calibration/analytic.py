@@ -63,7 +63,7 @@ Float64 = NDArray[np.float64]
 Floating = NDArray[np.floating[Any]]
 Index = NDArray[np.intp]
 
-VERSION = 2
+VERSION = 3
 """Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
 KURTOSIS = 1.0
 """A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,8 @@ from pipeline.calibration.analytic import nulls_of
 from pipeline.calibration.draws import draw, pair_null
 from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
-from pipeline.calibration.statistics import calibrate_score
+from pipeline.calibration.statistics import calibrate_score, check_level
+from pipeline.calibration.tails import tail_bounds
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.measure import Parameter, Value
@@ -90,7 +90,8 @@ def calibrate(
     Notes
     -----
     The p-value of the analytic method is a probability under a distribution with the null's exact
-    mean and variance, and can be far below 1/K. Its third moment is exact for U-centred relations
+    mean and variance, and can be far below 1/(K+1), where it is the upper tail of a Pearson III
+    distribution. Its third moment is exact for U-centred relations
     and for neighbours, and for others but where the parts of a relation meet so strongly (heavy
     tails) that the model takes less of it. A pair whose exact moments say that these do not
     determine the tails is permuted instead, and the result is `flagged`; so is any pair of fewer
@@ -144,6 +145,12 @@ def calibrate_layers(
     Calibration
         The null is that of the aggregate: the search over layers is paid for.
 
+    Notes
+    -----
+    By the analytic method, p of the best pair of several is a share of the K draws; where none of
+    them reaches the score, it is the sum of the upper tails of all pairs of layers, which bounds p
+    from above (Boole), if that is below 1/(K+1). p of the mean is no lower than 1/(K+1).
+
     Raises
     ------
     InputError
@@ -193,12 +200,7 @@ def _calibrate(
     for parameter, value in zip(_NUMBERS, (count, seed, alpha), strict=True):
         if not parameter.accepts(value):
             raise InputError(f"{parameter.name} is {value!r}; it must be {parameter.allowed}.")
-    if 0 < alpha < 1 and alpha * (count + 1) < 1 - 1e-9:
-        raise InputError(
-            f"With n_permutations={count} the smallest possible p is "
-            f"1/{count + 1}, above alpha={alpha}: nothing could be told from chance. "
-            f"Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
-        )
+    check_level(alpha, count)
     return run(xs, ys, spec, aggregate, count, alpha, seed)
 
 
@@ -215,7 +217,8 @@ def _by_permutation(
     of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
     orders = permutations(xs[0].n_stimuli, n_permutations, seed)
     null = permutation_null(xs, ys, of_x, of_y, {"": spec}, orders)[""][aggregate][0, 0]
-    return _against(xs, ys, spec, aggregate, null, alpha, "permutation")
+    layers = score_pairs(xs, ys, {"": spec})[""].values
+    return _against(layers, spec, aggregate, null, alpha, "permutation")
 
 
 def _by_moments(
@@ -239,35 +242,45 @@ def _by_moments(
         permuted = _by_permutation(xs, ys, spec, aggregate, n_draws, alpha, seed)
         return replace(permuted, flagged=True)
     drawn = draw(null, of_x, of_y, np.ones((1, 1), bool), n_draws, seed)
-    found = _against(xs, ys, spec, aggregate, drawn[aggregate][0, 0], alpha, "analytic")
+    layers = score_pairs(xs, ys, {"": spec})[""].values
+    tail = float(tail_bounds(null, of_x, of_y, np.array([[layers.max()]]))[0, 0])
+    found = _against(
+        layers,
+        spec,
+        aggregate,
+        drawn[aggregate][0, 0],
+        alpha,
+        "analytic",
+        tail if aggregate == "max" else None,
+    )
     if len(xs) > 1 or len(ys) > 1:
         return found
     exact = pair_null(null, n_draws, seed)
-    tau = exact.threshold(alpha)
+    tau, p, least = exact.threshold(alpha), exact.sf(found.score), 1 / (n_draws + 1)
     share = (found.score - tau) / (spec.measure.range[1] - tau)
     return replace(
         found,
         calibrated=float(np.clip(share, 0.0, 1.0)),
         threshold=tau,
-        p=exact.sf(found.score),
+        # the linear part of n_draws permutations says nothing of what is rarer than they
+        p=p if p >= least else min(least, tail),
     )
 
 
 def _against(
-    xs: Sequence[Prepared],
-    ys: Sequence[Prepared],
+    layers: Float64,
     spec: MeasureSpec,
     aggregate: str,
     null: Float64,
     alpha: float,
     method: str,
+    tail: float | None = None,
 ) -> Calibration:
-    """Compare the observed similarity of two encoders with values of its null."""
-    of_x, of_y = np.zeros(len(xs), dtype=np.intp), np.zeros(len(ys), dtype=np.intp)
-    layers = score_pairs(xs, ys, {"": spec})[""].values
+    """Compare the observed similarity of the layers of two encoders with values of its null."""
+    of_x, of_y = (np.zeros(size, dtype=np.intp) for size in layers.shape)
     observed = aggregate_layers(layers, of_x, of_y)[aggregate][0, 0]
     maximum = spec.measure.range[1]
-    calibrated, tau, p = calibrate_score(observed, null, alpha=alpha, maximum=maximum)
+    calibrated, tau, p = calibrate_score(observed, null, alpha=alpha, maximum=maximum, tail=tail)
     best = np.unravel_index(int(layers.argmax()), layers.shape)
     return Calibration(
         score=float(observed),

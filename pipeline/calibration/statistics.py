@@ -15,8 +15,40 @@ EQUAL = 4 * float(np.finfo(np.float32).eps)
 """Values that differ by no more than this are equal."""
 
 
+def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
+    """Refuse a level that no p-value of so many permutations, or draws, can reach.
+
+    Parameters
+    ----------
+    alpha
+        Probability that chance alone exceeds the threshold.
+    n_permutations
+        K: the smallest p is 1/(K+1).
+    measure
+        Whose null it is, for the message, where there are several.
+
+    Raises
+    ------
+    InputError
+        With the fewest permutations that are enough; and where `alpha` is no probability.
+    """
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha is {alpha}; it is a probability, between 0 and 1.")
+    if alpha * (n_permutations + 1) < 1 - 1e-9:
+        raise InputError(
+            f"{f'{measure}: ' if measure else ''}With n_permutations={n_permutations} the smallest "
+            f"possible p is 1/{n_permutations + 1}, above alpha={alpha}: nothing could be told "
+            f"from chance. Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
+        )
+
+
 def calibrate_score(
-    observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, maximum: float = 1.0
+    observed: ArrayLike,
+    null: ArrayLike,
+    *,
+    alpha: float = 0.05,
+    maximum: float = 1.0,
+    tail: ArrayLike | None = None,
 ) -> tuple[Float64, Float64, Float64]:
     """Calibrate scores against their nulls.
 
@@ -34,6 +66,9 @@ def calibrate_score(
         Probability that chance alone exceeds τ.
     maximum
         s_max, the highest value of the measure.
+    tail
+        `(...)`, upper bounds of p that are known otherwise, NaN where there is none: p where no
+        value of the null reaches the score, and the bound is below 1/(K+1).
 
     Returns
     -------
@@ -44,7 +79,7 @@ def calibrate_score(
     Raises
     ------
     InputError
-        If shapes do not fit or `alpha` is not between 0 and 1.
+        If shapes do not fit, `alpha` is not between 0 and 1, or K is too small for it.
 
     References
     ----------
@@ -62,8 +97,7 @@ def calibrate_score(
             f"A null of shape {nulls.shape} does not go with scores of shape {scores.shape}; it "
             "needs the same axes and one more, the permutations, at the end."
         )
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha is {alpha}; it is a probability, between 0 and 1.")
+    check_level(alpha, nulls.shape[-1])
     count = nulls.shape[-1] + 1
     # (1 − 0.44) · 25 is 14.000000000000002 in floating point, and 14 in truth.
     rank = math.ceil((1 - alpha) * count - 1e-9)
@@ -73,7 +107,12 @@ def calibrate_score(
     together = np.concatenate([nulls, own], axis=-1)
     missing = np.isnan(together).any(axis=-1)
     tau = np.partition(together, rank - 1, axis=-1)[..., rank - 1]
-    p = np.where(missing, np.nan, (1 + (nulls >= own).sum(axis=-1)) / count)
+    reached = (nulls >= own).sum(axis=-1)
+    p = (1 + reached) / count
+    if tail is not None:
+        bound = np.asarray(tail, np.float64)
+        p = np.where((reached == 0) & (bound < p), bound, p)
+    p = np.where(missing, np.nan, p)
     room = maximum - tau
     share = np.divide(scores - tau, room, out=np.zeros_like(tau), where=room > 0)
     calibrated = np.where(missing, np.nan, np.clip(share, 0.0, 1.0))

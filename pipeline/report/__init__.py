@@ -5,6 +5,6 @@ report is written.
 """
 
 from pipeline.report.findings import findings
-from pipeline.report.write import Report, default_folder, is_current, write_report
+from pipeline.report.write import Report, default_folder, is_current, notes, write_report
 
-__all__ = ["Report", "default_folder", "findings", "is_current", "write_report"]
+__all__ = ["Report", "default_folder", "findings", "is_current", "notes", "write_report"]

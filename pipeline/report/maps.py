@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.report.absences import missing_encoders, models_of, phrase
 from pipeline.report.results import (
     Results,
     encoder_mask,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED_ENCODERS = 14  # up to so many each encoder gets its own label, else each family
+LETTER = 0.06  # inches that a letter of a name takes, at most
 NUMBERED_CELLS = 6  # up to so many layers on a side the numbers are written
 
 
@@ -59,6 +61,12 @@ def alignment_map(results: Results, label: str) -> Section:
         )
     top = upper_limit(np.stack(list(grids.values())))
     png = draw(lambda: _map_figure(chosen, grids, label, top))
+    absent = [
+        f" No row of {article} {tower} tower: {said}."
+        for article, tower in (("an", "image"), ("a", "text"))
+        if (said := phrase(missing_encoders(results, label, "final", tower),
+                           len(models_of(results, tower))))
+    ]  # fmt: skip
     sides = (
         "Left, the raw similarity of the best pair of layers; right, the same calibrated: 0 is no "
         "more than chance allows, 1 the highest the measure can give."
@@ -71,7 +79,7 @@ def alignment_map(results: Results, label: str) -> Section:
         "then family, then number of parameters, smallest first. "
         f"{'Both panels have one' if len(grids) > 1 else 'The'} colour scale from 0 to {top:.1f}"
         "; lower values are drawn as 0. Hatched: not compared, or an encoder with itself. Pairs "
-        "of related models are shown here, but enter no mean and no trend."
+        "of related models are shown here, but enter no mean and no trend." + "".join(absent)
     )
     return Section(heading, f"map-{label}", caption, png)
 
@@ -109,7 +117,11 @@ def _map_figure(
     names, edges, breaks = _groups(chosen)
     # a label wants about 9 points; very many families get a taller figure rather than none
     height = float(np.clip(0.125 * len(names) + 1.6, 3.8, 12.0))
-    figure = new_figure(WIDTH if len(grids) > 1 else 4.8, height)
+    width = WIDTH if len(grids) > 1 else 4.8
+    # the panels are square: below them stand names as long as those on the left
+    named = LETTER * max(map(len, names))
+    side = (width - named - 0.9) / len(grids)
+    figure = new_figure(width, max(height, side + named + 0.6))
     panels = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
     image = None
     for axes, (value, values) in zip(panels, grids.items(), strict=True):

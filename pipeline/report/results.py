@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.alignment import outdated
 from pipeline.errors import InputError
+from pipeline.store.catalog import in_training_order, tower_groups
 from pipeline.store.grid import Grid
 from pipeline.store.layout import child_groups
 
@@ -24,6 +27,16 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a tower, as the store knows it."""
+
+    label: str
+    step: int
+    whole: bool
+    """Whether it was wholly extracted."""
+
+
+@dataclass(frozen=True)
 class Results:
     """The alignment and convergence of every measure of one subset.
 
@@ -35,6 +48,9 @@ class Results:
         Label of a measure → dataset. Both have the same labels.
     unfinished
         Labels that were compared, but not (wholly) aggregated yet.
+    outdated
+        Label → what is wrong with its scores or their calibration, so that these cannot be used,
+        and the remedy.
     """
 
     store: Store
@@ -42,6 +58,7 @@ class Results:
     alignment: Mapping[str, xr.Dataset]
     convergence: Mapping[str, xr.Dataset]
     unfinished: tuple[str, ...] = ()
+    outdated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -62,6 +79,18 @@ class Results:
             if key != self.key and about.get("base") == self.key:
                 return key
         return None
+
+    @cached_property
+    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[Checkpoint]]:
+        """(model, tower) → the checkpoints that were to be extracted, in training order."""
+        found = {}
+        for model, tower, group in tower_groups(self.store.root, str(self.attributes["set"])):
+            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+            found[model, tower] = [
+                Checkpoint(label, steps[label], group.is_complete(label))
+                for label in in_training_order(steps.items())
+            ]
+        return found
 
     def grids(self, label: str) -> list[Grid]:
         """Return a measure's pairwise results: on the subset, then on its distinct captions."""
@@ -90,12 +119,19 @@ def load_results(store: Store, subset: str | None = None) -> Results:
     Raises
     ------
     InputError
-        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it yet.
+        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it that
+        can be used.
     """
     labels = store.labels(subset)  # refuses an unknown or ambiguous subset
     key = store.subsets[0] if subset is None else subset
     done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
-    ready = [label for label in labels if all(label in found for found in done.values())]
+    made = [label for label in labels if all(label in found for found in done.values())]
+    faults = {label: why for label in made if (why := _fault(store, key, label))}
+    ready = [label for label in made if label not in faults]
+    if faults and not ready:
+        raise InputError(
+            f"{store.path}: no alignment on subset {key} can be used: {' '.join(faults.values())}"
+        )
     if not ready:
         raise InputError(
             f"{store.path}: nothing has been aggregated on subset {key} yet, so there is nothing "
@@ -106,8 +142,20 @@ def load_results(store: Store, subset: str | None = None) -> Results:
         key,
         {label: store.alignment(label, key) for label in ready},
         {label: store.convergence(label, key) for label in ready},
-        tuple(label for label in labels if label not in ready),
+        tuple(label for label in labels if label not in made),
+        faults,
     )
+
+
+def _fault(store: Store, key: str, label: str) -> str:
+    """Say why a measure's results cannot be used, and the remedy; empty where they can."""
+    try:
+        store.measure(label, key)
+    except InputError as error:
+        return f"{error}."
+    why = outdated(_group(store.root, f"alignment/{key}/{label}").attrs)
+    remedy = "A run of a workflow that compares by it makes it anew."
+    return f"{label}, because {why}. {remedy}" if why else ""
 
 
 def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:
@@ -131,6 +179,43 @@ def pair_values(alignment: xr.Dataset, name: str, rows: Mask, columns: Mask) -> 
 def is_calibrated(alignment: xr.Dataset) -> bool:
     """Whether any pair of encoders has a calibrated score."""
     return bool(np.isfinite(alignment["calibrated"].values).any())
+
+
+@dataclass(frozen=True)
+class NullFacts:
+    """How the nulls of one measure were had, by the dataset's own word."""
+
+    method: str
+    n_permutations: int
+    """K, permutations or draws."""
+    alpha: float
+    seed: int
+    n_pairs: int
+    """Unordered pairs of encoders that were calibrated."""
+    n_permuted: int
+    """Pairs among them whose null was had by permuting stimuli."""
+
+    @property
+    def flagged(self) -> int:
+        """Pairs that were permuted because moments do not determine their null."""
+        return self.n_permuted if self.method == "analytic" else 0
+
+
+def null_facts(alignment: xr.Dataset) -> NullFacts | None:
+    """Return how the scores of a measure were calibrated; None where they were not."""
+    if not is_calibrated(alignment):
+        return None
+    about = alignment.attrs
+    tested, permuted = np.isfinite(alignment["p"].values), alignment["permuted"].values
+    pairs = np.triu(tested | tested.T, 1)
+    return NullFacts(
+        str(about["method"]),
+        int(about["n_permutations"]),
+        float(about["alpha"]),
+        int(about["permutation_seed"]),
+        int(pairs.sum()),
+        int((pairs & (permuted | permuted.T)).sum()),
+    )
 
 
 def value_names(alignment: xr.Dataset) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.results import Results, is_calibrated, stages
+from pipeline.report.absences import missing_at_step, missing_encoders, models_of, phrase
+from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
 from pipeline.report.style import LINES, MARKERS, PALETTE, WIDTH, Section, draw, new_figure
 
 if TYPE_CHECKING:
@@ -29,15 +31,16 @@ def training_figure(results: Results) -> Section:
         return Section(
             HEADING, "training",
             "Fewer than two stages of training were compared (the models have one checkpoint, or "
-            "no two of them share a training step), so nothing is drawn over training.",
+            "no two of them share a training step), so nothing is drawn over training."
+            + "".join(f" {said}" for said in _lost_stages(results, results.convergence)),
         )  # fmt: skip
     panels = _panels(of_label)
     calibrated = [label for label in of_label if is_calibrated(results.alignment[label])]
     sentences = [
         "Alignment is the mean over pairs of image towers of unrelated models at equal training "
         "step; bands and bars are 95% intervals of a bootstrap over models. Stages, the steps that "
-        "at least half of the models have and the end of each training, are spaced evenly, not by "
-        "step, and the marks of a stage stand side by side.",
+        "most models have in common and the end of each training, are spaced evenly, not by step, "
+        "and the marks of a stage stand side by side.",
     ]
     if "calibrated" in panels:
         sentences.append(
@@ -53,6 +56,8 @@ def training_figure(results: Results) -> Section:
             "“With its own end” is the mean raw alignment of a model's image tower with that of "
             "its own last checkpoint, and 1 at the end where an encoder was compared with itself."
         )
+    sentences += _left_out(results, of_label)
+    sentences += _lost_stages(results, of_label)
     sentences.append(
         "Accuracy is that of a cross-validated linear probe on the last layer, mean over models."
         if "probe_accuracy" in panels
@@ -61,6 +66,48 @@ def training_figure(results: Results) -> Section:
     return Section(
         HEADING, "training", " ".join(sentences), draw(lambda: _figure(of_label, panels))
     )
+
+
+def _left_out(results: Results, of_label: dict[str, xr.Dataset]) -> list[str]:
+    """Say which models have no part in a stage, for measures together where they agree."""
+    n_models = len(models_of(results, "image"))
+    labels: dict[str, list[str]] = {}
+    for label, convergence in of_label.items():
+        for name, step in zip(convergence["stage"].values, convergence["step"].values, strict=True):
+            reasons = (
+                missing_encoders(results, label, "final", "image")
+                if str(name) == "end"
+                else missing_at_step(results, label, int(step))
+            )
+            if reasons:
+                labels.setdefault(f"At {name}: {phrase(reasons, n_models)}.", []).append(label)
+    return [
+        said if len(of) == len(of_label) else f"{', '.join(of)}: {said}"
+        for said, of in labels.items()
+    ]
+
+
+def _lost_stages(results: Results, of_label: Mapping[str, xr.Dataset]) -> list[str]:
+    """Say which steps are no stage because a model's checkpoint could not be extracted."""
+    n_models, models = len(models_of(results, "image")), set(models_of(results, "image"))
+    broken = {
+        checkpoint.step
+        for (model, tower), checkpoints in results.checkpoints.items()
+        for checkpoint in checkpoints
+        if model in models and tower == "image" and checkpoint.step >= 0 and not checkpoint.whole
+    }
+    drawn = {str(name) for c in of_label.values() for name in c["stage"].values}
+    alignment = results.alignment[results.labels[0]]
+    final = encoder_mask(alignment, "final")
+    image = text(alignment, "tower_x") == "image"
+    # the end is a stage of its own
+    broken -= {s for s in broken if final[image & (alignment["step_x"].values == s)].all()}
+    return [
+        f"Step {step} is no stage, because not all have it: "
+        f"{phrase(missing_at_step(results, results.labels[0], step), n_models)}."
+        for step in sorted(broken)
+        if f"step {step}" not in drawn
+    ]
 
 
 def _panels(of_label: dict[str, xr.Dataset]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.convergence import LOGARITHMIC, MINIMUM_MODELS
+from pipeline.report.absences import sentences
 from pipeline.report.results import Results, encoder_mask, pair_values, value_names
 from pipeline.report.style import (
     FINAL,
@@ -71,7 +72,11 @@ def scale_figure(results: Results, label: str) -> Section:
             "parameters or an accuracy, so nothing is drawn.",
         )  # fmt: skip
     png = draw(lambda: _figure(points, convergence, label, drawn))
-    return Section(heading, f"scale-{label}", _caption(points, convergence, drawn), png)
+    caption = [_caption(points, convergence, drawn)]
+    caption += sentences(results, label, "final", [p.name for p in drawn])
+    if any(len(x) for (_, _, condition), (x, _) in points.items() if condition == "init"):
+        caption += sentences(results, label, "init", [p.name for p in drawn])
+    return Section(heading, f"scale-{label}", " ".join(caption), png)
 
 
 def _points(

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
+from pipeline.report.absences import left_out, models_of, named
+from pipeline.report.results import (
+    NullFacts,
+    Results,
+    encoder_mask,
+    is_calibrated,
+    null_facts,
+    stages,
+    text,
+)
 from pipeline.report.style import count, number
-from pipeline.store.catalog import tower_groups
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def summary(results: Results) -> str:
     """Say in one paragraph what was compared."""
     alignment = next(iter(results.alignment.values()))
-    models = np.unique(text(alignment, "model_x"))
+    models = models_of(results)
     families = np.unique(text(alignment, "family_x"))
     towers = text(alignment, "tower_x")
     representations = max(
@@ -39,12 +44,18 @@ def summary(results: Results) -> str:
         f"{_captions(results)}, by {_of(len(results.labels), 'measure')}: "
         f"{', '.join(results.labels)}."
     ]
+    facts = {label: null_facts(dataset) for label, dataset in results.alignment.items()}
     by_way: dict[str, list[str]] = {}
-    for label, dataset in results.alignment.items():
-        by_way.setdefault(_calibration(dataset), []).append(label)
+    for label, null in facts.items():
+        by_way.setdefault(_calibration(null), []).append(label)
     for way, labels in by_way.items():
         everything = len(labels) == len(results.labels)
         parts.append(f"{'Scores' if everything else ', '.join(labels) + ': scores'} {way}")
+    if any(null is not None for null in facts.values()):
+        parts.append(
+            "Calibrated, 0 is the threshold that chance passes with probability α, with the search "
+            "for the best layers included, and 1 is the measure's maximum."
+        )
     parts.append(
         "Alignment is the similarity of the best pair of layers of two encoders. An encoder is one "
         "model, at one checkpoint, seen through one tower."
@@ -60,17 +71,29 @@ def _captions(results: Results) -> str:
     return f" (pairs with a text tower on {n:,} distinct captions)"
 
 
-def _calibration(alignment: xr.Dataset) -> str:
-    if not is_calibrated(alignment):
+def _calibration(null: NullFacts | None) -> str:
+    """Say how the scores of a measure were calibrated, and how low p can be."""
+    if null is None:
         return "were not calibrated."
-    about = alignment.attrs
-    n = about.get("n_permutations")
-    how = f"by {n:,} permutations of the stimuli" if n else "against their null"
-    alpha = about.get("alpha")
-    level = f", at α = {alpha:g}" if alpha is not None else ""
+    n, least = null.n_permutations, f"1/{null.n_permutations + 1:,}"
+    level = f"at α = {null.alpha:g}"
+    if null.method == "permutation":
+        return (
+            f"were calibrated by {n:,} permutations of the stimuli, {level}; the lowest p that "
+            f"these can give is {least}."
+        )
     return (
-        f"were calibrated {how}{level}: 0 is the threshold that chance passes with probability α, "
-        "with the search for the best layers included, and 1 is the measure's maximum."
+        f"were calibrated against {n:,} draws from nulls of exact moments, {level}; p below "
+        f"{least} is an upper bound from the moments{_flagged(null)}."
+    )
+
+
+def _flagged(null: NullFacts) -> str:
+    if not null.flagged:
+        return ""
+    return (
+        f", but for {null.flagged:,} of {null.n_pairs:,} pairs, whose moments do not determine the "
+        f"null: these were calibrated by {null.n_permutations:,} permutations of the stimuli"
     )
 
 
@@ -82,13 +105,33 @@ def notes(results: Results) -> list[str]:
             f"Compared, but not aggregated yet, and so left out: {', '.join(results.unfinished)}."
         )
     alignment = next(iter(results.alignment.values()))
-    stored = {m for m, _, _ in tower_groups(results.store.root, str(results.attributes["set"]))}
-    absent = sorted(stored - set(text(alignment, "model_x")))
-    if absent:
+    whole: dict[str, bool] = {}
+    for (model, _), checkpoints in results.checkpoints.items():
+        whole[model] = whole.get(model, False) or any(c.whole for c in checkpoints)
+    absent = {model: whole[model] for model in sorted(whole.keys() - set(models_of(results)))}
+    if others := [model for model, is_whole in absent.items() if is_whole]:
         said.append(
-            "In the store, but not in these comparisons (another workflow's, or not wholly "
-            f"extracted): {', '.join(absent)}."
+            "In the store, but not in these comparisons, which are another workflow's: "
+            f"{', '.join(others)}."
         )
+    if nowhere := [model for model, is_whole in absent.items() if not is_whole]:
+        said.append(
+            f"Not compared at all, because no checkpoint was wholly extracted: {', '.join(nowhere)}"
+            "."
+        )
+    broken = [
+        f"{model}@{checkpoint.label}"
+        for (model, _), checkpoints in sorted(results.checkpoints.items())
+        for checkpoint in checkpoints
+        if not checkpoint.whole
+    ]
+    if broken:
+        said.append(
+            f"Not wholly extracted, and so in no comparison: {named(list(dict.fromkeys(broken)))}. "
+            "`consilience store log` shows what went wrong; the next run tries again."
+        )
+    said += left_out(results)
+    said += [f"Left out: {why}" for why in results.outdated.values()]
     plain = [label for label, a in results.alignment.items() if not is_calibrated(a)]
     if plain:
         said.append(
@@ -127,6 +170,19 @@ def conventions(results: Results) -> list[dict[str, str]]:
     return rows
 
 
+def _null(null: NullFacts | None) -> str:
+    """Say where the null of a measure comes from, pair by pair."""
+    if null is None:
+        return "none"
+    pairs = f"{null.n_pairs:,} pairs"
+    if null.method == "permutation":
+        return f"{null.n_permutations:,} permutations, seed {null.seed}; {pairs}"
+    return (
+        f"{null.n_permutations:,} draws from exact moments, seed {null.seed}; "
+        f"{null.flagged:,} of {pairs} by as many permutations instead"
+    )
+
+
 def _yes_no(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
@@ -160,7 +216,14 @@ def models(results: Results) -> list[dict[str, Any]]:
         last = {
             t: np.flatnonzero(mine & columns["final"] & (tower == t)) for t in ("image", "text")
         }
-        size = {t: float(columns["n_parameters"][at[0]]) for t, at in last.items() if len(at)}
+        of_tower = {t: np.flatnonzero(mine & (tower == t)) for t in last}
+        size = {t: float(columns["n_parameters"][at[0]]) for t, at in of_tower.items() if len(at)}
+        lost = [
+            c.label
+            for t in of_tower
+            for c in results.checkpoints.get((str(model), t), ())
+            if not c.whole
+        ]
         image = last["image"]
         accuracy = {
             name: number(float(columns[name][image[0]])) if len(image) else "–"
@@ -175,7 +238,8 @@ def models(results: Results) -> list[dict[str, Any]]:
                     count(n) + (f" {t}" if len(size) > 1 else "") for t, n in size.items()
                 ),
                 **accuracy,
-                "checkpoints": _checkpoints(columns["step"][one]),
+                "checkpoints": _checkpoints(columns["step"][one])
+                + (f"; not extracted: {named(list(dict.fromkeys(lost)))}" if lost else ""),
                 "order": (str(family[mine][0]), next(iter(size.values()), 0.0)),
             }
         )
@@ -197,7 +261,6 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     root = results.store.root
     stimuli = dict(root[f"stimuli/{set_key}"].attrs) if f"stimuli/{set_key}" in root else {}
     convergence = next(iter(results.convergence.values())).attrs
-    alignment = next(iter(results.alignment.values())).attrs
     versions = {
         json.dumps(e.attributes["versions"], sort_keys=True)
         for e in results.store.encoders(set_key)
@@ -219,15 +282,10 @@ def provenance(results: Results) -> list[tuple[str, str]]:
             f"models, seed {convergence.get('seed', 'not recorded')}",
         ),
     ]
-    if "n_permutations" in alignment:
-        rows.append(
-            (
-                "null",
-                f"{alignment.get('method', 'permutation')}, "
-                f"{alignment['n_permutations']} permutations, "
-                f"seed {alignment.get('permutation_seed', 'not recorded')}",
-            )
-        )
+    by_null: dict[str, list[str]] = {}
+    for label, dataset in results.alignment.items():
+        by_null.setdefault(_null(null_facts(dataset)), []).append(label)
+    rows += [(f"null of {', '.join(labels)}", how) for how, labels in by_null.items()]
     return rows
 
 

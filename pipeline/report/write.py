@@ -99,6 +99,24 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     return Report(html, figures)
 
 
+def notes(store: Store, subset: str | None = None) -> list[str]:
+    """Return what the report says of what it leaves out, and why, a sentence each.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    subset
+        Its key; may be left out where the store has one subset only.
+
+    Raises
+    ------
+    InputError
+        As `write_report`.
+    """
+    return words.notes(load_results(store, subset))
+
+
 def is_current(store: Store, folder: Path, subset: str) -> bool:
     """Tell whether the report in a folder was made from what the store holds now."""
     try:
@@ -110,9 +128,10 @@ def is_current(store: Store, folder: Path, subset: str) -> bool:
 
 
 def _inputs(results: Results) -> str:
-    """Return the identity of the datasets that a report is made from."""
+    """Return the identity of what a report is made from: datasets, and what is said of the rest."""
     root, key = results.store.root, results.key
-    made_from = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
+    datasets = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
+    made_from = [datasets, words.summary(results), words.notes(results)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 

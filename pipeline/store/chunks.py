@@ -70,8 +70,26 @@ def read(array: zarr.Array[Any], region: Any = ..., *, what: str = "") -> NDArra
     StoreError
         Where a chunk is damaged.
     """
-    try:
+    with _damage_named(array, what):
         return np.asarray(array[region])
+
+
+def read_across(array: zarr.Array[Any], indices: tuple[NDArray[np.intp], ...]) -> NDArray[Any]:
+    """Return where some indices of each dimension cross; chunks that are not there read as fill.
+
+    Raises
+    ------
+    StoreError
+        Where a chunk is damaged.
+    """
+    with _damage_named(array):
+        return np.asarray(array.oindex[indices])
+
+
+@contextmanager
+def _damage_named(array: zarr.Array[Any], what: str = "") -> Iterator[None]:
+    try:
+        yield
     except DAMAGE as error:
         raise StoreError(
             f"{what or array.path}: stored data are damaged: {error}. {remedy(array.store)}"

@@ -7,7 +7,7 @@ a new one. A task owns whole chunks (I, J) and (J, I).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import Slot, State, Variable
-from pipeline.store.chunks import array_of, arrays_of, is_there, read, remedy, stored_chunks
+from pipeline.store.chunks import (
+    array_of,
+    arrays_of,
+    is_there,
+    read,
+    read_across,
+    remedy,
+    stored_chunks,
+)
 from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 COLUMN_CHUNK = 1024
@@ -270,6 +278,22 @@ class Grid:
             if index not in there:
                 raise self._lost(name, pair)
         return values
+
+    def scores_among(
+        self, rows: Sequence[int], columns: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Return the scores of some pairs of slots, `(rows, columns)`, and their state.
+
+        Raises
+        ------
+        StoreError
+            Where a chunk is damaged, or one is lost that the state says was written.
+        """
+        at = (np.asarray(rows), np.asarray(columns))
+        scores, state = (read_across(self.array(name), at) for name in ("score", "state"))
+        for r, c in np.argwhere((state == State.DONE) & np.isnan(scores))[:1]:
+            raise self._lost("score", (rows[r] // self.chunk, columns[c] // self.chunk))
+        return scores, state
 
     def written_chunks(self, state: NDArray[np.uint8]) -> list[tuple[int, int]]:
         """Return the chunks (i, j) of pairs in which something is done."""

@@ -293,22 +293,49 @@ class Store:
             `(encoder_x, encoder_y)`: score of the best layer pair, its layers, calibrated score,
             threshold, p, q, mean and matched-depth scores; and the encoders' metadata as
             coordinates along both dimensions.
+
+        Raises
+        ------
+        InputError
+            Where the label is unknown, or left out and not the only one.
+        StoreError
+            Where it is damaged, or was calibrated in a way that is known to be wrong today.
         """
         key = self.subset(subset)
         label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
         self.measure(label, key)
+        self._check_calibration(key, label)
         dataset = self._dataset(f"alignment/{key}/{label}")
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
         return dataset
 
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
-        """Return how alignment changes with scale, competence and training."""
+        """Return how alignment changes with scale, competence and training.
+
+        Raises
+        ------
+        InputError, StoreError
+            As `alignment`.
+        """
         key = self.subset(subset)
         label = one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
         self.measure(label, key)
+        self._check_calibration(key, label)
         return self._dataset(f"convergence/{key}/{label}")
+
+    def _check_calibration(self, key: str, label: str) -> None:
+        """Refuse what was calibrated in a way that is known to be wrong today."""
+        from pipeline.alignment import outdated
+
+        path = f"alignment/{key}/{label}"
+        group = find_group(self.root, path)
+        if group is not None and (why := outdated(dict(group.attrs))):
+            raise StoreError(
+                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
+                f"workflow that compares by {label}, makes it anew."
+            )
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
         """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`."""

@@ -9,7 +9,16 @@ from typing import Any
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.schema import ACTIVATIONS, CALIBRATION, LOG, MEASURES, State, Variable, layer_variable
+from pipeline.schema import (
+    ACTIVATIONS,
+    ANALYTIC_CALIBRATION,
+    CALIBRATION,
+    LOG,
+    MEASURES,
+    State,
+    Variable,
+    layer_variable,
+)
 from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
 from pipeline.store.chunks import Index, array_of, read_whole, stored_chunks
 from pipeline.store.datasets import lost_keys, variables
@@ -209,7 +218,10 @@ def verify_calibration(scan: Scan, part: str) -> None:
             if scan.is_group(path):
                 for key in scan.children(path):
                     name = f"null {key} of {label} on {subset}"
-                    _Grid(scan, f"{path}/{key}", name, "encoder", CALIBRATION).verify()
+                    group, _ = scan.group(f"{path}/{key}")
+                    has_tail = group is not None and "version" in group.attrs
+                    table = ANALYTIC_CALIBRATION if has_tail else CALIBRATION
+                    _Grid(scan, f"{path}/{key}", name, "encoder", table).verify()
 
 
 class _Grid:

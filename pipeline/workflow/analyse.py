@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.alignment import Compared, alignment_dataset
+from pipeline.calibration import VERSION
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
 from pipeline.schema import AGGREGATES, ENCODER, State
@@ -228,19 +229,24 @@ def read_compared(
         if done[layers[i], layers[j]].all():
             found[encoders[i].id, encoders[j].id] = scores[layers[i], layers[j]]
     nulls: dict[tuple[str, str], NDArray[np.float64]] = {}
+    tails: dict[tuple[str, str], float] = {}
     permuted: set[tuple[str, str]] = set()
     if calibrate is not None and comparison.calibrated.any():
         null = find_null(root, comparison.subset, label, spec, calibrate)
         assert null is not None
         values, finished = null.values("null"), null.state() == State.DONE
         by_permutation = null.values("permuted").astype(bool)
+        analytic = calibrate.null_of(spec)[0] == "analytic"
+        bounds = null.values("tail") if analytic else np.full(finished.shape, np.nan)
         for i, j in np.argwhere(comparison.calibrated):
             pair = null.members[encoders[i].id], null.members[encoders[j].id]
             if finished[pair]:
-                nulls[encoders[i].id, encoders[j].id] = values[(slice(None), *pair)]
+                ids = encoders[i].id, encoders[j].id
+                nulls[ids] = values[(slice(None), *pair)]
+                tails[ids] = float(bounds[pair])
                 if by_permutation[pair]:
-                    permuted.add((encoders[i].id, encoders[j].id))
-    return Compared(len(comparison.subset), found, nulls, permuted)
+                    permuted.add(ids)
+    return Compared(len(comparison.subset), found, nulls, permuted, tails)
 
 
 def stale_inputs(
@@ -335,6 +341,8 @@ def _settings(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) ->
             "n_permutations": count,
             "permutation_seed": calibrate.seed,
         }
+        if method == "analytic":
+            settings["null_version"] = VERSION
     return settings
 
 

@@ -17,10 +17,11 @@ from pipeline.calibration import (
     nulls_of,
     permutation_null,
     permutations,
+    tail_bounds,
 )
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, CALIBRATION
+from pipeline.schema import AGGREGATES, ANALYTIC_CALIBRATION, CALIBRATION, State
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
@@ -32,6 +33,7 @@ from pipeline.workflow.pairs import Comparison, Mask
 from pipeline.workflow.spec import CalibrateSpec
 
 Float64 = NDArray[np.float64]
+Index = NDArray[np.intp]
 
 CHUNK = 16  # encoders on a side of a chunk
 
@@ -57,15 +59,17 @@ def ensure_null(
 ) -> Grid:
     """Return the grid of one measure's null, made if it is not there. Driver only."""
     method, count = spec.null_of(measure)
+    analytic = method == "analytic"
     return find_null(root, subset, label, measure, spec) or Grid.create(
         root,
         null_path(subset.key, label, measure, spec),
         "encoder",
-        CALIBRATION,
+        ANALYTIC_CALIBRATION if analytic else CALIBRATION,
         chunk=CHUNK,
         sizes={"aggregate": len(AGGREGATES), "permutation": count},
         attributes={
             "method": method,
+            **({"version": VERSION} if analytic else {}),
             "n_permutations": count,
             "seed": spec.seed,
             "aggregates": list(AGGREGATES),
@@ -162,21 +166,26 @@ def null_job(job: NullJob) -> int:
         np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
         for side in (job.left, job.right)
     )
-    rows, columns = list(job.left), list(job.right)
-    wanted = job.missing[np.ix_(rows, columns)]
-    forward = wanted & _in_order(job)
-    backward = (wanted & ~forward).T
+    wanted = job.missing[np.ix_(list(job.left), list(job.right))]
+    in_order = _in_order(job)
     root = open_root(job.store.place, "r+", lease=job.store.watch())
     for (method, count), specs in _by_method(job).items():
-        permuted = dict.fromkeys(specs, wanted)
+        masks = dict.fromkeys(specs, wanted)
+        permuted = dict(masks)
         nulls: dict[str, dict[str, Float64]] = {}
+        tails: dict[str, Float64] = {}
         if method == "analytic":
             for label, null in nulls_of(xs, ys, x_groups, y_groups, specs).items():
-                seed = job.calibrate.seed
-                drawn = draw(null, x_groups, y_groups, forward, count, seed)
-                turned = draw(null.transposed(), y_groups, x_groups, backward, count, seed)
-                nulls[label] = _merged(forward, drawn, turned)
-                permuted[label] = flagged_encoders(null, x_groups, y_groups, wanted)
+                best, mask = _best_scores(root, job, label, x_groups, y_groups, wanted)
+                masks[label], seed = mask, job.calibrate.seed
+                drawn = draw(null, x_groups, y_groups, mask & in_order, count, seed)
+                turned = draw(
+                    null.transposed(), y_groups, x_groups, (mask & ~in_order).T, count, seed
+                )
+                nulls[label] = _merged(in_order, drawn, turned)
+                permuted[label] = flagged_encoders(null, x_groups, y_groups, mask)
+                tails[label] = tail_bounds(null, x_groups, y_groups, best)
+                tails[label][permuted[label]] = np.nan
         orders = permutations(xs[0].n_stimuli, count, job.calibrate.seed)
         for labels in _together(permuted):
             mask = permuted[labels[0]]
@@ -184,11 +193,11 @@ def null_job(job: NullJob) -> int:
             both = {label: spec for label, spec in some.items() if spec.measure.symmetric}
             directed = {label: spec for label, spec in some.items() if label not in both}
             found = permutation_null(xs, ys, x_groups, y_groups, directed, orders, wanted=mask)
-            one = permutation_null(xs, ys, x_groups, y_groups, both, orders, wanted=mask & forward)
+            one = permutation_null(xs, ys, x_groups, y_groups, both, orders, wanted=mask & in_order)
             other = permutation_null(
-                ys, xs, y_groups, x_groups, both, orders, wanted=mask.T & backward
+                ys, xs, y_groups, x_groups, both, orders, wanted=(mask & ~in_order).T
             )
-            found |= {label: _merged(forward, one[label], other[label]) for label in both}
+            found |= {label: _merged(in_order, one[label], other[label]) for label in both}
             for label in labels:
                 drawn = nulls.get(label, found[label])
                 nulls[label] = {
@@ -196,15 +205,16 @@ def null_job(job: NullJob) -> int:
                     for how in AGGREGATES
                 }
         for label, by_aggregate in nulls.items():
-            group = root[null_path(job.subset, label, specs[label], job.calibrate)]
-            assert isinstance(group, zarr.Group)
             turned = {how: found.swapaxes(0, 1) for how, found in by_aggregate.items()}
             if not specs[label].measure.symmetric:
                 turned = permutation_null(
                     ys, xs, y_groups, x_groups, {label: specs[label]}, orders, wanted=wanted.T
                 )[label]
-            places = rows, columns
-            _write(Grid(group, "encoder"), job, by_aggregate, turned, permuted[label], places)
+            of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
+            if label in tails:
+                of_pairs["tail"] = tails[label]
+            grid = _grid(root, null_path(job.subset, label, specs[label], job.calibrate), "encoder")
+            _write(grid, job, by_aggregate, turned, of_pairs, masks[label])
     return int(job.missing.sum())
 
 
@@ -222,12 +232,47 @@ def _in_order(job: NullJob) -> Mask:
 
 
 def _merged(
-    forward: Mask, one: Mapping[str, Float64], other: Mapping[str, Float64]
+    in_order: Mask, one: Mapping[str, Float64], other: Mapping[str, Float64]
 ) -> dict[str, Float64]:
     """Put nulls of pairs in order, and of the others with sides exchanged, into one."""
     return {
-        how: np.where(forward[..., None], one[how], other[how].swapaxes(0, 1)) for how in AGGREGATES
+        how: np.where(in_order[..., None], one[how], other[how].swapaxes(0, 1))
+        for how in AGGREGATES
     }
+
+
+def _best_scores(
+    root: zarr.Group, job: NullJob, label: str, x_groups: Index, y_groups: Index, wanted: Mask
+) -> tuple[Float64, Mask]:
+    """Return the best layer scores of pairs of encoders, and which of those wanted were compared.
+
+    A pair that could not be compared has no score to tell the tail of, and its null waits for it.
+    """
+    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), "encoder")
+    grid = _grid(root, f"measures/{job.subset}/{label}", "representation")
+    encoders = {slot: encoder for encoder, slot in null.members.items()}
+    rows, columns = (
+        [
+            grid.members[f"{encoders[chunk * null.chunk + k]}/{member.layer}"]
+            for k, layers in side.items()
+            for member in layers
+        ]
+        for chunk, side in ((job.i, job.left), (job.j, job.right))
+    )
+    scores, state = grid.scores_among(rows, columns)
+    best, compared = np.full(wanted.shape, np.nan), np.zeros_like(wanted)
+    for g, h in np.argwhere(wanted):
+        at = np.ix_(x_groups == g, y_groups == h)
+        compared[g, h] = np.isin(state[at], (State.DONE, State.UNDEFINED)).all()
+        if compared[g, h] and not np.isnan(scores[at]).all():
+            best[g, h] = np.nanmax(scores[at])
+    return best, compared
+
+
+def _grid(root: zarr.Group, path: str, axis: str) -> Grid:
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    return Grid(group, axis)
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:
@@ -252,18 +297,32 @@ def _write(
     job: NullJob,
     nulls: Mapping[str, Float64],
     turned: Mapping[str, Float64],
-    permuted: Mask,
-    places: tuple[list[int], list[int]],
+    of_pairs: Mapping[str, NDArray[Any]],
+    computed: Mask,
 ) -> None:
-    """Write a block and, below the diagonal, that of the other direction."""
-    rows, columns = places
-    above = _chunk(job, nulls, permuted, rows, columns)
-    below = _chunk(job, turned, permuted.T, columns, rows)
-    mask = job.missing
+    """Write a block and, below the diagonal, that of the other direction.
+
+    Parameters
+    ----------
+    nulls, turned
+        Aggregate → values of this direction and of the other.
+    of_pairs
+        Variable of the grid → its value for each pair of encoders.
+    computed
+        The pairs among those of the job that the others hold.
+    """
+    rows, columns = list(job.left), list(job.right)
+    mask = np.zeros_like(job.missing)
+    mask[np.ix_(rows, columns)] = computed
+    above = _chunk(job, nulls, of_pairs, rows, columns)
+    below = _chunk(job, turned, {n: v.T for n, v in of_pairs.items()}, columns, rows)
     if job.i == job.j:
-        null = np.where(mask[None, ..., None], above["null"], below["null"])
-        both = {"null": null, "permuted": np.maximum(above["permuted"], below["permuted"])}
-        grid.write_chunk(job.i, job.j, both, mask | mask.T, np.isnan(null[0]).any(-1))
+        both = {
+            name: np.where(mask[..., None] if name == "null" else mask, found, below[name])
+            for name, found in above.items()
+        }
+        missing = np.isnan(both["null"][0]).any(-1)
+        grid.write_chunk(job.i, job.j, both, mask | mask.T, missing)
         return
     for i, j, found, wanted in ((job.i, job.j, above, mask), (job.j, job.i, below, mask.T)):
         grid.write_chunk(i, j, found, wanted, np.isnan(found["null"][0]).any(-1))
@@ -272,7 +331,7 @@ def _write(
 def _chunk(
     job: NullJob,
     nulls: Mapping[str, Float64],
-    permuted: Mask,
+    of_pairs: Mapping[str, NDArray[Any]],
     rows: list[int],
     columns: list[int],
 ) -> dict[str, NDArray[Any]]:
@@ -282,6 +341,9 @@ def _chunk(
     null = np.full((len(AGGREGATES), *job.missing.shape, count), np.nan, np.float32)
     for a, aggregate in enumerate(AGGREGATES):
         null[a][at] = nulls[aggregate]
-    by_permutation = np.zeros(job.missing.shape, np.uint8)
-    by_permutation[at] = permuted
-    return {"null": null, "permuted": by_permutation}
+    found: dict[str, NDArray[Any]] = {"null": null}
+    for name, values in of_pairs.items():
+        variable = ANALYTIC_CALIBRATION[name]
+        found[name] = np.full(job.missing.shape, variable.fill_value, variable.dtype)
+        found[name][at] = values
+    return found

@@ -176,14 +176,16 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     for label, spec in job.specs.items():
         by_method.setdefault(job.calibrate.null_of(spec), {})[label] = spec
     operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
+    scores = 0.0
     for (method, count), specs in by_method.items():
         turned = {k: s for k, s in specs.items() if not s.measure.symmetric}
         if method == "analytic":  # pairs that moments do not determine are permuted too
             relations = len({s.relation for s in specs.values()})
             operations += 2.0 * n**3 * len(members) * relations + 2.0 * n * count * pairs
+            scores += (SINGLE + 1.0) * n_xs * n_ys * len(specs)
             layers = max([*of_left.tolist(), *of_right.tolist()])
             draws = 256.0 * SINGLE * layers * (n + n_ys + 4 * layers)
-            tables = 3.0 * SINGLE * n * n + DOUBLE * 20.0 * n_xs * n_ys
+            tables = 3.0 * SINGLE * n * n + DOUBLE * 30.0 * n_xs * n_ys
             working = max(working, draws + tables + scoring_bytes(
                 n, n_xs, n_xs, specs, alike=True, spilled=prepared.spilled))  # fmt: skip
         else:
@@ -193,12 +195,13 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
         nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
         cells = float(len(AGGREGATES) * job.missing.size * count)
         results += 3 * nulls * len(specs)
+        of_pairs = 2 + (DOUBLE if method == "analytic" else 0)
         written += ((1 if job.i == job.j else 2) * len(specs)
-                    * (SINGLE * cells + 2 * job.missing.size))  # fmt: skip
+                    * (SINGLE * cells + of_pairs * job.missing.size))  # fmt: skip
         results += 6 * SINGLE * cells
     return Cost(
         operations,
-        prepared.read + written,
+        prepared.read + scores + written,
         written,
         prepared.working + working + results,
         prepared.held,

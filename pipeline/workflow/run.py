@@ -69,6 +69,8 @@ class RunReport:
     report: Path | None = None
     figures: list[Path] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the findings leave out, and why."""
 
     @property
     def exit_code(self) -> int:
@@ -389,7 +391,7 @@ class _Run:
                 analyse.write_alignment(*made_from, inputs)
 
     def write_report(self, subset: str) -> None:
-        from pipeline.report import default_folder, findings, is_current, write_report
+        from pipeline.report import default_folder, findings, is_current, notes, write_report
         from pipeline.store import open_store
 
         store = open_store(self.workflow.store)
@@ -403,6 +405,7 @@ class _Run:
             self.report.figures = sorted(folder.glob("*.png"))
             self.report.report = folder / "index.html"
         self.report.findings = findings(store, subset=subset)
+        self.report.notes = notes(store, subset=subset)
 
 
 def _record(stage: str, task: Task, measured: Any, errors: Sequence[str]) -> dict[str, Any]:

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from pipeline.calibration import check_level
 from pipeline.cluster import AnyCluster, Device, LocalSpec
 from pipeline.cluster.spec import Size
 from pipeline.errors import InputError
@@ -114,7 +122,7 @@ class CalibrateSpec(Spec):
     n_permutations: int | None = Field(default=None, ge=19)
     """Permutations or draws; the smallest p is 1 / (n_permutations + 1). Default: 199, or 999."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Level at which the threshold lies."""
+    """Level at which the threshold lies; no less than 1 / (n_permutations + 1)."""
     pairs: PairKinds = ("final", "init")
     """Which pairs of encoders are calibrated."""
     seed: int = 0
@@ -161,6 +169,22 @@ class Workflow(Spec):
     """How scores are calibrated; null for not at all."""
     cluster: AnyCluster = LocalSpec()
     """Where tasks run."""
+
+    @field_validator("calibrate")
+    @classmethod
+    def _level_within_reach(
+        cls, value: CalibrateSpec | None, info: ValidationInfo
+    ) -> CalibrateSpec | None:
+        compared: CompareSpec | None = info.data.get("compare")
+        if value is not None and compared is not None:
+            counts = {label: value.null_of(spec)[1] for label, spec in compared.specs.items()}
+            fewest = min(counts, key=counts.__getitem__)
+            differ = len(set(counts.values())) > 1
+            try:
+                check_level(value.alpha, counts[fewest], fewest if differ else "")
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return value
 
 
 def load_workflow(

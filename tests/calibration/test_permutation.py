@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import reference
 import scipy.stats
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.calibration import (
@@ -180,7 +180,7 @@ def test_calibrate_score__by_hand():
 
 
 def test_calibrate_score__equal_values_count_against_it():
-    _, _, p = calibrate_score(0.5, [0.5, 0.5, 0.4])
+    _, _, p = calibrate_score(0.5, [0.5, 0.5, 0.4], alpha=0.25)
     assert p == pytest.approx(3 / 4)
 
 
@@ -206,6 +206,7 @@ def test_calibrate_score__rank_is_exact(alpha, rank):
     alpha=st.floats(0.01, 0.99),
 )
 def test_calibrate_score__above_the_threshold_only_if_p_is_at_most_alpha(values, alpha):
+    assume(alpha * len(values) >= 1)
     scores = np.array(values) / 7
     calibrated, tau, p = calibrate_score(scores[0], scores[1:], alpha=alpha)
     if scores[0] > tau:
@@ -217,7 +218,7 @@ def test_calibrate_score__above_the_threshold_only_if_p_is_at_most_alpha(values,
 
 def test_calibrate_score__nan_is_passed_on_and_a_full_score_is_no_division_by_zero():
     calibrated, tau, p = calibrate_score(
-        [np.nan, 0.5, 1.0], [[0.1] * 3, [0.1, np.nan, 0.2], [1.0] * 3]
+        [np.nan, 0.5, 1.0], [[0.1] * 3, [0.1, np.nan, 0.2], [1.0] * 3], alpha=0.25
     )
     for each in (calibrated, tau, p):
         assert np.isnan(each[:2]).all()
@@ -229,6 +230,17 @@ def test_calibrate_score__wrong_input():
         calibrate_score([1, 2, 3], [1, 2])
     with pytest.raises(InputError, match=r"alpha is 5; it is a probability"):
         calibrate_score(0.5, [0.1], alpha=5)
+
+
+def test_calibrate_score__level_that_no_p_reaches():
+    null = np.linspace(0, 0.5, 199)
+    with pytest.raises(
+        InputError,
+        match=r"^With n_permutations=199 the smallest possible p is 1/200, above alpha=0.001: "
+        r"nothing could be told from chance. Use at least 999 permutations.$",
+    ):
+        calibrate_score(0.9, null, alpha=0.001)
+    assert calibrate_score(0.9, null, alpha=0.005)[0] > 0
 
 
 # benjamini_hochberg

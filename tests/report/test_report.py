@@ -18,10 +18,13 @@ import pytest
 
 from pipeline.alignment import Compared, alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
-from pipeline.errors import InputError
+from pipeline.calibration import VERSION
+from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
-from pipeline.report import findings, write_report
+from pipeline.report import findings, is_current, notes, write_report
+from pipeline.report.absences import left_out, phrase, sentences
 from pipeline.report.findings import COLUMNS
+from pipeline.report.results import load_results
 from pipeline.report.style import count, number, p_value, upper_limit
 from pipeline.schema import MEASURES, State
 from pipeline.store import Store, open_store
@@ -50,6 +53,10 @@ class Made:
     n_layers: int = 4
     n_stimuli: int = 64
     subset: str = SUBSET
+    failed: tuple[str, ...] = ()
+    """Checkpoints, `MODEL@step-STEP`, that could not be extracted."""
+    undefined: tuple[str, ...] = ()
+    """Models for which the measures are not defined."""
 
 
 def make_store(path: Path, made: Made) -> Store:
@@ -115,6 +122,8 @@ def _write_activations(root: Any, made: Made) -> None:
                         {f"step-{s}": (s, Weights(f"{model}{s}")) for s in made.steps}
                     )
                     for step in made.steps:
+                        if f"{model}@step-{step}" in made.failed:
+                            continue
                         values = np.zeros((made.n_stimuli, 2), np.float32)
                         group.write_block(
                             f"step-{step}", (0, made.n_stimuli), dict.fromkeys(layers, values)
@@ -138,6 +147,8 @@ def _kind(pair: tuple[str, str], encoders: list[Any]) -> bool:
 
 
 def _block(a: Any, b: Any, made: Made, rng: np.random.Generator) -> Any:
+    if {a.model, b.model} & set(made.undefined):
+        return np.full((made.n_layers, made.n_layers), np.nan)
     level = 0.15 + 0.5 * _trained(a) * _trained(b) * (1.1 if a.tower == b.tower else 0.6)
     depth = np.linspace(0, 1, made.n_layers)
     near = 1 - 0.5 * np.abs(depth[:, None] - depth)
@@ -225,6 +236,13 @@ def test_write_report__figures_are_not_blank(written: Any) -> None:
         assert len(np.unique(colours)) > 50, figure.name
 
 
+def test_write_report__nothing_of_a_figure_is_cut_off(written: Any) -> None:
+    for figure in written.report.figures:
+        image = pixels(figure.read_bytes())
+        for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+            assert (edge == 1).all(), figure.name
+
+
 def test_write_report__page_needs_no_other_file(written: Any) -> None:
     sources = re.findall(r'src="([^"]*)"', written.text)
     embedded = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
@@ -256,8 +274,103 @@ def test_write_report__summary_counts(written: Any) -> None:
     page = words_of(written.text)
     assert "9 models of 3 families, as 48 encoders (36 image towers and 12 text towers)" in page
     assert "with 192 representations, were compared on 64 stimuli, by 2 measures" in page
-    assert "calibrated by 99 permutations of the stimuli, at α = 0.05" in page
+    assert (
+        "Scores were calibrated by 99 permutations of the stimuli, at α = 0.05; the lowest p "
+        in (page)
+    )
+    assert "that these can give is 1/100." in page
+    # of final image and text towers, and at initialisation
+    n_pairs = 12 * 11 // 2 + 9 * 8 // 2
+    assert f"null of cka_debiased, knn10 99 permutations, seed 0; {n_pairs} pairs" in page
     assert "192 of 12,288 (192 representations of 64 stimuli)" in page  # ties
+
+
+ANALYTIC = {"alpha": 0.01, "method": "analytic", "n_permutations": 999, "permutation_seed": 4,
+            "null_version": VERSION}  # fmt: skip
+
+
+def remake(store: Store, label: str, attributes: dict[str, Any], **changed: Any) -> Store:
+    """Write an alignment anew with other attributes, and values of variables."""
+    alignment = store.alignment(label)
+    for name, values in changed.items():
+        alignment[name] = (alignment[name].dims, values)
+    inputs = alignment.attrs.pop("inputs")
+    alignment.attrs.pop("variables")
+    alignment.attrs |= attributes
+    root = open_root(store.path, "r+")
+    write_dataset(root, f"alignment/{SUBSET}/{label}", alignment, inputs + "x")
+    return open_store(store.path)
+
+
+def test_write_report__each_label_tells_of_its_own_null(tmp_path: Path) -> None:
+    """Whatever the last run, or the label before, was calibrated by."""
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    tested = np.isfinite(store.alignment("knn10")["p"].values)
+    for flagged in (0, 2):
+        permuted = np.zeros_like(tested)
+        for i, j in np.argwhere(np.triu(tested, 1))[:flagged]:
+            permuted[i, j] = permuted[j, i] = True
+        page = words_of(
+            write_report(
+                remake(store, "knn10", ANALYTIC, permuted=permuted)
+            ).html.read_text("utf-8")
+        )  # fmt: skip
+        assert "cka_debiased: scores were calibrated by 99 permutations of the stimuli" in page
+        assert (
+            "knn10: scores were calibrated against 999 draws from nulls of exact moments, at α = "
+            "0.01; p below 1/1,000 is an upper bound from the moments"
+        ) in page
+        but = ", but for 2 of 12 pairs, whose moments do not determine the null: these were "
+        assert (f"{but}calibrated by 999 permutations of the stimuli." in page) == bool(flagged)
+        assert "null of cka_debiased 99 permutations, seed 0; 12 pairs" in page
+        assert (
+            f"null of knn10 999 draws from exact moments, seed 4; {flagged} of 12 pairs by as many "
+            "permutations instead"
+        ) in page
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({**ANALYTIC, "null_version": VERSION - 1},
+         "it was calibrated against an older model of the null"),
+        ({"alpha": 0.001}, "it was calibrated at a level that no p reaches (With "
+         "n_permutations=99 the smallest possible p is 1/100, above alpha=0.001: nothing could be "
+         "told from chance. Use at least 999 permutations)"),
+    ],
+)  # fmt: skip
+def test_write_report__calibrations_that_are_wrong_today(
+    tmp_path: Path, attributes: dict[str, Any], why: str
+) -> None:
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = remake(store, "knn10", attributes)
+    with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: .*run WORKFLOW") as e:
+        store.alignment("knn10")
+    assert why in str(e.value)
+    with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: "):
+        store.convergence("knn10")
+    page = words_of(write_report(store).html.read_text("utf-8"))
+    assert f"Left out: knn10, because {why}. A run of a workflow that compares by it" in page
+    assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
+    store = remake(store, "cka_debiased", attributes)
+    with pytest.raises(InputError, match=r"no alignment on subset .* can be used: cka_deb"):
+        write_report(store)
+
+
+def test_write_report__scores_of_an_earlier_version_are_left_out(tmp_path: Path) -> None:
+    """And those of the other measures are reported all the same."""
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    group = open_root(store.path, "r+")[f"measures/{SUBSET}/knn10"]
+    identity: Any = group.attrs["measure"]
+    group.attrs["measure"] = {**identity, "version": identity["version"] - 1}
+    store = open_store(store.path)
+    (said,) = notes(store)
+    assert said.startswith("Left out: measure 'knn10': its scores in this store are of version ")
+    assert said.endswith("consilience run WORKFLOW --replace knn10.")
+    assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
 
 
 def test_write_report__says_how_many_captions(tmp_path: Path) -> None:
@@ -277,7 +390,148 @@ def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
         stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={"recipe_digest": "0"},
     )  # fmt: skip
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
-    assert "or not wholly extracted): timm/half." in page
+    assert "Not compared at all, because no checkpoint was wholly extracted: timm/half." in page
+
+
+def test_write_report__another_workflow_s_models_are_told_from_those(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "small.zarr", SMALL)
+    group = TowerGroup.create(
+        open_root(store.path, "r+"), activations_path(SET, "timm/other", "image"),
+        stimulus_ids=["0"], layers={"blocks.0": 2},
+        attributes={"recipe_digest": "0", "stimuli_fingerprint": "f" * 64},
+    )  # fmt: skip
+    group.add_checkpoints({"end": (5, Weights("other"))})
+    group.write_block("end", (0, 1), {"blocks.0": np.zeros((1, 2), np.float32)})
+    page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
+    assert (
+        "In the store, but not in these comparisons, which are another workflow's: timm/other."
+        in page
+    )
+
+
+FAILED = "timm/vit-w32-s0@step-10"
+LOST = f"1 of 4 models left out: {FAILED} (last checkpoint not wholly extracted)."
+
+
+def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Path) -> None:
+    """4 models above, 3 below: said at the top, and beside every figure without it."""
+    made = small(tmp_path, failed=(FAILED,))
+    said = notes(made.store)
+    assert said == [
+        f"Not wholly extracted, and so in no comparison: {FAILED}. `consilience store log` shows "
+        "what went wrong; the next run tries again.",
+        f"Final models: {LOST}",
+    ]
+    page = words_of(made.text)
+    assert "4 models of 2 families" in page
+    for sentence in said:
+        assert sentence in page
+    caption = dict(re.findall(r'<figure id="([^"]*)">(.*?)</figure>', made.text, re.DOTALL))
+    captions = {name: words_of(text) for name, text in caption.items()}
+    assert f"No row of a image tower: {LOST}" not in captions["map-knn10"]
+    assert f"No row of an image tower: {LOST}" in captions["map-knn10"]
+    assert f"Final models: {LOST}" in captions["scale-knn10"]
+    assert "Models at initialisation" not in captions["scale-knn10"]  # all are there
+    assert f"At end: {LOST}" in captions["training"]
+    assert "At step 0" not in captions["training"]
+    assert "is no stage" not in captions["training"]  # step 10 is the end
+    assert re.search(r"timm/vit-w32-s0 vit 71.7k – – 1; not extracted: step-10", page)
+    assert findings(made.store)[0]["n_models"] == 3
+
+
+def test_write_report__nothing_left_out_is_nothing_said(written: Any) -> None:
+    assert notes(written.store) == []
+    assert "left out" not in words_of(written.text)
+    assert "no stage" not in words_of(written.text)
+
+
+def test_write_report__measure_that_is_undefined_for_a_model(tmp_path: Path) -> None:
+    made = small(tmp_path, undefined=("timm/conv-w8-s0",))
+    said = "1 of 4 models left out: timm/conv-w8-s0 (the measure is undefined for it)."
+    assert notes(made.store) == [f"Final models: {said}"]
+    assert f"Models at initialisation: {said}" in words_of(made.text)
+
+
+def test_write_report__initial_checkpoint_that_failed(tmp_path: Path) -> None:
+    made = small(tmp_path, failed=("timm/vit-w32-s0@step-0",))
+    page = words_of(made.text)
+    why = "timm/vit-w32-s0@step-0 (checkpoint {} not wholly extracted)"
+    at_init = why.format("at initialisation")
+    assert f"Models at initialisation: 1 of 4 models left out: {at_init}." in page
+    lost = f"1 of 4 models left out: {why.format('at this step')}."
+    assert f"Step 0 is no stage, because not all have it: {lost}" in page
+    assert "Final models" not in page
+
+
+def test_left_out__every_reason(tmp_path: Path) -> None:
+    """Models without a value, one for each reason there is."""
+    store = make_store(tmp_path / "made.zarr", Made(families=("conv", "vit"), steps=(240,),
+                                                   text=False, labels=("knn10",)))  # fmt: skip
+    found = store.alignment("knn10")
+    models = [str(m) for m in found["model_x"].values]
+    n = len(models)
+    related, calibrated = found["related"].values.copy(), found["calibrated"].values.copy()
+    score, compared = found["score"].values.copy(), found["n_stimuli"].values.copy()
+    accuracy = found["probe_accuracy_x"].values.copy()
+    related[0], related[:, 0] = True, True
+    calibrated[1], calibrated[:, 1] = np.nan, np.nan
+    for i in (2, 3):
+        score[i], score[:, i], calibrated[i], calibrated[:, i] = (np.nan,) * 4
+    compared[2], compared[:, 2] = 0, 0
+    accuracy[4] = np.nan
+    found = remake(
+        store, "knn10", {}, related=related, calibrated=calibrated, score=score,
+        n_stimuli=compared, probe_accuracy_x=accuracy,
+    )  # fmt: skip
+    results = load_results(found)
+    raw = (
+        f"Final models: 3 of {n} models left out: {models[0]} (related to all others); "
+        f"{models[2]} (not compared, or the comparison failed); {models[3]} (the measure is "
+        "undefined for it)."
+    )
+    assert sentences(results, "knn10", "final", ["n_parameters", "probe_accuracy"]) == [
+        raw,
+        f"Final models, trend over accuracy: 1 of {n} models left out: {models[4]} (accuracy not "
+        "known).",
+        f"Final models, calibrated: 1 of {n} models left out: {models[1]} (not calibrated).",
+    ]
+    assert left_out(results)[0] == raw
+
+
+def test_left_out__measures_that_disagree(tmp_path: Path) -> None:
+    labels = ("cka_debiased", "knn10")
+    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    score = store.alignment("knn10")["score"].values.copy()
+    score[0], score[:, 0] = np.nan, np.nan
+    model = str(store.alignment("knn10")["model_x"].values[0])
+    final = store.alignment("knn10")["final_x"].values
+    score[final] = np.where(final, np.nan, score[final])
+    said = left_out(load_results(remake(store, "knn10", {}, score=score)))
+    assert len(said) == 1
+    assert said[0].startswith("knn10: Final models: 4 of 4 models left out: ")
+    assert model in said[0]
+
+
+def test_phrase__names_few_and_counts_many() -> None:
+    assert phrase({}, 9) == ""
+    many = [f"m{i}" for i in range(8)]
+    assert phrase({"why": many[:6]}, 9) == ("6 of 9 models left out: m0, m1, m2, m3, m4, m5 (why)")
+    assert phrase({"why": many, "else": ["n"]}, 9) == (
+        "9 of 9 models left out: m0, m1, m2, m3, m4 and 3 more (why); n (else)"
+    )
+
+
+def test_is_current__not_where_a_checkpoint_failed_since(tmp_path: Path) -> None:
+    """The datasets are as they were, and what is left out is not."""
+    made = small(tmp_path)
+    folder = made.report.html.parent
+    assert is_current(made.store, folder, SUBSET)
+    path = activations_path(SET, "timm/late", "image")
+    TowerGroup.create(
+        open_root(made.store.path, "r+"), path, stimulus_ids=["0"], layers={"blocks.0": 2},
+        attributes={"recipe_digest": "0"},
+    ).add_checkpoints({"end": (5, Weights("late"))})  # fmt: skip
+    assert not is_current(open_store(made.store.path), folder, SUBSET)
 
 
 def test_findings__agree_with_naive_means(written: Any) -> None:

@@ -237,12 +237,50 @@ def test_run__replace_of_what_does_not_take_part(copied: Zoo, model: str, expect
         ("compare.pairs=[finale]", "compare.pairs"),
         ("calibrate.n_permutations=18", "greater than or equal to 19"),
         ("calibrate.alpha=1", "less than 1"),
+        (
+            "calibrate.alpha=0.02",
+            "calibrate: With n_permutations=39 the smallest possible p is "
+            "1/40, above alpha=0.02: nothing could be told from chance. Use at least 49 perm",
+        ),
+        ("calibrate={alpha: 0.001}", "Use at least 999 permutations."),
+        (
+            "calibrate={alpha: 0.0005, method: analytic}",
+            "With n_permutations=999 the smallest possible p is 1/1000, above alpha=0.0005",
+        ),
         ("models={}", "name at least one of sets, families, ids"),
         ("modles=3", "unknown key 'modles'. Did you mean 'models'"),
     ],
 )
 def test_run__setting(copied_once: Zoo, setting: str, expected: str) -> None:
     assert expected in assert_refused(copied_once, "--set", setting)
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["plan"]])
+def test_run__level_that_no_p_reaches(copied_once: Zoo, command: list[str]) -> None:
+    """The line is that of `calibrate`; what the store holds stays as it was."""
+    before = tree(copied_once.folder)
+    result = consilience(
+        copied_once, *command, "workflow.yaml", "--set", "calibrate.alpha=0.001",
+        "--set", "calibrate.n_permutations=199",
+    )  # fmt: skip
+    lines = (copied_once.folder / "workflow.yaml").read_text().splitlines()
+    (line,) = (i for i, text in enumerate(lines, 1) if text.startswith("calibrate:"))
+    assert result.exit_code == 2
+    assert result.output == (
+        f"consilience: workflow.yaml, line {line}: calibrate: With n_permutations=199 the smallest "
+        "possible p is 1/200, above alpha=0.001: nothing could be told from chance. Use at least "
+        "999 permutations.\n"
+    )
+    assert tree(copied_once.folder) == before
+
+
+def test_run__level_that_measures_without_moments_do_not_reach(copied_once: Zoo) -> None:
+    """They are permuted, 199 times, where others have 999 draws."""
+    measures = "compare.measures={cka: {}, turned: {measure: procrustes}}"
+    message = assert_refused(
+        copied_once, "--set", measures, "--set", "calibrate={method: analytic, alpha: 0.002}"
+    )
+    assert "calibrate: turned: With n_permutations=199 the smallest possible p is 1/200" in message
 
 
 @pytest.fixture(scope="module")

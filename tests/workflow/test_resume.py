@@ -25,13 +25,14 @@ from zoo import (
     write_yaml,
 )
 
-from pipeline import similarity
+from pipeline import calibrate_layers, similarity
 from pipeline.cluster import Executor, Outcome, Task
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
+from pipeline.store.verify import verify
 from pipeline.workflow import RunReport, analyse, calibrate
 from pipeline.workflow.analyse import write_competence
 from pipeline.workflow.spec import CalibrateSpec
@@ -389,6 +390,51 @@ def test_run__null_from_moments(copied: Zoo) -> None:
         assert np.median(close) < 0.05
         np.testing.assert_array_equal(after["p"].values, after["p"].values.T)
     assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
+
+
+def test_run__null_from_moments_is_that_of_plain_arrays(copied: Zoo) -> None:
+    """And p goes as far below one over the draws."""
+    setting = (SMALL[0], "compare.measures={cka: {}, knn: {measure: mutual_knn, k: 5}}",
+               "calibrate={method: analytic, n_permutations: 199}")  # fmt: skip
+    assert copied.run(*setting).failures == {}
+    store = copied.store()
+    rows = store.rows(store.subset())
+    low = 0
+    for label in ("cka", "knn"):
+        found = store.alignment(label)
+        for x, y in np.argwhere(np.triu(np.isfinite(found["p"].values), 1)):
+            cell = found.isel(encoder_x=x, encoder_y=y)
+            xs, ys = (
+                [store.activations(f"{name}/blocks.{k}").values[rows] for k in range(2)]
+                for name in (str(cell["encoder_x"].values), str(cell["encoder_y"].values))
+            )
+            plain = calibrate_layers(
+                xs, ys, store.measure(label), method="analytic", n_permutations=199
+            )
+            assert bool(cell["permuted"]) == plain.flagged
+            assert float(cell["p"]) == pytest.approx(plain.p, rel=1e-2)
+            assert float(cell["threshold"]) == pytest.approx(plain.threshold, abs=1e-5)
+            low += float(cell["p"]) < 1 / 200
+    assert low
+    assert verify(copied.path).is_whole
+    assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
+
+
+def test_run__null_waits_for_its_scores(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that failed leaves its null to the next run: its tail is that of the score."""
+    setting = (SMALL[0], "compare.measures={new: {measure: cka}}",
+               "calibrate={method: analytic, n_permutations: 199}")  # fmt: skip
+
+    def broken(*_: Any) -> None:
+        raise ValueError("of no account")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.workflow.compare.score_pairs", broken)
+        assert copied.run(*setting).failures
+    assert copied.plan(*setting).pairs["calibrate"] == (2, 2)
+    assert copied.run(*setting).failures == {}
+    assert copied.plan(*setting).is_done
+    assert np.isfinite(copied.store().alignment("new")["p"]).sum() == 4
 
 
 def test_null_path__draws_from_another_model_are_another_null(
