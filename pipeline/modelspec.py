@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import InputError
+from pipeline.seeds import derived_seed
 from pipeline.yamlfile import OneOrMany, Spec, did_you_mean
 
 Tower = Literal["image", "text"]
@@ -43,7 +44,8 @@ class Init(Spec):
     """Random initialisation."""
 
     seed: int = 0
-    """Seed of torch's generator when the architecture is built."""
+    """Tells one initialisation of an architecture from another; with the same seed, too, two
+    architectures are drawn apart."""
 
 
 class Checkpoint(Spec):
@@ -199,6 +201,25 @@ class ModelSpec(Spec):
         if self.vocabulary is not None and self.vocabulary.is_file():
             recipe["vocabulary"] = hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
         return recipe
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Everything that the untrained network is built from, JSON-able.
+
+        The same wherever the files are. What only feeds the network and reads it out
+        (preprocessing, layers, pooling, precision) is left out, and so is the `name` that goes
+        with a `config:`, a mere label.
+        """
+        content = self.model_dump(mode="json", include={"source", "name", "arguments"})
+        if self.config is not None:
+            content["name"] = None
+        elif self.folder is not None:
+            content["name"] = f"{_LOCAL}{self.folder.name}"
+        return {**content, "config": self.architecture}
+
+    def initial_seed(self, seed: int) -> int:
+        """Return what torch's generator is set to for `init: {seed: …}`."""
+        return derived_seed({"network": self.network, "seed": seed}, "weights")
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -294,6 +294,8 @@ ENCODER = _table(
         "5-fold cross-validated accuracy of a linear probe on the last layer.",
     ),
 )
+PROBE = "ridge on standardised features, penalty by leave-one-out within the training folds"
+"""How `probe_accuracy` was measured; recorded with it, so that no other kind is mixed with it."""
 
 
 def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[str] = ()) -> None:

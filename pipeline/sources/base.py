@@ -114,7 +114,7 @@ def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
 def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
     """Return the model on the CPU with the checkpoint's weights, in eval mode."""
     if checkpoint.init is not None:
-        return seeded_build(source, spec, checkpoint.init.seed)
+        return seeded_build(source, spec, spec.initial_seed(checkpoint.init.seed))
     if checkpoint.file is None:
         return source.load_published(spec, checkpoint)
     model = source.build(spec)

@@ -19,7 +19,10 @@ def weights_identity(
     differ from what is `known`: one that was overwritten with both kept passes for the same.
     """
     if checkpoint.init is not None:
-        return Weights(f"init:seed={checkpoint.init.seed}")
+        seed = checkpoint.init.seed
+        # with the generator's own seed, so that weights drawn by another rule are not taken for
+        # these, nor one architecture's for another's
+        return Weights(f"init:seed={seed}@{spec.initial_seed(seed):016x}")
     if checkpoint.file is not None:
         return _of_files([Path(checkpoint.file)], known)
     if spec.folder is None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import ENCODER, State
+from pipeline.schema import ENCODER, PROBE, State
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders
 from pipeline.store.choices import one, unique
@@ -338,8 +338,20 @@ class Store:
             )
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
-        """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`."""
-        dataset = self._dataset(f"competence/{self.subset(subset)}")
+        """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`.
+
+        Raises
+        ------
+        StoreError
+            Where it has not been measured, or by another probe than this version's.
+        """
+        path = f"competence/{self.subset(subset)}"
+        dataset = self._dataset(path)
+        if dataset.attrs.get("probe") != PROBE:
+            raise StoreError(
+                f"{self.path}: {path} was measured by another probe than this version's ({PROBE}), "
+                "and cannot be compared with it. `consilience run WORKFLOW` measures it anew."
+            )
         schema.validate(dataset, ENCODER)
         return dataset
 

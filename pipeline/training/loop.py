@@ -35,7 +35,7 @@ def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dic
         if record is not None:
             return record
         clear(recipe)
-        with _reproducible(recipe.options.seed):
+        with _reproducible(recipe.seeds["weights"]):
             record = _train(recipe, progress)
         write_record(recipe, record)
         return record
@@ -84,6 +84,7 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
         "recipe_digest": recipe.digest,
         "recipe": recipe.model_dump(mode="json"),
         "seed": options.seed,
+        "seeds": recipe.seeds,
         "steps": sorted(steps),
         "samples_seen": last * options.batch_size,
         "losses": losses,
@@ -104,13 +105,15 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
 def _steps(task: Task, recipe: TrainingRecipe) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield each step's number, from 1, and loss; batches run on over the ends of epochs."""
     options = recipe.options
-    generator = torch.Generator().manual_seed(options.seed)
+    order, captions = (
+        torch.Generator().manual_seed(recipe.seeds[use]) for use in ("order", "captions")
+    )
     rows = torch.empty(0, dtype=torch.long)
     for step in range(1, options.steps + 1):
         while len(rows) < options.batch_size:
-            rows = torch.cat([rows, torch.randperm(task.n_stimuli, generator=generator)])
+            rows = torch.cat([rows, torch.randperm(task.n_stimuli, generator=order)])
         batch, rows = rows[: options.batch_size], rows[options.batch_size :]
-        yield step, task.loss(batch, generator)
+        yield step, task.loss(batch, captions)
 
 
 def _optimizer(

@@ -13,13 +13,14 @@ from pydantic import Field
 from pipeline.errors import InputError
 from pipeline.modelspec import ModelSpec
 from pipeline.registry import Entry, load_registry
+from pipeline.seeds import derived_seed
 from pipeline.stimuli import StimuliSpec
 from pipeline.yamlfile import Document, Location, Spec, validate
 
 STEP = "{step}"
 SUFFIXES = (".safetensors", ".pth.tar")
 # raised when the training code changes what it gives for the same recipe
-_VERSION = 1
+_VERSION = 2
 
 
 class TrainingOptions(Spec):
@@ -30,7 +31,8 @@ class TrainingOptions(Spec):
     held_out: StimuliSpec = StimuliSpec(part="test")
     """What its accuracy is measured on at the end."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initial weights and of the order of the stimuli."""
+    """Tells one training by a recipe from another; weights, order of the stimuli and captions
+    are drawn from the whole recipe, so that no two models share any of them."""
     steps: int = Field(default=300, ge=2)
     """Number of optimiser steps."""
     batch_size: int = Field(default=64, ge=2)
@@ -77,18 +79,30 @@ class TrainingRecipe(Spec):
         return size
 
     @property
+    def _model(self) -> dict[str, Any]:
+        preprocessing = self.model.preprocessing.model_dump(mode="json")
+        return {**self.model.network, "preprocessing": preprocessing}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of everything that the weights depend on, but for library versions."""
-        model = self.model.model_dump(
-            mode="json", include={"source", "name", "arguments", "preprocessing"}
-        )
         content = {
             "version": _VERSION,
-            "model": {**model, "config": self.model.architecture},
+            "model": self._model,
             "options": self.options.model_dump(mode="json"),
             "checkpoints": Path(self.template).name,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Seeds of the weights (and of dropout), of the order of the stimuli, and of captions.
+
+        They do not change with what is saved and what is tested on, nor with id and folder.
+        """
+        options = self.options.model_dump(mode="json", exclude={"held_out", "checkpoint_steps"})
+        content = {"model": self._model, "options": options}
+        return {use: derived_seed(content, use) for use in ("weights", "order", "captions")}
 
 
 def planned_steps(recipe: TrainingRecipe) -> tuple[int, ...]:
@@ -121,6 +135,7 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
     registry = load_registry([registry_path])
     recipes: list[TrainingRecipe] = []
     taken: dict[Path, str] = {}
+    drawn: dict[int, str] = {}
     for entry in registry.entries.values():
         if entry.spec.training is None:
             continue
@@ -132,6 +147,14 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
                 "does. Give each its own folder in `checkpoints:`."
             )
         taken[folder] = entry.spec.id
+        weights = recipe.seeds["weights"]
+        if weights in drawn:
+            raise InputError(
+                f"{entry.where}: entry {entry.spec.id!r} is trained by the very recipe of "
+                f"{drawn[weights]!r}, and would be the same model twice. Give it another "
+                "`training: {seed: …}`, or leave it out."
+            )
+        drawn[weights] = entry.spec.id
         recipes.append(recipe)
     if not recipes:
         raise InputError(

@@ -20,7 +20,7 @@ class Task:
     model: torch.nn.Module
     n_stimuli: int
     loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-    """Row numbers of a batch, and the generator of random choices, → the loss."""
+    """Row numbers of a batch, and the generator that chooses captions, → the loss."""
     after_step: Callable[[], None]
     """Puts bounded parameters back into their bounds."""
     accuracy: Callable[[], float]

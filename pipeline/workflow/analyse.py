@@ -16,7 +16,7 @@ from pipeline.alignment import Compared, alignment_dataset
 from pipeline.calibration import VERSION
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, ENCODER, State
+from pipeline.schema import AGGREGATES, ENCODER, PROBE, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
@@ -107,8 +107,8 @@ def is_settled(root: zarr.Group, subset_key: str) -> bool:
 
 def _read_competence(root: zarr.Group, path: str) -> dict[str, dict[str, Any]]:
     group = find_group(root, path, "inputs")
-    if group is None:
-        return {}
+    if group is None or group.attrs.get("probe") != PROBE:
+        return {}  # what another probe gave is measured anew
     columns = {
         name: read_whole(array_of(group, name)) for name in ("encoder", _DIGEST, *COMPETENCE)
     }
@@ -200,6 +200,7 @@ def write_competence(
             },
         },
         coords={"encoder": ids},
+        attrs={"probe": PROBE},
     )
     path, inputs = competence_path(subset_key), inputs_digest(found)
     for where in (path + _NEW, path):

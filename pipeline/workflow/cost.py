@@ -213,7 +213,9 @@ def competence_cost(encoders: Sequence[Encoder], subset: Subset) -> Cost:
     n, base = len(subset), len(subset.base)
     each = np.array([e.attributes["widths"][-1] for e in encoders], dtype=np.int64)
     spec = {"knn": measure_spec("mutual_knn")}
-    fits = float((5 * 2 * n * each * np.minimum(n, each)).sum())
+    least = np.minimum(n, each)
+    # a decomposition of each fold's training part serves all penalties
+    fits = float((5 * (2 * n * each * least + 10 * least**3)).sum())
     widest = int(each.max())
     probe = DOUBLE * (5.0 * n * widest + 3.0 * min(n, widest) ** 2)
     return Cost(

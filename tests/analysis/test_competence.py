@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.analysis.competence import FOLDS, knn_accuracy, probe_accuracy
+from pipeline.analysis.competence import FOLDS, PENALTIES, knn_accuracy, probe_accuracy
 from pipeline.stimuli.digits import load_digits
 
 
@@ -81,23 +81,72 @@ def test_knn_accuracy__too_few() -> None:
     assert not np.isnan(knn_accuracy(*digits(12)))
 
 
+def left_out_errors(x: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """Fit the ridge with its intercept, in the primal, without each row in turn."""
+    errors = np.empty(targets.shape)
+    for i in range(len(x)):
+        rest = np.arange(len(x)) != i
+        mean, level = x[rest].mean(0), targets[rest].mean(0)
+        centred = x[rest] - mean
+        inner = centred.T @ centred + penalty * np.eye(x.shape[1])
+        weights = np.linalg.solve(inner, centred.T @ (targets[rest] - level))
+        errors[i] = targets[i] - level - (x[i] - mean) @ weights
+    return errors
+
+
 def by_hand(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
     hits = 0
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(x, labels):
         scaler = StandardScaler().fit(x[train])
-        probe = RidgeClassifier(alpha=1.0).fit(scaler.transform(x[train]), labels[train])
+        known, targets = scaler.transform(x[train]), 2.0 * np.eye(10)[labels[train]] - 1
+        errors = [(left_out_errors(known, targets, p) ** 2).mean() for p in PENALTIES]
+        chosen = PENALTIES[int(np.argmin(errors))]
+        probe = RidgeClassifier(alpha=chosen).fit(known, labels[train])
         hits += int((probe.predict(scaler.transform(x[test])) == labels[test]).sum())
     return hits / len(x)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_probe_accuracy__by_hand(seed: int) -> None:
-    x, labels = digits()
+    x, labels = digits(150)
+    x = x[:, ::4] + np.random.default_rng(seed).normal(0, 60, (150, 16)).astype(np.float32)
     found = probe_accuracy(x, labels, seed)
     assert found == pytest.approx(by_hand(x.astype(np.float64), labels, seed), abs=1e-12)
+    assert 0.2 < found < 0.8
+
+
+def of_width(d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten classes in 16 strong directions, the same draw at every width, and weak noise in all."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(512) % 10
+    latent = 0.6 * rng.normal(size=(10, 16))[labels] + rng.normal(size=(512, 16))
+    directions = np.linalg.qr(rng.normal(size=(d, 16)))[0]
+    noise = rng.normal(size=(512, d))
+    return (6 * latent @ directions.T + noise).astype(np.float32), labels
+
+
+def test_probe_accuracy__does_not_measure_width() -> None:
+    # with one penalty: .64 at 16, .20 at 410, which is the training stimuli's number, .45 at 2048
+    widths = (16, 64, 256, 410, 512, 1024, 2048)
+    found = [np.mean([probe_accuracy(*of_width(d, s)) for s in range(3)]) for d in widths]
+    assert max(found) - min(found) < 0.08, found
+    # as much as the truth allows: the probe on the latent dimensions alone is the first
+    assert found[0] > 0.6
+
+
+@pytest.mark.parametrize("d", [16, 410, 1024])
+def test_probe_accuracy__chance_at_every_width(d: int) -> None:
+    x, labels = of_width(d, 0)
+    shuffled = [probe_accuracy(x, np.random.default_rng(s).permutation(labels)) for s in range(6)]
+    assert abs(np.mean(shuffled) - 0.1) < 0.03
+
+
+def test_probe_accuracy__of_digits() -> None:
+    x, labels = digits()
+    found = probe_accuracy(x, labels)
     assert found > 0.85
-    assert found == probe_accuracy(x, labels, seed)
+    assert found == probe_accuracy(x, labels)
 
 
 def test_probe_accuracy__chance() -> None:

@@ -19,7 +19,7 @@ CLIP = ModelSpec(source="open_clip", name="RN50", pretrained="cc12m")
 @pytest.mark.parametrize(
     ("spec", "checkpoint", "digest"),
     [
-        (SPEC, Checkpoint(init=Init(seed=3)), "init:seed=3"),
+        (SPEC, Checkpoint(init=Init(seed=3)), f"init:seed=3@{SPEC.initial_seed(3):016x}"),
         (SPEC, Checkpoint(), "timm:resnet18.a1_in1k@published"),
         (SPEC, Checkpoint(revision="abc"), "timm:resnet18.a1_in1k@abc"),
         (CLIP, Checkpoint(), "open_clip:RN50.cc12m@published"),
@@ -31,6 +31,15 @@ def test_weights_identity__without_a_file(
 ) -> None:
     assert weights_identity(spec, checkpoint) == Weights(digest, -1, -1)
     assert weights_identity(spec, checkpoint, Weights("other", 3, 4)) == Weights(digest, -1, -1)
+
+
+def test_weights_identity__of_initialisations() -> None:
+    """One seed of two architectures, and what was once drawn from the bare seed, are apart."""
+    first, second = (weights_identity(s, Checkpoint(init=Init(seed=0))) for s in (SPEC, CLIP))
+    assert first.digest != second.digest
+    assert "init:seed=0" not in (first.digest, second.digest)
+    # a refusal shows the beginning of both
+    assert first.digest[:23] != "init:seed=0"
 
 
 def test_weights_identity__of_a_file(tmp_path: Path) -> None:

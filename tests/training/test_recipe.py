@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.stimuli import StimuliSpec
 from pipeline.training import TrainingRecipe, load_recipes, planned_steps
 
 ENTRY = (
@@ -117,6 +118,40 @@ def test_digest__follows_what_weights_depend_on(tmp_path: Path) -> None:
     ):
         (tmp_path / "registry.yaml").write_text(changed)
         assert one(tmp_path / "registry.yaml").digest != digest
+
+
+def test_seeds__of_each_use_and_recipe(tmp_path: Path) -> None:
+    seeds = one(write(tmp_path)).seeds
+    assert len(set(seeds.values())) == len(seeds) == 3
+    for changed in (
+        write(tmp_path, training="{seed: 2}").read_text(),
+        write(tmp_path, more=", arguments: {num_classes: 10}").read_text(),
+        write(tmp_path, more=", preprocessing: {input_size: 16}").read_text(),
+        write(tmp_path, training="{seed: 1, learning_rate: 0.1}").read_text(),
+    ):
+        (tmp_path / "registry.yaml").write_text(changed)
+        assert not set(one(tmp_path / "registry.yaml").seeds.values()) & set(seeds.values())
+
+
+def test_seeds__do_not_change_with_what_is_saved_and_tested(tmp_path: Path) -> None:
+    seeds = one(write(tmp_path)).seeds
+    for same in (
+        write(tmp_path, more=", layers: last, family: x, sets: [y]"),
+        write(tmp_path, ids=("other",), end=".pth.tar"),
+        write(tmp_path, training="{seed: 1, checkpoint_steps: [0, 7]}"),
+    ):
+        assert one(same).seeds == seeds
+    recipe = one(write(tmp_path))
+    options = recipe.options.model_copy(update={"held_out": StimuliSpec(part="all")})
+    assert recipe.model_copy(update={"options": options}).seeds == seeds
+
+
+def test_load_recipes__one_model_twice(tmp_path: Path) -> None:
+    path = write(tmp_path, ids=("tiny", "other"))
+    with pytest.raises(InputError, match=r"line 4: .*'timm/other' is trained by the very recipe"):
+        load_recipes(path)
+    path.write_text("seed: 2".join(path.read_text().rsplit("seed: 1", 1)))
+    assert len(load_recipes(path)) == 2
 
 
 def test_import__loads_no_torch() -> None:

@@ -3,12 +3,14 @@
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 
 from pipeline.registry import load_registry
 from pipeline.sources import get_source
+from pipeline.sources.base import seeded_build
 from pipeline.stimuli.digits import class_captions, load_digits
 from pipeline.training import TrainingRecipe, load_recipes
 from pipeline.training.vocabulary import merges, write_merges
@@ -70,6 +72,47 @@ def test_reference__two_seeds_each() -> None:
 def test_reference__a_family_in_each_checkpoint_format() -> None:
     ends = {r.model.family: "".join(Path(r.template).suffixes) for r in RECIPES}
     assert set(ends.values()) == {".safetensors", ".pth.tar"}
+
+
+@pytest.fixture(scope="module")
+def initial() -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of every model at initialisation, as its training begins."""
+    return {
+        r.model.id: {
+            name: weight.detach().flatten().double()
+            for name, weight in seeded_build(
+                get_source(r.model.source), r.model, r.seeds["weights"]
+            ).named_parameters()
+        }
+        for r in RECIPES
+    }
+
+
+def test_reference__no_two_models_share_the_beginning_of_their_weights(
+    initial: dict[str, dict[str, torch.Tensor]],
+) -> None:
+    """A stream that two share gives the same numbers, up to scale, in tensors of any shape."""
+    n, owners, rows = 12, [], []
+    for model, weights in initial.items():
+        for weight in weights.values():
+            beginning = weight[:n]
+            # constants (biases, norms) are not drawn
+            if len(beginning) == n and beginning.std() > 0:
+                rows.append(beginning / beginning.norm())
+                owners.append(model)
+    assert len(set(owners)) == len(RECIPES)
+    beginnings, owner = torch.stack(rows), np.array(owners)
+    alike = ((beginnings @ beginnings.T).abs() > 1 - 1e-6).numpy()
+    assert not (alike & (owner[:, None] != owner[None, :])).any()
+
+
+def test_reference__no_two_models_share_an_order_or_captions() -> None:
+    for use in ("order", "captions"):
+        drawn = {
+            tuple(torch.randperm(1200, generator=torch.Generator().manual_seed(r.seeds[use]))[:8])
+            for r in RECIPES
+        }
+        assert len({tuple(map(int, rows)) for rows in drawn}) == len(RECIPES)
 
 
 def captions() -> list[str]:

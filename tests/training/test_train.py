@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, ModelError
-from pipeline.modelspec import Checkpoint, ModelSpec
+from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.training import (
@@ -22,6 +22,8 @@ from pipeline.training import (
     train,
     train_all,
 )
+from pipeline.training.loop import _steps
+from pipeline.training.task import Task
 
 STEPS = (0, 1, 3, 4)
 
@@ -82,7 +84,7 @@ def test_train__step_0_is_a_fresh_seeded_build(tmp_path: Path, make: Any) -> Non
     recipe = make(tmp_path, seed=3)
     train(recipe)
     source = get_source(recipe.model.source)
-    fresh = seeded_build(source, recipe.model, seed=3).state_dict()
+    fresh = seeded_build(source, recipe.model, recipe.seeds["weights"]).state_dict()
     saved = load_checkpoint(source, recipe.model, Checkpoint(file=str(recipe.file(0)))).state_dict()
     assert fresh.keys() == saved.keys()
     assert all(torch.equal(fresh[k], saved[k]) for k in fresh)
@@ -111,6 +113,49 @@ def test_train__seeds_differ(tmp_path: Path) -> None:
     for recipe in (first, second):
         train(recipe)
     assert all(contents(first)[s] != contents(second)[s] for s in STEPS)
+
+
+def test_steps__every_model_has_its_own_batches(tmp_path: Path) -> None:
+    def batches(recipe: TrainingRecipe) -> list[list[int]]:
+        seen: list[list[int]] = []
+
+        def loss(rows: torch.Tensor, captions: torch.Generator) -> torch.Tensor:
+            torch.rand(3, generator=captions)  # captions must not move the order
+            seen.append(rows.tolist())
+            return torch.zeros(())
+
+        task = Task(torch.nn.Identity(), 100, loss, lambda: None, lambda: 0.0)
+        list(_steps(task, recipe))
+        return seen
+
+    recipes = tiny(tmp_path), tiny(tmp_path, seed=1), tiny_clip(tmp_path)
+    first, *others = map(batches, recipes)
+    assert batches(recipes[0]) == first
+    assert len({tuple(rows) for seen in (first, *others) for rows in seen}) == 3 * 4
+    generator = torch.Generator().manual_seed(recipes[0].seeds["order"])
+    assert first[0] == torch.randperm(100, generator=generator).tolist()[:64]
+
+
+@pytest.mark.parametrize("end", ["init", "file"])
+def test_load_checkpoint__initialisations_share_no_stream(tmp_path: Path, end: str) -> None:
+    """Two widths at the same seed, untrained (`init:`) or at step 0 of their trainings."""
+    first, second = [], []
+    for channels, into in ((4, first), (6, second)):
+        recipe = tiny(tmp_path / str(channels))
+        arguments = {**recipe.model.arguments, "channels": [channels] * 4}
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"arguments": arguments})}
+        )
+        checkpoint = Checkpoint(init=Init(seed=0))
+        if end == "file":
+            train(recipe)
+            checkpoint = Checkpoint(file=str(recipe.file(0)))
+        model = load_checkpoint(get_source("timm"), recipe.model, checkpoint)
+        again = load_checkpoint(get_source("timm"), recipe.model, checkpoint)
+        assert torch.equal(model.conv1.weight, again.conv1.weight)  # type: ignore[union-attr, arg-type]
+        into.append(model.conv1.weight.detach().flatten()[:20])  # type: ignore[union-attr, operator]
+    cosine = torch.nn.functional.cosine_similarity(first[0], second[0], dim=0)
+    assert abs(float(cosine)) < 0.9
 
 
 def test_train__puts_torch_back(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from zoo import (
 
 from pipeline import calibrate_layers, similarity
 from pipeline.cluster import Executor, Outcome, Task
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
 from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
@@ -224,6 +224,18 @@ def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None
     assert plan.pairs["competence"] == (8, 8)
     assert plan.tasks["competence"] == 1
     assert plan.needs_workers
+
+
+def test_run__competence_by_another_probe(copied: Zoo, zoo: Zoo) -> None:
+    """What an older version measured is refused when read, and measured anew by a run."""
+    (metadata,) = (copied.path / "competence").glob("*/zarr.json")
+    group = open_root(copied.path, "a")[f"competence/{metadata.parent.name}"]
+    del group.attrs["probe"]
+    with pytest.raises(StoreError, match=r"by another probe .*`consilience run WORKFLOW` measures"):
+        copied.store().competence()
+    assert copied.plan().pairs["competence"] == (8, 8)
+    assert copied.run().tasks["competence"] == 1
+    assert copied.store().competence().equals(zoo.store().competence())
 
 
 def test_run__competence_is_kept_as_it_comes(
