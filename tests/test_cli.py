@@ -146,10 +146,24 @@ def test_measures__all_and_one(zoo: Zoo) -> None:
         assert measure.name in listed.output
     one = consilience(zoo, "measures", "mutual_knn")
     assert "k = 10: number of nearest neighbours (an integer of at least 1)" in one.output
-    assert "ties lowest index" in one.output
+    assert "ties share the last places equally" in one.output
+    assert "preset = ''" in one.output
     wrong = consilience(zoo, "measures", "mutual_kn")
     assert wrong.exit_code == 2
     assert "Did you mean 'mutual_knn'" in wrong.output
+
+
+def test_measures__what_other_code_computes(zoo: Zoo) -> None:
+    def told(name: str) -> str:
+        return " ".join(consilience(zoo, "measures", name).output.split())
+
+    for measure in list_measures():
+        output = told(measure.name)
+        for whose, what in measure.elsewhere:
+            assert f"elsewhere: {whose}: {what}" in output
+    assert "preset =" not in told("svcca")
+    assert "euclidean distances, not squared" in told("rsa")
+    assert "elsewhere: rsatoolbox: `euclidean` dissimilarities are squared" in told("rsa")
 
 
 def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> None:

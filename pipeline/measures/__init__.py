@@ -1,6 +1,12 @@
 """Measures of representational similarity, as data, and the engine that compares all pairs."""
 
-from pipeline.measures.catalog import MeasureSpec, get_measure, list_measures, measure_spec
+from pipeline.measures.catalog import (
+    MeasureSpec,
+    get_measure,
+    list_measures,
+    measure_spec,
+    recorded_spec,
+)
 from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.pairs import Scores, score_pairs
 from pipeline.measures.permuted import score_permuted
@@ -19,6 +25,7 @@ __all__ = [
     "list_measures",
     "measure_spec",
     "prepare",
+    "recorded_spec",
     "score_pairs",
     "score_permuted",
     "similarity",

@@ -271,11 +271,11 @@ class Store:
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
         """Return the measure, with its parameters, that a label stands for."""
-        from pipeline.measures import measure_spec
+        from pipeline.measures import recorded_spec
 
         group = self.group(self._parts(subset, label)[0])
         named: Any = group.attrs["measure"]
-        return measure_spec(named["name"], **named["parameters"])
+        return recorded_spec(named["name"], named["parameters"])
 
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return the alignment of every pair of encoders that was compared.
