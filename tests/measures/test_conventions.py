@@ -18,6 +18,7 @@ from scipy.spatial.distance import cdist, pdist
 from pipeline import calibrate, similarity
 from pipeline.errors import InputError
 from pipeline.measures import get_measure, list_measures, measure_spec
+from pipeline.workflow.spec import CompareSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text(encoding="utf-8")
 
@@ -155,6 +156,8 @@ def test_svcca__has_no_preset(preset):
         r"the seed\. Leave the preset out",
     ):
         measure_spec("svcca", preset=preset)
+    with pytest.raises(ValueError, match="s: The measure 'svcca' has no preset"):
+        CompareSpec(measures={"s": {"measure": "svcca", "preset": preset}})
     assert all(measure_spec(m.name, preset=preset) for m in list_measures() if m.name != "svcca")
 
 
