@@ -204,7 +204,7 @@ def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
 def measures(name: str | None) -> None:
     """List the measures, or tell all there is to know of one."""
     from pipeline.measures import get_measure, list_measures
-    from pipeline.measures.catalog import PRESET
+    from pipeline.measures.catalog import settable
 
     if name is None:
         table = new_table("measure", "kind", "symmetric", "range", "parameters")
@@ -222,7 +222,9 @@ def measures(name: str | None) -> None:
     OUT.print(f"invariant to: {', '.join(measure.invariances)}")
     conventions = ", ".join(f"{key} {value}" for key, value in measure.conventions)
     OUT.print(f"conventions: {conventions or 'none but its parameters'}", highlight=False)
-    for parameter in (*measure.parameters, PRESET):
+    for whose, what in measure.elsewhere:
+        OUT.print(f"elsewhere: {whose}: {what}", highlight=False)
+    for parameter in settable(measure):
         OUT.print(
             f"{parameter.name} = {parameter.default!r}: {parameter.prose} ({parameter.allowed})",
             highlight=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from pipeline.errors import ConsilienceError, InputError, ModelError
 from pipeline.modelspec import EveryN, ModelSpec
 from pipeline.sources import get_source
-from pipeline.sources.base import Source, Tokens, differences, misfit_message
+from pipeline.sources.base import Source, Tokens, differences, first_line, misfit_message
 from pipeline.stimuli import StimulusSet
 from pipeline.towers import PeakMemory, TowerInfo
 from pipeline.yamlfile import did_you_mean
@@ -157,43 +158,67 @@ _architectures: dict[str, _Architecture] = {}
 
 
 def _architecture(spec: ModelSpec) -> _Architecture:
-    from torch.utils.flop_counter import FlopCounterMode
-
     key = f"{spec.recipe_digest} {spec.towers}"
     if key in _architectures:
         return _architectures[key]
     source = get_source(spec.source)
-    model = source.build(spec, device="meta")
-    towers: dict[str, TowerInfo] = {}
-    for tower in spec.towers:
-        tap = Tap(spec, model, tower)
-        example = source.example(spec, model, tower)
-        try:
-            with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
-                pooled = tap(example)
-        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-            if isinstance(error, ConsilienceError):
-                raise
-            shape = tuple(example.shape[1:])
-            raise ModelError(
-                f"model {spec.id}: a forward pass with an input of shape {shape} fails: {error}. "
-                "Set `preprocessing: {input_size: …}` or `arguments:` to what the model takes."
-            ) from error
-        towers[tower] = TowerInfo(
-            layers=tuple(pooled),
-            widths=tuple(int(p.shape[1]) for p in pooled.values()),
-            n_parameters=source.count_parameters(model, tower)[0],
-            n_embedding_parameters=source.count_parameters(model, tower)[1],
-            flops=float(counter.get_total_flops()),
-            pooling=str(tap.pooling),
-            preprocessing=_jsonable(source.preprocessing(spec, model)),
-            input_bytes=example.nbytes,
-            working_bytes=memory.peak,
-            weight_bytes=sum(weight.nbytes for weight in model.state_dict().values()),
-        )
+    # the counter of operations breaks on weights that are handed from module to module otherwise
+    model = source.build(spec, device="meta").requires_grad_(False)
+    towers: dict[str, TowerInfo] = {t: _tower_info(spec, source, model, t) for t in spec.towers}
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     _architectures[key] = _Architecture(towers, shapes)
     return _architectures[key]
+
+
+def _tower_info(spec: ModelSpec, source: Source, model: torch.nn.Module, tower: str) -> TowerInfo:
+    """Find out all there is to know of a tower on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with _blamed(spec, f"reading the {tower} tower"):
+        tap = Tap(spec, model, tower)
+        example = source.example(spec, model, tower)
+        n_parameters, n_embedding_parameters = source.count_parameters(model, tower)
+        preprocessing = _jsonable(source.preprocessing(spec, model))
+    with (
+        _blamed(spec, f"a forward pass with an input of shape {tuple(example.shape[1:])}"),
+        FlopCounterMode(display=False) as counter,
+        PeakMemory() as memory,
+    ):
+        pooled = tap(example)
+    return TowerInfo(
+        layers=tuple(pooled),
+        widths=tuple(int(p.shape[1]) for p in pooled.values()),
+        n_parameters=n_parameters,
+        n_embedding_parameters=n_embedding_parameters,
+        flops=float(counter.get_total_flops()),
+        pooling=str(tap.pooling),
+        preprocessing=preprocessing,
+        input_bytes=example.nbytes,
+        working_bytes=memory.peak,
+        weight_bytes=sum(weight.nbytes for weight in model.state_dict().values()),
+    )
+
+
+@contextmanager
+def _blamed(spec: ModelSpec, doing: str) -> Iterator[None]:
+    """Turn whatever a library raises on an architecture into one error of that model."""
+    try:
+        yield
+    except ConsilienceError:
+        raise
+    except Exception as error:  # of whatever kind: libraries break on some of their own models
+        why = f"{type(error).__name__}: {first_line(error)}"
+        if "meta tensor" in why or "meta device" in why:
+            raise ModelError(
+                f"model {spec.id}: {spec.name} cannot be described before its weights are there, "
+                f"because its code decides by the values of its input: {why} Leave the entry out, "
+                "or take another architecture."
+            ) from error
+        raise ModelError(
+            f"model {spec.id}: {doing} fails: {why} Set `preprocessing: {{input_size: …}}` or "
+            f"`arguments:` to what the model takes; if they are right, {spec.source} itself does "
+            "not cope with this architecture: leave the entry out."
+        ) from error
 
 
 def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
@@ -204,7 +229,7 @@ def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
     Raises
     ------
     InputError, ModelError
-        Where the source does not know the model, cannot build it, or a layer does not exist.
+        Where the source does not know the model, cannot build or run it, or a layer does not exist.
     """
     get_source(spec.source).check(spec)
     return _architecture(spec).towers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner, Result
-from zoo import MEASURES, TIMM, Zoo, inside, tree
+from zoo import MEASURES, TIMM, VIT, Zoo, inside, tree
 
 import pipeline
 from pipeline.cli import main
@@ -20,6 +21,7 @@ from pipeline.errors import ModelError
 from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.schema import FORMAT_VERSION
+from pipeline.sources import get_source
 from pipeline.store import Store
 from pipeline.workflow.log import read_runs
 
@@ -145,10 +147,24 @@ def test_measures__all_and_one(zoo: Zoo) -> None:
         assert measure.name in listed.output
     one = consilience(zoo, "measures", "mutual_knn")
     assert "k = 10: number of nearest neighbours (an integer of at least 1)" in one.output
-    assert "ties lowest index" in one.output
+    assert "ties share the last places equally" in one.output
+    assert "preset = ''" in one.output
     wrong = consilience(zoo, "measures", "mutual_kn")
     assert wrong.exit_code == 2
     assert "Did you mean 'mutual_knn'" in wrong.output
+
+
+def test_measures__what_other_code_computes(zoo: Zoo) -> None:
+    def told(name: str) -> str:
+        return " ".join(consilience(zoo, "measures", name).output.split())
+
+    for measure in list_measures():
+        output = told(measure.name)
+        for whose, what in measure.elsewhere:
+            assert f"elsewhere: {whose}: {what}" in output
+    assert "preset =" not in told("svcca")
+    assert "euclidean distances, not squared" in told("rsa")
+    assert "elsewhere: rsatoolbox: `euclidean` dissimilarities are squared" in told("rsa")
 
 
 def test_run__failure_is_named_and_exit_code_is_1(copied: Zoo, cluster: str) -> None:
@@ -334,6 +350,35 @@ def test_models_check__names_what_is_wrong_and_goes_on(copied: Zoo) -> None:
     assert "1 of 5 entries are wrong" in result.output
     assert "timm/late: timm knows no architecture 'vit_tinny_patch16_224'" in result.output
     assert "timm/vit-a" in result.output
+
+
+def test_models_check__architecture_that_its_library_breaks_on(
+    copied: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = type(get_source("timm"))
+    real = source.intermediates
+
+    def broken(self: Any, model: Any, tower: str, inputs: Any) -> Any:
+        if getattr(model, "embed_dim", 0) == 20:
+            raise UnboundLocalError("no prefix\nand more")
+        return real(self, model, tower, inputs)
+
+    monkeypatch.setattr(source, "intermediates", broken)
+    copied.edit("timm/late", arguments={**VIT, "embed_dim": 20}, sets=["tiny"])
+    result = consilience(copied, "models", "check", "registry.yaml")
+    assert result.exit_code == 2, result.output
+    lines = result.output.splitlines()
+    assert "1 of 5 entries are wrong" in lines[-2]
+    assert re.match(
+        r"  registry.yaml, line \d+: timm/late: model timm/late: a forward pass .* fails: "
+        r"UnboundLocalError: no prefix\. .*leave the entry out\.$",
+        lines[-1],
+    )
+    assert "timm/vit-a" in result.output
+    for command in ("plan", "run"):
+        result = consilience(copied, command, "workflow.yaml")
+        assert result.exit_code == 2, result.output
+        assert re.match(r"consilience: registry.yaml, line \d+: model timm/late: ", result.output)
 
 
 def test_store_info__what_it_holds(zoo: Zoo) -> None:

@@ -470,10 +470,67 @@ def test_describe__unknown_model() -> None:
 def test_describe__input_that_the_model_does_not_take() -> None:
     with pytest.raises(
         ModelError,
-        match=r"model timm/tiny: a forward pass with an input of shape \(3, 20, 20\) fails: Input "
-        r"height.*Set `preprocessing: {input_size: …}` or `arguments:` to what the model takes",
+        match=r"model timm/tiny: a forward pass with an input of shape \(3, 20, 20\) fails: "
+        r"AssertionError: Input height.*Set `preprocessing: {input_size: …}` or `arguments:` to "
+        "what the model takes",
     ):
         describe(spec(preprocessing={"input_size": 20}))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "multiply_adds"),
+    [("pit_xs_224", 3, 1.4e9), ("tnt_s_legacy_patch16_224", 12, 5.2e9)],
+)
+def test_describe__weights_that_are_handed_from_module_to_module(
+    name: str, blocks: int, multiply_adds: float
+) -> None:
+    # once an AttributeError: the counter of operations asked a token that is a weight for its
+    # gradient; the numbers are of the papers (Heo et al. 2021, table 4; Han et al. 2021, table 3)
+    info = describe(ModelSpec(source="timm", name=name, checkpoints={"a": {"init": {}}}))["image"]
+    assert len(info.layers) == blocks
+    assert info.flops == pytest.approx(2 * multiply_adds, rel=0.02)
+
+
+@pytest.mark.parametrize("error", [AttributeError, IndexError, KeyError, UnboundLocalError])
+@pytest.mark.parametrize(
+    ("method", "doing"),
+    [
+        ("blocks", "reading the image tower"),
+        ("example", "reading the image tower"),
+        ("count_parameters", "reading the image tower"),
+        ("intermediates", r"a forward pass with an input of shape \(3, 16, 16\)"),
+    ],
+)
+def test_describe__whatever_a_library_raises(
+    monkeypatch: pytest.MonkeyPatch, method: str, doing: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr("pipeline.extraction._architectures", {})
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error("lost\nand more")
+
+    monkeypatch.setattr(type(get_source("timm")), method, fail)
+    with pytest.raises(
+        ModelError,
+        match=rf"^model timm/tiny: {doing} fails: {error.__name__}: [^\n]*lost[^\n]*timm itself "
+        r"does not cope with this architecture: leave the entry out\.$",
+    ):
+        describe(spec())
+
+
+def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.extraction._architectures", {})
+
+    def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor) -> Any:
+        return inputs.max().item()
+
+    monkeypatch.setattr(type(get_source("timm")), "intermediates", look)
+    with pytest.raises(
+        ModelError,
+        match=r"model timm/tiny: vit_tiny_patch16_224 cannot be described before its weights are "
+        "there, because its code decides by the values of its input: .*Leave the entry out",
+    ):
+        describe(spec())
 
 
 def test_describe__pooling_is_recorded() -> None:

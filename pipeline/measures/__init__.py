@@ -6,6 +6,7 @@ from pipeline.measures.catalog import (
     get_measure,
     list_measures,
     measure_spec,
+    recorded_spec,
 )
 from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.pairs import Scores, score_pairs
@@ -26,6 +27,7 @@ __all__ = [
     "list_measures",
     "measure_spec",
     "prepare",
+    "recorded_spec",
     "score_pairs",
     "score_permuted",
     "similarity",

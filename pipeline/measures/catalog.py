@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.measures.measure import Measure, Parameter, Value
 from pipeline.measures.presets import ADDED, CONVENTIONS, PRESETS
-from pipeline.measures.records import MEASURES
+from pipeline.measures.records import HUH, MEASURES
 
 PRESET = Parameter(
     "preset",
@@ -18,11 +18,14 @@ PRESET = Parameter(
     "conventions of published code: layers clipped, rows of unit length, denominators",
     choices=PRESETS,
 )
-"""What every measure takes besides its own parameters; not kept where it is not given."""
+"""What measures take besides their own parameters; not kept where it is not given."""
 OF_HSIC = ("cka", "cka_debiased", "cknna")
 """Measures that presets add a small number to the denominator of."""
 DEFAULTS: Mapping[str, dict[str, Value]] = {"cknna": {"form": "unbiased"}}
 """What is a measure's default under a preset, where it differs."""
+
+UNPRESET = ("svcca",)
+"""Measures that the code of presets has under the same name and computes otherwise."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class MeasureSpec:
     def minimum_stimuli(self) -> int:
         """The fewest stimuli with which the score can tell two representations apart."""
         measure = self.measure
-        grown = 0 if measure.grows_with is None else int(self[measure.grows_with])
-        return measure.minimum_stimuli + grown
+        if measure.grows_with is None:
+            return measure.minimum_stimuli
+        return max(measure.minimum_stimuli, int(self[measure.grows_with]) + measure.beyond)
 
     @property
     def relation(self) -> tuple[str | float, ...]:
@@ -186,6 +190,11 @@ def get_measure(name: str) -> Measure:
     raise InputError(f"There is no measure {name!r}.{hint} Measures: {', '.join(_BY_NAME)}.")
 
 
+def settable(measure: Measure) -> tuple[Parameter, ...]:
+    """Give all that a caller may set of a measure: its parameters, and the preset."""
+    return measure.parameters if measure.name in UNPRESET else (*measure.parameters, PRESET)
+
+
 def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     """Resolve a measure and its parameters, defaults included, and check them.
 
@@ -194,8 +203,8 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     name
         A name that `list_measures` gives.
     **parameters
-        Values for some or all of the measure's parameters, and ``preset`` for any measure:
-        ``"prh"`` or ``"prh_rowwise"``, the conventions of the code of Huh et al. 2024.
+        Values for some or all of the measure's parameters, and ``preset`` for any measure but
+        ``svcca``: ``"prh"`` or ``"prh_rowwise"``, the conventions of the code of Huh et al. 2024.
 
     Returns
     -------
@@ -205,7 +214,8 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     Raises
     ------
     InputError
-        If the measure, or a parameter of it, does not exist, or a value is not allowed.
+        If the measure, or a parameter of it, does not exist, a value is not allowed, or the code
+        that a preset follows computes something else by the measure's name.
 
     Examples
     --------
@@ -213,8 +223,15 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     "mutual_knn(k=5, neighbours='cosine')"
     """
     measure = get_measure(name)
-    known = {parameter.name: parameter for parameter in (*measure.parameters, PRESET)}
+    known = {parameter.name: parameter for parameter in settable(measure)}
     for key, value in parameters.items():
+        if key == PRESET.name and name in UNPRESET:
+            raise InputError(
+                f"The measure {name!r} has no preset: it is not what the code of Huh et al. 2024, "
+                "which presets follow, has under this name. There, "
+                f"{dict(measure.elsewhere)[HUH]}. Leave the preset out, or run that code for its "
+                "numbers."
+            )
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -233,3 +250,10 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     if preset:
         resolved.append(("preset", preset))
     return MeasureSpec(name, tuple(resolved))
+
+
+def recorded_spec(name: str, parameters: Mapping[str, Value]) -> MeasureSpec:
+    """Give the spec of scores that a store holds, with a preset that is no longer offered too."""
+    own = {key: value for key, value in parameters.items() if key != PRESET.name}
+    preset = tuple((PRESET.name, value) for key, value in parameters.items() if key == PRESET.name)
+    return MeasureSpec(name, measure_spec(name, **own).parameters + preset)

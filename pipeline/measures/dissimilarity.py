@@ -11,6 +11,8 @@ from pipeline.measures.neighbours import power_of_two
 
 Float64 = NDArray[np.float64]
 
+LONGEST_RUN = 8.0
+"""Values that are equal but for their rounding do not spread further than over so many of it."""
 RANKED = 8192
 """Most stimuli whose pairs are ranked: tables of 512 MiB."""
 
@@ -41,13 +43,16 @@ def unit_rows(values: Float64, *, centre: bool = False) -> Float64:
     return rows
 
 
-def ranked(entries: Float64) -> Float64:
+def ranked(entries: Float64, noise: float) -> Float64:
     """Rank the entries above the diagonal, ties averaged, and scale the ranks to ±1.
 
     Parameters
     ----------
     entries
-        A symmetric `(n, n)` matrix. Entries that differ by their rounding are ties.
+        A symmetric `(n, n)` matrix.
+    noise
+        What storing the features may have changed an entry by. What differs by this, or by the
+        rounding of the entries, is a tie.
 
     Returns
     -------
@@ -57,12 +62,61 @@ def ranked(entries: Float64) -> Float64:
     n = len(entries)
     above = np.triu_indices(n, k=1)
     flat = entries[above]
-    unit = np.ldexp(np.finfo(float).eps, 7 + int(np.frexp(np.abs(flat).max())[1]))
-    ranks = scipy.stats.rankdata(np.round(flat / unit))
+    rounding = np.ldexp(np.finfo(float).eps, 7 + int(np.frexp(np.abs(flat).max())[1]))
+    ranks = scipy.stats.rankdata(_levels(flat, max(noise, float(rounding))))
     table = np.zeros((n, n))
     table[above] = (2.0 * ranks - len(ranks) - 1.0) / len(ranks)
     table.T[above] = table[above]
     return table
+
+
+def _levels(values: Float64, apart: float) -> NDArray[np.intp]:
+    """Find which level each value is on: a run of values without a gap is one.
+
+    A run of many values that are merely close, each to the next, is cut every `LONGEST_RUN` gaps:
+    ranks within such a piece are of no weight, and the pieces keep their order.
+    """
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    starts = np.concatenate([[True], np.diff(ascending) > apart])
+    run = np.cumsum(starts) - 1
+    piece = np.floor((ascending - ascending[starts][run]) / (LONGEST_RUN * apart))
+    fresh = starts | np.concatenate([[False], np.diff(piece) != 0])
+    levels = np.empty(len(values), dtype=np.intp)
+    levels[order] = np.cumsum(fresh)
+    return levels
+
+
+def storage_noise(values: Float64, unit: float, dissimilarity: str) -> float:
+    """Bound what storing features may have changed a dissimilarity by, for a typical stimulus.
+
+    Parameters
+    ----------
+    values
+        Features `(n_stimuli, n_features)`.
+    unit
+        Relative spacing of the numbers they were stored in: each is off by half of it at most, and
+        so is the length of a row. What is taken off before rows are compared, their mean or that of
+        all stimuli, leaves the error as it was, and makes it a larger share of what remains.
+    dissimilarity
+        ``"correlation"``, ``"cosine"`` or ``"euclidean"``.
+
+    Returns
+    -------
+    float
+        For correlations and cosines in their units, for Euclidean distances in units of the root
+        mean squared distance of stimuli from their mean.
+    """
+    rows = values * power_of_two(np.abs(values).max())
+    whole = np.linalg.norm(rows, axis=1)
+    if dissimilarity == "euclidean":
+        left = np.linalg.norm(rows - rows.mean(axis=0), axis=1)
+        return unit * float(np.sqrt(np.mean(whole**2) / np.mean(left**2)))
+    left = whole
+    if dissimilarity == "correlation":
+        left = np.linalg.norm(rows - rows.mean(axis=1, keepdims=True), axis=1)
+    some = left > unit * whole
+    return unit * float(np.median(whole[some] / left[some])) if some.any() else unit
 
 
 def check_rankable(n: int) -> None:

@@ -53,7 +53,8 @@ def prepare_cknna(
     Parameters
     ----------
     values
-        Features `(n_stimuli, n_features)`, real and finite, with n_stimuli > max(k, 3).
+        Features `(n_stimuli, n_features)`, real and finite, with n_stimuli > max(k, 3): all others
+        can be neighbours.
     k
         Number of nearest neighbours, at least 2.
     form

@@ -88,8 +88,12 @@ class Measure:
         Paper and equation.
     prose
         What is estimated, for people.
+    elsewhere
+        Code that computes something else under this name or the paper's: whose, and what.
     grows_with
-        The parameter, if any, whose value adds to `minimum_stimuli`.
+        The parameter, if any, of which more stimuli are needed than its value.
+    beyond
+        By how many more.
     direction
         Higher is more alike.
     version
@@ -111,7 +115,9 @@ class Measure:
     minimum_stimuli: int
     reference: str
     prose: str
+    elsewhere: tuple[tuple[str, str], ...] = ()
     grows_with: str | None = None
+    beyond: int = 0
     direction: Literal["similarity"] = "similarity"
     version: int = 1
     changed: str = ""

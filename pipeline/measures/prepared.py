@@ -281,10 +281,16 @@ def clip_thresholds(
 
 def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:
     """Refuse too few stimuli for a measure."""
-    if n < spec.minimum_stimuli:
-        raise InputError(
-            f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: "
-            "fewer leave nothing, or next to nothing, to tell representations apart by. Use more "
-            "stimuli"
-            + (f" or a smaller {spec.measure.grows_with}." if spec.measure.grows_with else ".")
-        )
+    if n >= spec.minimum_stimuli:
+        return
+    measure, remedy = spec.measure, ""
+    if measure.grows_with is not None:
+        largest = n - measure.beyond
+        (parameter,) = (p for p in measure.parameters if p.name == measure.grows_with)
+        if n >= measure.minimum_stimuli and parameter.accepts(largest):
+            remedy = f", or {parameter.name} of at most {largest}"
+    raise InputError(
+        f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: "
+        "fewer leave nothing, or next to nothing, to tell representations apart by. Use more "
+        f"stimuli{remedy}."
+    )

@@ -8,6 +8,8 @@ from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Measure, Parameter
 from pipeline.measures.relations import MEDIAN_ROWS
 
+HUH = "Huh et al. 2024, code"
+"""Whose conventions presets follow."""
 _EUCLIDEAN = ("translation", "isotropic scaling", "orthogonal transformation")
 _RANKING = Parameter(
     "neighbours",
@@ -93,13 +95,25 @@ RELATIONAL = (
         ),
         conventions=(
             ("kernel", "exp(-distance²/(2σ²))"),
-            ("median", f"of non-zero Euclidean distances of {MEDIAN_ROWS} stimuli at most"),
+            (
+                "median",
+                "of non-zero Euclidean distances between different stimuli, "
+                f"{MEDIAN_ROWS} of them at most",
+            ),
         ),
         minimum_stimuli=4,
         reference="Kornblith et al. 2019, ICML, section 3 (RBF kernel); Song et al. 2012, eq. 5",
         prose=(
             "CKA with a Gaussian kernel: small bandwidths compare neighbourhoods, large ones give "
             "linear CKA. The biased estimate lies in [0, 1]."
+        ),
+        elsewhere=(
+            (
+                "Kornblith et al. 2019, notebook",
+                "the median is of squared distances and counts the zeros on the diagonal, n of n², "
+                "so that σ is less where stimuli are few",
+            ),
+            (HUH, "σ is 1 in units of the features, whatever their distances"),
         ),
     ),
     Measure(
@@ -129,6 +143,7 @@ RELATIONAL = (
         conventions=(
             ("pairs", "above the diagonal"),
             ("estimator", "mean-centred"),
+            ("euclidean", "distances, not squared"),
             ("ties", "average rank, of what differs by its rounding too"),
         ),
         minimum_stimuli=4,
@@ -139,6 +154,10 @@ RELATIONAL = (
             "translation and orthogonal transformation, with cosine ones to orthogonal "
             "transformation and row scaling, with correlations to shifts and scalings of rows. A "
             "row that is constant has correlation 0 with every other, a row of zeros cosine 0."
+        ),
+        elsewhere=(
+            ("rsatoolbox", "`euclidean` dissimilarities are squared distances"),
+            ("ReSi", "dissimilarities are compared by their ranks, comparison='spearman' here"),
         ),
     ),
     Measure(
@@ -186,8 +205,9 @@ NEIGHBOUR = (
         invariances=("isotropic scaling", "orthogonal transformation"),
         parameters=(_K, _RANKING),
         conventions=_LISTS,
-        minimum_stimuli=2,
+        minimum_stimuli=3,
         grows_with="k",
+        beyond=2,
         reference="Huh et al. 2024, ICML, appendix A, eq. 11 (m_NN)",
         prose=(
             "The share of k nearest neighbours that two representations have in common, averaged "
@@ -218,8 +238,14 @@ _OF_LISTS = {
     "range": (0.0, 1.0),
     "invariances": ("isotropic scaling", "orthogonal transformation"),
     "conventions": _LISTS,
-    "minimum_stimuli": 2,
+    "minimum_stimuli": 3,
     "grows_with": "k",
+    "beyond": 2,
+}
+_OF_ORDERED = _OF_LISTS | {
+    "conventions": _ORDERED,
+    "changed": _LEFT_OUT,
+    "beyond": 1,  # all others have an order, too
 }
 _COVARIANT: tuple[tuple[str, str], ...] = (("centring", "features"),)
 
@@ -249,7 +275,7 @@ PAIRWISE = (
             "Length of the longest common subsequence of the two ordered lists of nearest "
             "neighbours, over k, averaged; the paper's code does not divide by k."
         ),
-        **_OF_LISTS | {"conventions": _ORDERED, "changed": _LEFT_OUT},
+        **_OF_ORDERED,
     ),
     _pairwise(
         "edit_knn",
@@ -259,7 +285,7 @@ PAIRWISE = (
             "1 less the edit distance (Levenshtein, all edits cost 1) of the two ordered lists of "
             "nearest neighbours over k, averaged."
         ),
-        **_OF_LISTS | {"conventions": _ORDERED, "changed": _LEFT_OUT},
+        **_OF_ORDERED,
     ),
     _pairwise(
         "cknna",
@@ -270,8 +296,9 @@ PAIRWISE = (
         range=(-1.0, 1.0),
         invariances=("isotropic scaling", "orthogonal transformation"),
         conventions=(*_LISTS, ("kernel", "linear")),
-        minimum_stimuli=3,
+        minimum_stimuli=4,
         grows_with="k",
+        beyond=1,
         reference="Huh et al. 2024, ICML, appendix A, eq. 16 to 18, and the paper's code",
         prose=(
             "CKA over the pairs of stimuli that are near in both representations. The forms of the "
@@ -287,13 +314,17 @@ PAIRWISE = (
         symmetric=True,
         range=(-1.0, 1.0),
         invariances=("isotropic scaling", "orthogonal transformation", "row scaling"),
-        conventions=(("neighbours", "cosine"), *_LISTS),
-        minimum_stimuli=1,
+        conventions=(("neighbours", "cosine"), *_LISTS, ("compared", "cosines, not distances")),
+        minimum_stimuli=2,
         grows_with="k",
+        beyond=1,
         reference="Hamilton et al. 2016, EMNLP; Klabunde et al. 2023, survey",
         prose=(
             "Each stimulus's cosines to the union of its neighbours in both representations, "
             "compared by their cosine, averaged."
+        ),
+        elsewhere=(
+            ("ReSi", "cosine distances are compared, 1 less these cosines, which is another score"),
         ),
     ),
     _pairwise(
@@ -330,10 +361,25 @@ PAIRWISE = (
         symmetric=True,
         range=(0.0, 1.0),
         invariances=_EUCLIDEAN,
-        conventions=_COVARIANT,
+        conventions=(
+            *_COVARIANT,
+            ("scale", "features as they are, not z-scored"),
+            ("decomposition", "exact"),
+        ),
         minimum_stimuli=3,
         reference="Raghu et al. 2017, NeurIPS",
-        prose="Mean canonical correlation of the leading principal components.",
+        prose=(
+            "Mean canonical correlation of the leading principal components. Near 1 for anything, "
+            "noise included, where the components are nearly as many as the stimuli: compare "
+            "calibrated scores, or set a dimension far below."
+        ),
+        elsewhere=(
+            (
+                HUH,
+                "features are z-scored, and 10 components kept of a randomised decomposition, so "
+                "that the score changes with the seed",
+            ),
+        ),
     ),
     _pairwise(
         "pwcca",
@@ -341,12 +387,26 @@ PAIRWISE = (
         symmetric=False,
         range=(0.0, 1.0),
         invariances=("translation", "isotropic scaling", "permutation of features"),
-        conventions=(*_COVARIANT, ("weights", "of x")),
+        conventions=(
+            *_COVARIANT,
+            ("weights", "of x"),
+            ("variates", "whitened: uncorrelated, of mean 0 and equal norm"),
+        ),
         minimum_stimuli=3,
         reference="Morcos et al. 2018, NeurIPS",
         prose=(
             "Canonical correlations weighted by how much of x each direction accounts for. Also "
             "invariant to invertible linear transformations of y."
+        ),
+        elsewhere=(
+            (
+                "Morcos et al. 2018, code",
+                "the directions that are weighted are not whitened, so that they are no canonical "
+                "variates: features are rotated by the singular vectors of the whitened "
+                "covariance, their means added again, and the result made orthogonal in order; the "
+                "weights are sums over features with their means, of the representation that has "
+                "fewer features",
+            ),
         ),
     ),
     _pairwise(
@@ -356,8 +416,9 @@ PAIRWISE = (
         range=(float("-inf"), 1.0),
         invariances=_EUCLIDEAN,
         conventions=(*_COVARIANT, ("direction", "y from x"), ("pooling", "over features and rows")),
-        minimum_stimuli=2,
+        minimum_stimuli=4,
         grows_with="folds",
+        beyond=2,
         reference="Kornblith et al. 2019, section 3 (linear regression), cross-validated",
         prose=(
             "R² on held-out stimuli of y predicted from x by ridge regression. Below 1 even for x "
@@ -370,12 +431,24 @@ PAIRWISE = (
         symmetric=True,
         range=(-1.0, 1.0),
         invariances=("translation", "isotropic scaling", "permutation of features"),
-        conventions=(("correlation", "pearson"), ("constant_features", "left out")),
+        conventions=(
+            ("correlation", "pearson"),
+            ("constant_features", "left out"),
+            ("matching", "transport plan, features of equal weight"),
+        ),
         minimum_stimuli=3,
         reference="Khosla & Williams 2024, UniReps (soft matching distance)",
         prose=(
             "The highest mean correlation of features under a transport plan between the two sets "
             "of features, each with equal weight."
+        ),
+        elsewhere=(
+            (
+                "ReSi",
+                "SoftCorrelationMatch is a semi-matching: each feature goes with the one it "
+                "correlates with most, several with the same one if so, and the mean over features "
+                "is averaged over both directions, so that it is never less than this",
+            ),
         ),
     ),
     _pairwise(

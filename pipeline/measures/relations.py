@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.measures.checks import is_constant
-from pipeline.measures.dissimilarity import check_rankable, ranked, unit_rows
+from pipeline.measures.dissimilarity import check_rankable, ranked, storage_noise, unit_rows
 from pipeline.measures.entries import (
     Distances,
     Entries,
@@ -245,7 +245,7 @@ def _of_dissimilarities(
     """Mean-centred dissimilarities of pairs of stimuli, or their ranks; near is high."""
     n = len(values)
     entries: Entries
-    bias = np.zeros(n)
+    bias, unit_of_entries = np.zeros(n), 1.0
     if dissimilarity == "euclidean":
         entries = _distances(values)
         sums, extremes = _row_sums(entries, n)
@@ -258,7 +258,7 @@ def _of_dissimilarities(
             return _nothing(n, kind)
         # Rows with a large feature in common differ little; float32 is to see them all the same.
         units, mean = units / spread, mean / spread
-        bias = units @ mean
+        bias, unit_of_entries = units @ mean, float(spread**2)
         entries = Products(units if comparison == "spearman" else units.astype(kind))
         sums = -np.einsum("ij,ij->i", units, units)  # since rows add up to nothing
         extremes = float(sums.min()), -float(sums.min())
@@ -266,7 +266,8 @@ def _of_dissimilarities(
         check_rankable(n)
         everyone = slice(0, n)
         table = np.asarray(block_of(entries, everyone, everyone), dtype=np.float64)
-        entries, bias = Table(ranked(table + bias[:, None] + bias)), np.zeros(n)
+        noise = storage_noise(values.astype(np.float64), unit, dissimilarity) / unit_of_entries
+        entries, bias = Table(ranked(table + bias[:, None] + bias, noise)), np.zeros(n)
         sums, extremes = _row_sums(entries, n)
     return _assembled(entries, kind, sums, extremes, None, bias)
 

@@ -149,12 +149,22 @@ def _trivial(rank: int, n: int, remedy: str) -> str:
 
 def unfit_for_cca(x: Subspace, *, tolerance: float, **_: object) -> str:
     """Say why a state has no canonical correlations, or nothing."""
-    return _trivial(_above(x, tolerance), len(x.left), "Use more stimuli, or svcca.")
+    remedy = (
+        "Use more stimuli, fewer features, or a measure that has a score for as many, such as "
+        "cka_debiased. What svcca gives is near 1 for anything, noise included, where it keeps "
+        "nearly as many components as there are stimuli; only calibration (pipeline.calibrate, or "
+        "calibrate: in a workflow) tells it from chance."
+    )
+    return _trivial(_above(x, tolerance), len(x.left), remedy)
 
 
 def unfit_for_svcca(x: Subspace, *, variance: float, dimension: int) -> str:
     """Say why the components that are kept have no canonical correlations, or nothing."""
-    remedy = "Use more stimuli, a smaller variance, or a dimension."
+    remedy = (
+        "Use more stimuli, a smaller variance, or a dimension, for far fewer components than "
+        "stimuli: with nearly as many the score is near 1 for anything, noise included, and only "
+        "calibration (pipeline.calibrate, or calibrate: in a workflow) tells it from chance."
+    )
     return _trivial(_kept(x, variance, dimension), len(x.left), remedy)
 
 
@@ -223,6 +233,12 @@ def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension
     float
         From 0 to 1. NaN if a state is not defined.
 
+    Notes
+    -----
+    Where the components that are kept are nearly as many as the stimuli, the score is near 1
+    whatever the representations are. Features are not scaled: those of large variance decide which
+    components are kept.
+
     References
     ----------
     Raghu et al. 2017, SVCCA: Singular Vector Canonical Correlation Analysis for Deep Learning
@@ -262,11 +278,15 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
     Notes
     -----
     α_i = Σ_j |⟨h_i, x_j⟩| with h_i the canonical variates of x, of unit norm, and x_j the centred
-    features of x. Not symmetric: the weights are of the first argument. (The authors' code takes
-    those of the representation with fewer features, and adds means to the variates.) A sum of
-    absolute values depends on the axes: unlike other canonical correlations, this changes with a
-    rotation of x, though not with one of y. Where several correlations coincide, their variates,
-    and so their weights, are not determined; what comes out is one of the possible scores.
+    features of x. Not symmetric: the weights are of the first argument. A sum of absolute values
+    depends on the axes: unlike other canonical correlations, this changes with a rotation of x,
+    though not with one of y. Where several correlations coincide, their variates, and so their
+    weights, are not determined; what comes out is one of the possible scores.
+
+    The authors' code gives other numbers. It weights the representation with fewer features, by
+    features with their means, and in place of the variates it has an orthonormal basis, made in
+    order, of centred features that were rotated by the singular vectors of the whitened
+    covariance, without being whitened, and had their means added again.
 
     References
     ----------

@@ -131,7 +131,7 @@ def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: 
     except Exception as error:  # whatever safetensors, zipfile or torch raise on a broken file
         raise ModelError(
             f"model {spec.id}: the checkpoint {file} cannot be read: "
-            f"{type(error).__name__}: {_first_line(error)} Replace the file or drop the checkpoint."
+            f"{type(error).__name__}: {first_line(error)} Replace the file or drop the checkpoint."
         ) from None
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     misfit = differences(shapes, weights)
@@ -171,6 +171,7 @@ def no_tower(spec: ModelSpec, tower: str) -> InputError:
     return InputError(f"model {spec.id}: {spec.source} models have no {tower} tower.")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of a message, with a full stop."""
     text = str(error).strip().split("\n")[0]
     return text if text.endswith(".") else text + "."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import tempfile
@@ -16,8 +15,8 @@ import torch
 from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.base import Tokens, uninitialised
-from pipeline.sources.timm import timm_blocks
+from pipeline.sources.base import Tokens, first_line, uninitialised
+from pipeline.sources.timm import gives_prefix_tokens, timm_blocks
 from pipeline.yamlfile import did_you_mean
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class OpenClipSource:
         except Exception as error:  # of whatever kind: arguments are a person's
             raise ModelError(
                 f"model {spec.id}: open_clip cannot build {spec.name} with arguments "
-                f"{spec.arguments}: {type(error).__name__}: {error}"
+                f"{spec.arguments}: {type(error).__name__}: {first_line(error)}"
             ) from error
         return model.eval()
 
@@ -185,9 +184,7 @@ class OpenClipSource:
         if tower == "text":
             return _text_tokens(model, inputs)
         trunk = getattr(model.visual, "trunk", None)
-        prefixed = trunk is None or (
-            "return_prefix_tokens" in inspect.signature(trunk.forward_intermediates).parameters
-        )
+        prefixed = trunk is None or gives_prefix_tokens(trunk)
         output = model.forward_intermediates(
             image=inputs, intermediates_only=True, image_output_extra_tokens=prefixed
         )

@@ -14,6 +14,7 @@ from timm.models import load_state_dict as read_timm_checkpoint
 from pipeline.errors import InputError, ModelError
 from pipeline.sources.base import (
     Tokens,
+    first_line,
     no_tower,
     uninitialised,
 )
@@ -71,7 +72,7 @@ class TimmSource:
         except Exception as error:  # of whatever kind: arguments are a person's, checks are timm's
             raise ModelError(
                 f"model {spec.id}: timm cannot build {spec.name} with arguments "
-                f"{spec.arguments}: {type(error).__name__}: {error}"
+                f"{spec.arguments}: {type(error).__name__}: {first_line(error)}"
             ) from error
         return model.eval()
 
@@ -129,9 +130,7 @@ class TimmSource:
             return []
         keywords: dict[str, Any] = {"intermediates_only": True}
         forward: Any = model.forward_intermediates
-        prefixed = bool(getattr(model, "num_prefix_tokens", 0)) and (
-            "return_prefix_tokens" in inspect.signature(forward).parameters
-        )
+        prefixed = gives_prefix_tokens(model)
         if prefixed:
             keywords["return_prefix_tokens"] = True
         outputs = forward(inputs, **keywords)
@@ -159,6 +158,17 @@ def timm_blocks(model: torch.nn.Module) -> list[str]:
         return []
     features: Any = model.feature_info
     return [str(info["module"]) for info in features]
+
+
+def gives_prefix_tokens(model: torch.nn.Module) -> bool:
+    """Tell whether a timm model has class or register tokens that can be asked for.
+
+    Some architectures fail where they are asked for tokens that they were built without.
+    """
+    forward: Any = model.forward_intermediates
+    return bool(getattr(model, "num_prefix_tokens", 0)) and (
+        "return_prefix_tokens" in inspect.signature(forward).parameters
+    )
 
 
 SOURCE = TimmSource()

@@ -277,12 +277,12 @@ class Store:
         InputError
             Where its scores were computed by an earlier version of the measure.
         """
-        from pipeline.measures import check_version, measure_spec
+        from pipeline.measures import check_version, recorded_spec
 
         group = self.group(self._parts(subset, label)[0])
         named: Any = group.attrs["measure"]
         check_version(named, label)
-        return measure_spec(named["name"], **named["parameters"])
+        return recorded_spec(named["name"], named["parameters"])
 
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return the alignment of every pair of encoders that was compared.

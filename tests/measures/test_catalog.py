@@ -3,7 +3,13 @@ import json
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.measures import MeasureSpec, get_measure, list_measures, measure_spec
+from pipeline.measures import (
+    MeasureSpec,
+    get_measure,
+    list_measures,
+    measure_spec,
+    recorded_spec,
+)
 
 
 def test_list_measures__every_record_is_complete():
@@ -80,3 +86,16 @@ def test_measure_spec__wrong_choice():
 
 def test_measure_spec__constructor_is_plain():
     assert MeasureSpec("cka") == measure_spec("cka")
+
+
+@pytest.mark.parametrize("measure", [m.name for m in list_measures()])
+def test_recorded_spec__is_what_was_recorded(measure):
+    for preset in ("", "prh"):
+        if not (preset and measure == "svcca"):
+            spec = measure_spec(measure, **({"preset": preset} if preset else {}))
+            assert recorded_spec(measure, dict(sorted(spec.parameters))) == spec
+
+
+def test_recorded_spec__a_preset_that_is_no_longer_offered():
+    spec = recorded_spec("svcca", {"variance": 0.9, "preset": "prh"})
+    assert (spec.preset, spec["variance"], spec["dimension"]) == ("prh", 0.9, 0)

@@ -235,3 +235,45 @@ def test_similarity__invariances_symmetry_and_range(seed, choice, n, d, e, scale
         rows = x * rng.uniform(0.1, 10, size=(n, 1))
         rows = rows + (rng.normal(size=(n, 1)) if kind == "correlation" else 0)
         assert similarity(rows, y, name, **parameters) == pytest.approx(score, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "digits"), [(np.float64, 1e-12), (np.float32, 1e-7), (np.float16, 1e-4)]
+)
+def test_rsa__ranks_of_what_storage_rounded_are_ties(kind, digits):
+    """Rows of one direction are equally far from any other, but for the rounding of features."""
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=95)
+    x = np.outer(rng.uniform(0.5, 2, 25), direction) + rng.normal(size=(25, 1))
+    x = np.concatenate([x, rng.normal(size=(5, 95))])
+    same = x * rng.uniform(0.5, 2, (30, 1)) + rng.normal(size=(30, 1))  # nothing, to correlations
+    y = rng.normal(size=(30, 40))
+    spec = measure_spec("rsa", comparison="spearman")
+    x, same, other = (z.astype(kind) for z in (x, same, y))
+    assert similarity(x, same, spec) == 1.0
+    expected = reference.rsa(x.astype(float).round(9), y, comparison="spearman")
+    assert similarity(x, other, spec) == pytest.approx(0.0579258, abs=max(digits, 1e-6))
+    if kind == np.float64:
+        assert similarity(x, other, spec) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("dissimilarity", ["correlation", "cosine", "euclidean"])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_rsa__ranks_in_float32_are_those_of_float64(dissimilarity, offset):
+    """Data without ties gain none that count."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 20))
+    y = x[:, :10] + rng.normal(size=(300, 10))
+    x, y = ((z + offset).astype(np.float32) for z in (x, y))
+    spec = measure_spec("rsa", comparison="spearman", dissimilarity=dissimilarity)
+    exact = similarity(x.astype(float), y.astype(float), spec)
+    assert similarity(x, y, spec) == pytest.approx(exact, abs=1e-5)
+
+
+def test_ranked__runs_of_close_values_keep_their_order():
+    entries = squareform(np.arange(1, 46) * 1e-3)  # each within noise of the next
+    found = dissimilarity.ranked(entries, 1e-3 * 1.01)[np.triu_indices(10, k=1)]
+    assert (np.diff(found) >= 0).all()
+    assert len(np.unique(found)) == 6  # pieces of eight or nine
+    apart = dissimilarity.ranked(entries, 0.9e-3)[np.triu_indices(10, k=1)]
+    assert len(np.unique(apart)) == 45

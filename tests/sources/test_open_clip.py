@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip import factory
 from PIL import Image
@@ -166,6 +167,22 @@ def test_image__trunk_of_timm(folder: Path) -> None:
     hooks = seen(model.visual.trunk, names, lambda: model.encode_image(pictures()))
     for name in names:
         equal(found[name], hooks[name].mean((2, 3)))
+
+
+def test_image__trunk_of_timm_without_a_class_token(folder: Path) -> None:
+    # once an UnboundLocalError within timm: PE-Core-bigG-14-448 was asked for tokens it has not
+    chosen = spec(folder, "timm")
+    model = random_model(chosen)
+    trunk = timm.create_model(
+        "eva02_tiny_patch14_224", img_size=16, patch_size=4, embed_dim=12, depth=2, num_heads=3,
+        num_classes=0, class_token=False, global_pool="avg",
+    ).eval()  # fmt: skip
+    model.visual.trunk = trunk
+    found = Tap(chosen, model, "image")(pictures())
+    hooks = seen(trunk, ["blocks.0", "blocks.1"], lambda: trunk(pictures()))
+    assert list(found) == list(hooks)
+    for name, tokens in hooks.items():
+        equal(found[name], tokens.mean(1))
 
 
 def test_image__finer_layers(folder: Path) -> None:
