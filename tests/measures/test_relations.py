@@ -251,10 +251,7 @@ def test_rsa__ranks_of_what_storage_rounded_are_ties(kind, digits):
     spec = measure_spec("rsa", comparison="spearman")
     x, same, other = (z.astype(kind) for z in (x, same, y))
     assert similarity(x, same, spec) == 1.0
-    expected = reference.rsa(x.astype(float).round(9), y, comparison="spearman")
     assert similarity(x, other, spec) == pytest.approx(0.0579258, abs=max(digits, 1e-6))
-    if kind == np.float64:
-        assert similarity(x, other, spec) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("dissimilarity", ["correlation", "cosine", "euclidean"])
