@@ -74,7 +74,7 @@ def test_run__command_killed(
     tally.add(f"command and its workers ended by {kill.name}", where)
     assert "Traceback" not in output
     if kill is signal.SIGINT:
-        assert code == 130
+        assert code == 130, output
         assert "What was finished is kept (tasks finished in this run: extract " in output
         assert "); the same command goes on from there." in output
         assert not (fresh.store / "consilience.lock").exists()
