@@ -1,6 +1,6 @@
 """Small reference models that are trained here, with checkpoints. Importing this loads no torch."""
 
-from pipeline.training.checkpoints import is_trained
+from pipeline.training.checkpoints import is_trained, is_trained_otherwise
 from pipeline.training.recipe import (
     TrainingOptions,
     TrainingRecipe,
@@ -14,6 +14,7 @@ __all__ = [
     "TrainingOptions",
     "TrainingRecipe",
     "is_trained",
+    "is_trained_otherwise",
     "load_recipes",
     "planned_steps",
     "train",

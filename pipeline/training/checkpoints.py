@@ -25,12 +25,8 @@ def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
     Trained means: the record was written by this very recipe, and every file that it needs is
     there. The record is written last, so an interrupted training has none.
     """
-    try:
-        text = (recipe.directory / RECORD).read_text(encoding="utf-8")
-        record = json.loads(text)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict) or record.get("recipe_digest") != recipe.digest:
+    record = _read(recipe)
+    if record is None or record.get("recipe_digest") != recipe.digest:
         return None
     files = [recipe.file(step) for step in planned_steps(recipe)]
     if recipe.model.vocabulary is not None:
@@ -41,6 +37,20 @@ def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
 def is_trained(recipe: TrainingRecipe) -> bool:
     """Tell whether every checkpoint of this very recipe is there; reads one small file."""
     return read_record(recipe) is not None
+
+
+def is_trained_otherwise(recipe: TrainingRecipe) -> bool:
+    """Tell whether the folder holds what another recipe, or an older rule of seeds, has made."""
+    record = _read(recipe)
+    return record is not None and record.get("recipe_digest") not in (None, recipe.digest)
+
+
+def _read(recipe: TrainingRecipe) -> dict[str, Any] | None:
+    try:
+        record = json.loads((recipe.directory / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def write_record(recipe: TrainingRecipe, record: Mapping[str, Any]) -> None:

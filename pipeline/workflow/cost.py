@@ -217,7 +217,7 @@ def competence_cost(encoders: Sequence[Encoder], subset: Subset) -> Cost:
     # a decomposition of each fold's training part serves all penalties
     fits = float((5 * (2 * n * each * least + 10 * least**3)).sum())
     widest = int(each.max())
-    probe = DOUBLE * (5.0 * n * widest + 3.0 * min(n, widest) ** 2)
+    probe = DOUBLE * (6.0 * n * widest + 3.0 * min(n, widest) ** 2)
     return Cost(
         preparing_operations(n, each, spec) + fits,
         float(SINGLE * _stored_rows(base) * each.sum()),

@@ -18,7 +18,13 @@ from pipeline.store.grid import Outstanding, outstanding
 from pipeline.store.layout import activations_path, find_group, open_root
 from pipeline.store.lease import Site
 from pipeline.store.location import locate
-from pipeline.training import TrainingRecipe, is_trained, load_recipes, planned_steps
+from pipeline.training import (
+    TrainingRecipe,
+    is_trained,
+    is_trained_otherwise,
+    load_recipes,
+    planned_steps,
+)
 from pipeline.workflow import analyse, calibrate, compare
 from pipeline.workflow.cost import (
     Cost,
@@ -112,6 +118,7 @@ def plan_workflow(
         )
     untrained = [r for r in recipes if not is_trained(r)]
     to_train = {r.model.id for r in untrained}
+    _check_trainings(workflow, root, stimuli, [r for r in untrained if r.model.id not in replace])
     kin = registry.related()
     models = []
     for spec in specs:
@@ -148,6 +155,35 @@ def plan_workflow(
     _plan_pairs(plan, root)
     _plan_results(plan, root)
     return plan
+
+
+def _check_trainings(
+    workflow: Workflow,
+    root: zarr.Group | None,
+    stimuli: StimulusSet,
+    recipes: Sequence[TrainingRecipe],
+) -> None:
+    """Refuse to train anew what the store has as another recipe, or older seeds, made it."""
+    if root is None:
+        return
+    changed = [
+        r
+        for r in recipes
+        if is_trained_otherwise(r)
+        and any(
+            find_group(root, activations_path(stimuli.key, r.model.id, tower), "recipe_digest")
+            is not None
+            for tower in r.model.towers
+        )
+    ]
+    if changed:
+        first = changed[0]
+        raise InputError(
+            f"{workflow.train}: {len(changed)} reference models in {workflow.store} were trained "
+            f"by another recipe, or with seeds by an older rule; the first is {first.model.id}, in "
+            f"{first.directory}. Trained anew they get other weights: name another store with "
+            f"--store, or drop what is stored of each with --replace {first.model.id}."
+        )
 
 
 def expected_encoders(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from zoo import PIXELS, WORKFLOW, Zoo, tree, write_yaml
 
+from pipeline.errors import InputError
+
 RESNET = {
     "source": "timm",
     "name": "resnet18",
@@ -69,3 +71,14 @@ def test_train__once_and_again_where_it_is_gone(trained: Zoo) -> None:
         f: d for f, d in files.items() if f.endswith("tensors")
     }
     assert tree(trained.path) == store
+
+
+def test_plan__trained_by_older_seeds(trained: Zoo) -> None:
+    trained.run()
+    for record in (trained.folder / "made").rglob("training.json"):
+        old = json.loads(record.read_text())
+        record.write_text(json.dumps({**old, "recipe_digest": "of an older rule"}))
+    files = tree(trained.folder / "made")
+    with pytest.raises(InputError, match=r"(?s)3 reference models .* older rule; .*--replace "):
+        trained.run()
+    assert tree(trained.folder / "made") == files  # refused before anything is trained
