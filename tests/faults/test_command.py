@@ -23,7 +23,12 @@ from faults.harness import (
     stage,
 )
 
-COMMAND = (sys.executable, "-c", "from pipeline.cli import main; main()", "run", "workflow.yaml")
+# tests that run in the background of a script were told to ignore Ctrl-C, and so is what they start
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+COMMAND = (
+    *(sys.executable, "-c", HEARING + "from pipeline.cli import main; main()"),
+    *("run", "workflow.yaml"),
+)
 ORPHANS = 20.0
 """Seconds in which processes end whose driver is gone."""
 
