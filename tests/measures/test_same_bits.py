@@ -209,6 +209,24 @@ def test_exact__no_sum_over_all_pairs_overflows():
         assert 2 ** (2 * exact.bits(n)) * exact.LONGEST_SUM <= 2**53
 
 
+@pytest.mark.parametrize("name", [m.name for m in list_measures() if m.symmetric])
+def test_score_pairs__does_not_depend_on_the_side(name):
+    spec = {"": measure_spec(name)}
+    arrays = layers(150, (3, 20, 40, 60))
+    prepared = [prepare(a, spec) for a in arrays]
+    whole = score_pairs(prepared, prepared, spec)[""].values
+    back = score_pairs(prepared[::-1], prepared[::-1], spec)[""].values
+    assert bits(back[::-1, ::-1]) == bits(whole) == bits(whole.T)
+    for i, j in ((0, 1), (2, 0), (3, 2)):
+        assert similarity(arrays[i], arrays[j], name) == similarity(arrays[j], arrays[i], name)
+        alone = score_pairs([prepared[i]], [prepared[j]], spec)[""].values
+        assert bits(alone) == bits(whole[i, j])
+    orders = permutations(150, 3, seed=0)
+    permuted = score_permuted(prepared[:2], prepared[2:], spec, orders)[""]
+    alone = score_permuted(prepared[1:2], prepared[2:3], spec, orders)[""]
+    assert bits(alone[:, 0, 0]) == bits(permuted[:, 1, 0])
+
+
 FAR = {
     "cka": measure_spec("cka"),
     "cka_debiased": measure_spec("cka_debiased"),
