@@ -8,8 +8,10 @@ way of working them out gives the same.
 
 With b bits, the entries u of a relation lie within ±2ᵇ steps. Rounding them, independently for all
 purposes, changes ⟨U, U'⟩ by about step/√12 · ‖U'‖. With the 21 bits that 1,024 stimuli have, and
-largest entries of twenty times the root mean square, that is 1e-9 of ‖U‖‖U'‖. Relations in float64
-are the sum of two such numbers, the second for what the first leaves.
+largest entries of twenty times the root mean square, that is 1e-9 of ‖U‖‖U'‖; where a few entries
+are nearly all of U, it is 1e-7 or so. So steps must be known from entries off the diagonal, and not
+from bounds that a single long row makes large. Relations in float64 are the sum of two such
+numbers, the second for what the first leaves.
 """
 
 from __future__ import annotations

@@ -183,7 +183,10 @@ def kernel_scores(
     once = mirrored and spec.measure.symmetric
     pairs = defined_pairs(xs, ys, spec, mask | mask.T if once else mask)
     for i, j in np.argwhere(np.triu(pairs) if once else pairs):
-        score = kernel.compare(xs[i].state_for(spec), ys[j].state_for(spec), **settings)
+        x, y = xs[i].states[spec.relation], ys[j].states[spec.relation]
+        if spec.measure.symmetric and y.digest < x.digest:
+            x, y = y, x  # the last digits of a decomposition depend on which side each is
+        score = kernel.compare(x.state, y.state, **settings)
         for end in spec.measure.range:  # beyond which only rounding may have brought it
             score = end if abs(score - end) <= ROUNDING else score
         values[i, j] = score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ class State:
     unit: float
     """Relative spacing of the numbers that the features were stored in."""
     state: Any
+    digest: bytes
+    """Of the features in their first order: which of two comes first, whoever asks."""
 
     @classmethod
     def of(cls, values: NDArray[np.float64], unit: float, spec: MeasureSpec) -> State:
@@ -42,10 +45,11 @@ class State:
         if kernel.of_neighbours:
             parameters["by_index"] = spec.ties_by_index
         state = kernel.prepare(values, unit=unit, **parameters)
-        return cls(kernel, parameters, values, unit, state)
+        digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+        return cls(kernel, parameters, values, unit, state, digest)
 
     def permuted(self, order: NDArray[np.intp]) -> State:
-        """Prepare the features anew, in another order."""
+        """Prepare the features anew, in another order; which of two comes first stays."""
         values = self.values[order]
         state = self.kernel.prepare(values, unit=self.unit, **self.parameters)
         return replace(self, values=values, state=state)

@@ -56,11 +56,10 @@ NEAR = 4.0
 """Units of unit length are told apart beyond so many units in the last place of the features."""
 ROOM = 1.01
 """Entries may be so much larger than they were said to be, by their own rounding."""
+LONGEST_ROWS = 32
+"""Products of so many rows, the longest, are looked at one by one to find the largest."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
-
-Extremes = tuple[float, float]
-"""The lowest and the highest."""
 
 RelationKey = tuple[str | float, ...]
 """What distinguishes relations: ``("linear",)``, ``("rbf", bandwidth)``, ``("distance",)``,
@@ -204,8 +203,7 @@ def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, floa
 def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
     """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
     features, squares, length = _centred(values, kind)
-    largest = float(squares.max())
-    assembled = _assembled(Products(features), kind, -squares, (-largest, largest), squares)
+    assembled = _assembled(Products(features), kind, -squares, squares)
     return replace(assembled, length=length)
 
 
@@ -222,7 +220,7 @@ def _of_distances(values: Floating, multiple: float | None, kind: np.dtype[Any])
         entries = replace(entries, bandwidth=multiple * _median_distance(entries))
     n = len(values)
     own = np.full(n, 0.0 if multiple is None else 1.0)
-    return _assembled(entries, kind, *_row_sums(entries, n), own)
+    return _assembled(entries, kind, _row_sums(entries, n), own)
 
 
 def _median_distance(entries: Distances) -> float:
@@ -248,7 +246,7 @@ def _of_dissimilarities(
     bias, unit_of_entries = np.zeros(n), 1.0
     if dissimilarity == "euclidean":
         entries = _distances(values)
-        sums, extremes = _row_sums(entries, n)
+        sums = _row_sums(entries, n)
     else:
         units = unit_rows(values.astype(np.float64), centre=dissimilarity == "correlation")
         mean = units.mean(axis=0)
@@ -261,36 +259,31 @@ def _of_dissimilarities(
         bias, unit_of_entries = units @ mean, float(spread**2)
         entries = Products(units if comparison == "spearman" else units.astype(kind))
         sums = -np.einsum("ij,ij->i", units, units)  # since rows add up to nothing
-        extremes = float(sums.min()), -float(sums.min())
     if comparison == "spearman":
         check_rankable(n)
         everyone = slice(0, n)
         table = np.asarray(block_of(entries, everyone, everyone), dtype=np.float64)
         noise = storage_noise(values.astype(np.float64), unit, dissimilarity) / unit_of_entries
         entries, bias = Table(ranked(table + bias[:, None] + bias, noise)), np.zeros(n)
-        sums, extremes = _row_sums(entries, n)
-    return _assembled(entries, kind, sums, extremes, None, bias)
+        sums = _row_sums(entries, n)
+    return _assembled(entries, kind, sums, None, bias)
 
 
-def _row_sums(entries: Entries, n: int) -> tuple[Float64, Extremes]:
-    """Sum the off-diagonal entries of each row; give the lowest and the highest."""
+def _row_sums(entries: Entries, n: int) -> Float64:
+    """Sum the off-diagonal entries of each row."""
     sums = np.empty(n)
-    low, high = np.inf, -np.inf
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         block = block_of(entries, rows, slice(0, n))
         np.fill_diagonal(block[:, start:], 0.0)
         sums[rows] = block.sum(axis=1, dtype=np.float64)
-        np.fill_diagonal(block[:, start:], block[0, -1] if start == 0 else block[0, 0])
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
-    return sums, (low, high)
+    return sums
 
 
 def _assembled(
     entries: Entries,
     kind: np.dtype[Any],
     sums: Float64,
-    extremes: Extremes,
     own: Float64 | None,
     bias: Float64 | float = 0.0,
 ) -> Relation:
@@ -300,8 +293,6 @@ def _assembled(
     ----------
     sums
         Row sums of the off-diagonal entries.
-    extremes
-        No off-diagonal entry is lower than the first or higher than the second.
     own
         The diagonal, for a doubly centred relation; None for one that is mean-centred off it.
     bias
@@ -309,9 +300,6 @@ def _assembled(
     """
     n, total = len(sums), float(sums.sum())
     shift = total / (2 * (n - 1) * (n - 2)) - sums / (n - 2)
-    middle = 2 * float(shift.mean())
-    largest = max(abs(extremes[0] + middle), abs(extremes[1] + middle))
-    largest += 2 * float(np.abs(shift - middle / 2).max())
     shift = shift.astype(entries.dtype)
     if own is None:
         effects = (sums - total / n) / (n - 2) + bias - np.mean(bias)
@@ -326,8 +314,45 @@ def _assembled(
     if laid_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
         laid = Laid.of(source, n, kind)
         source, largest = laid, laid.largest
+    elif isinstance(entries, Products):
+        largest = _largest_of_products(entries.features[:], shift)
+    else:
+        largest = _largest(source, n, kind)
     step = step_of(largest * ROOM, n)
     return Relation(source, kind, np.asarray(linear), float(constant), 1.0, step)
+
+
+def _largest(source: Source, n: int, kind: np.dtype[Any]) -> float:
+    """Find the size of the largest entry."""
+    largest = 0.0
+    for rows in strips(n):
+        strip: Floating = np.empty((rows.stop - rows.start, n - rows.start), dtype=kind)
+        source.upper(rows, slice(rows.start, n), strip)
+        largest = max(largest, float(strip.max()), -float(strip.min()))
+    return largest
+
+
+def _largest_of_products(features: Floating, shift: Floating) -> float:
+    """Bound the entries x_i·x_j + s_i + s_j off the diagonal.
+
+    Lengths alone say too much where a few rows are much longer than all others: the square of the
+    longest is on the diagonal, and steps of that size would round away all that is off it.
+    """
+    lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
+    order = np.argsort(lengths)[::-1]
+    longest, others = order[:LONGEST_ROWS], order[LONGEST_ROWS:]
+    entries = features[longest] @ features.T
+    entries += shift[longest, None]
+    entries += shift
+    entries[np.arange(len(longest)), longest] = 0.0
+    largest = max(float(entries.max()), -float(entries.min()))
+    # what an entry of two rows may be off by, in whatever order it is summed
+    terms = float(lengths[order[:2]].prod()) + 2 * float(np.abs(shift).max())
+    largest += (features.shape[1] + 2) * float(np.finfo(features.dtype).eps) * terms
+    if len(others) > 1:
+        bound = float(lengths[others[:2]].prod()) + 2 * float(np.abs(shift[others]).max())
+        largest = max(largest, bound)
+    return float(largest)
 
 
 def _own_product(relation: Relation) -> float:

@@ -207,3 +207,47 @@ def test_exact__no_sum_over_all_pairs_overflows():
         largest = Fraction(2) ** (2 * exact.bits(n)) * n * (n - 1) / 2
         assert largest < 2**63
         assert 2 ** (2 * exact.bits(n)) * exact.LONGEST_SUM <= 2**53
+
+
+@pytest.mark.parametrize("name", [m.name for m in list_measures() if m.symmetric])
+def test_score_pairs__does_not_depend_on_the_side(name):
+    spec = {"": measure_spec(name)}
+    arrays = layers(150, (3, 20, 40, 60))
+    prepared = [prepare(a, spec) for a in arrays]
+    whole = score_pairs(prepared, prepared, spec)[""].values
+    back = score_pairs(prepared[::-1], prepared[::-1], spec)[""].values
+    assert bits(back[::-1, ::-1]) == bits(whole) == bits(whole.T)
+    for i, j in ((0, 1), (2, 0), (3, 2)):
+        assert similarity(arrays[i], arrays[j], name) == similarity(arrays[j], arrays[i], name)
+        alone = score_pairs([prepared[i]], [prepared[j]], spec)[""].values
+        assert bits(alone) == bits(whole[i, j])
+    orders = permutations(150, 3, seed=0)
+    permuted = score_permuted(prepared[:2], prepared[2:], spec, orders)[""]
+    alone = score_permuted(prepared[1:2], prepared[2:3], spec, orders)[""]
+    assert bits(alone[:, 0, 0]) == bits(permuted[:, 1, 0])
+
+
+FAR = {
+    "cka": measure_spec("cka"),
+    "cka_debiased": measure_spec("cka_debiased"),
+    "distance": measure_spec("distance_correlation"),
+    "euclidean": measure_spec("rsa", dissimilarity="euclidean", comparison="pearson"),
+    "correlation": measure_spec("rsa", comparison="pearson"),
+    "rbf": measure_spec("cka_rbf"),
+}
+
+
+@pytest.mark.parametrize("factor", [100.0, 1e3, 1e4])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("width", [24, 200])
+def test_score_pairs__few_stimuli_far_from_all_others(factor, rows, width):
+    """Steps follow the entries off the diagonal, not the square of the longest row."""
+    x, y = (a.astype(np.float32) for a in layers(400, (width, width), seed=1))
+    x[5 : 5 + rows] *= factor
+    y[60 : 60 + rows] *= factor
+    single, double = (
+        score_pairs([prepare(x, FAR, dtype=kind)], [prepare(y, FAR, dtype=kind)], FAR)
+        for kind in TYPES
+    )
+    for label in FAR:  # where a few entries are all there is, each is off by half a step of 21 bits
+        assert single[label].values == pytest.approx(double[label].values, abs=2**-19), label
