@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from threadpoolctl import threadpool_limits
 from zoo import Zoo, write_zoo
 
 from pipeline.store import Store
@@ -41,18 +42,22 @@ def zoo_store(zoo: Zoo) -> Store:
 def cluster() -> Iterator[str]:
     """Address of a scheduler with one worker, both in this process: no start-up, and patchable.
 
-    It ends with the module: its threads draw from `random`, which Hypothesis takes for a fault.
+    As in workers that are processes, BLAS has one thread: with more, last digits are others. It ends
+    with the module: its threads draw from `random`, which Hypothesis takes for a fault.
     """
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        dashboard_address=":0",
-        memory_limit=0,
-    ) as running:
+    with (
+        threadpool_limits(1, user_api="blas"),
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp",
+            dashboard_address=":0",
+            memory_limit=0,
+        ) as running,
+    ):
         yield running.scheduler_address
 
 

@@ -23,9 +23,9 @@ def similarity(
 
     For relational measures the score is ``⟨R(x), R(y)⟩ / sqrt(⟨R(x), R(x)⟩ ⟨R(y), R(y)⟩)`` with R
     the n × n relation of the measure: the doubly centred Gram matrix (``cka``), the U-centred one
-    (``cka_debiased``), centred kernels, distances or dissimilarities, or the 0/1 indicator of
-    nearest neighbours (``mutual_knn``). What the others are, `list_measures` and ``consilience
-    measures NAME`` say.
+    (``cka_debiased``), centred kernels, distances or dissimilarities, or the shares that nearest
+    neighbours have of k places (``mutual_knn``). What the others are, `list_measures` and
+    ``consilience measures NAME`` say.
 
     Parameters
     ----------

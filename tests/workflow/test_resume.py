@@ -289,6 +289,16 @@ def _competence(accuracy: float) -> dict[str, Any]:
     return {"activations_digest": "0", "knn_accuracy": accuracy, "probe_accuracy": accuracy}
 
 
+def test_run__one_worker_gives_the_bits_of_two(zoo: Zoo, tmp_path: Path) -> None:
+    made = []
+    for n in (1, 2):
+        small = Zoo(zoo.copy(tmp_path / str(n), "").folder)
+        shutil.rmtree(small.path)
+        assert small.run(*SMALL, f"cluster.n_workers={n}").failures == {}
+        made.append(small.path)
+    assert_same(*made)
+
+
 def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk is written, its mirror image or its marks are not."""
     root = zarr.open_group(copied.path, mode="r+")["measures"]
