@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipeline.registry import models_schema
+from pipeline.config.registry import models_schema
 from pipeline.workflow.spec import Workflow
 
 SCHEMAS = {

@@ -244,7 +244,7 @@ _REGISTRY = click.argument("registry", nargs=-1, type=click.Path(path_type=Path)
 @click.option("--sets", "names", multiple=True, help="Only models of this set.")
 def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
     """List registry entries (default file: models.yaml). Loads no model library."""
-    from pipeline.registry import load_registry
+    from pipeline.config.registry import load_registry
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)
@@ -268,8 +268,8 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
 @click.option("--sets", "names", multiple=True, help="Only models of this set.")
 def check(registry: Sequence[Path], names: Sequence[str]) -> None:
     """Check every entry against the installed timm and open_clip; downloads nothing."""
+    from pipeline.config.registry import load_registry
     from pipeline.extraction import describe
-    from pipeline.registry import load_registry
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.config.model import EveryN, ModelSpec
 from pipeline.errors import ConsilienceError, InputError, ModelError
-from pipeline.modelspec import EveryN, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import Source, Tokens, differences, first_line, misfit_message
 from pipeline.stimuli import StimulusSet
+from pipeline.suggest import did_you_mean
 from pipeline.towers import PeakMemory, TowerInfo
-from pipeline.yamlfile import did_you_mean
 
 Float32 = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from zoo import Zoo, write_zoo
 
 from pipeline.store import Store
-from pipeline.workflow.members import PreparedCache
+from pipeline.workflow.representations import PreparedCache
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +42,8 @@ def zoo_store(zoo: Zoo) -> Store:
 def cluster() -> Iterator[str]:
     """Address of a scheduler with one worker, both in this process: no start-up, and patchable.
 
-    As in workers that are processes, BLAS has one thread: with more, last digits are others. It ends
-    with the module: its threads draw from `random`, which Hypothesis takes for a fault.
+    As in workers that are processes, BLAS has one thread: with more, last digits are others. It
+    ends with the module: its threads draw from `random`, which Hypothesis takes for a fault.
     """
     from distributed import LocalCluster
 
@@ -65,5 +65,5 @@ def cluster() -> Iterator[str]:
 def copied(zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Zoo:
     """A copy of the zoo with its store, which a test may change. Its runs write no report."""
     monkeypatch.setattr("pipeline.workflow.run._Run.write_report", lambda *_: None)
-    monkeypatch.setattr("pipeline.workflow.members.CACHE", PreparedCache())
+    monkeypatch.setattr("pipeline.workflow.representations.CACHE", PreparedCache())
     return zoo.copy(tmp_path / "zoo", cluster)

@@ -27,14 +27,15 @@ from pipeline.stimuli.base import StimulusSet
 from pipeline.store.activations import TowerGroup, Weights
 from pipeline.store.catalog import Encoder, tower_encoders
 from pipeline.store.grid import Outstanding, outstanding
+from pipeline.store.io.lease import Site
 from pipeline.store.layout import open_root
-from pipeline.store.lease import Site
 from pipeline.store.stimuli import write_stimuli
-from pipeline.workflow import analyse, calibrate, compare, members
+from pipeline.workflow import representations as members
+from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.cost import Cost, compare_cost, competence_cost, extract_cost, null_cost
-from pipeline.workflow.members import Budget, PreparedCache
-from pipeline.workflow.pairs import Comparison
+from pipeline.workflow.representations import Budget, PreparedCache
 from pipeline.workflow.spec import CalibrateSpec
+from pipeline.workflow.stages import analyse, calibrate, compare
 
 THREE = {"cka": {}, "cka_debiased": {}, "mutual_knn": {}}
 CASES = [
@@ -131,9 +132,9 @@ class Made:
 
 def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work:
     """Give the task of extracting one model."""
-    from pipeline.modelspec import ModelSpec
+    from pipeline.config.model import ModelSpec
     from pipeline.stimuli import StimuliSpec, load_stimuli
-    from pipeline.workflow.extract import extract_tasks, plan_model, prepare_model
+    from pipeline.workflow.stages.extract import extract_tasks, plan_model, prepare_model
 
     stimuli = load_stimuli(StimuliSpec())
     spec = ModelSpec(

@@ -13,8 +13,8 @@ from zoo import Zoo
 
 import pipeline
 from pipeline.cluster import LocalSpec, override
-from pipeline.modelspec import ModelSpec
-from pipeline.registry import load_registry
+from pipeline.config.model import ModelSpec
+from pipeline.config.registry import load_registry
 from pipeline.workflow import load_workflow
 from pipeline.workflow.spec import CompareSpec
 

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import extraction
+from pipeline.config.model import Checkpoint, Init, ModelSpec
+from pipeline.config.registry import load_registry
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import (
     Tap,
@@ -25,8 +27,6 @@ from pipeline.extraction import (
     describe,
     extract,
 )
-from pipeline.modelspec import Checkpoint, Init, ModelSpec
-from pipeline.registry import load_registry
 from pipeline.sources import get_source
 from pipeline.sources.base import load_checkpoint
 from pipeline.stimuli import StimulusSet

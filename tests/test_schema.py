@@ -131,7 +131,7 @@ def test_validate__kind(name: str, values: list[object], found: str) -> None:
 
 def test_import__needs_no_heavy_library() -> None:
     code = (
-        "import sys; import pipeline.schema, pipeline.registry, pipeline.yamlfile\n"
+        "import sys; import pipeline.schema, pipeline.config.registry, pipeline.config.yaml\n"
         "assert not {'torch', 'timm', 'open_clip', 'zarr', 'xarray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

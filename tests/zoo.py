@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from pipeline.stimuli.digits import load_digits
 from pipeline.store import Store, open_store
-from pipeline.store.location import LOCK
+from pipeline.store.io.location import LOCK
 from pipeline.training.vocabulary import write_merges
 from pipeline.workflow import Plan, RunReport, load_workflow, plan_workflow, run_workflow
 

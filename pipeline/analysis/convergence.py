@@ -199,7 +199,7 @@ def convergence_dataset(
     Parameters
     ----------
     alignment
-        As `pipeline.alignment.alignment_dataset` gives it. Image towers are used.
+        As `pipeline.analysis.alignment.alignment_dataset` gives it. Image towers are used.
 
     Returns
     -------

@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.yaml import OneOrMany, Spec, load_yaml, validate
 from pipeline.errors import InputError
-from pipeline.yamlfile import OneOrMany, Spec, did_you_mean, load_yaml, validate
+from pipeline.suggest import did_you_mean
 
 
 def seconds(text: str) -> float:

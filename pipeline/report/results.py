@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.alignment import outdated
+from pipeline.analysis.alignment import outdated
 from pipeline.errors import InputError
 from pipeline.store.catalog import in_training_order, tower_groups
 from pipeline.store.grid import Grid

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
-from pipeline.report import words
+from pipeline.report import prose
 from pipeline.report.findings import detailed
 from pipeline.report.maps import alignment_map, layer_map
 from pipeline.report.results import Results, load_results
@@ -114,7 +114,7 @@ def notes(store: Store, subset: str | None = None) -> list[str]:
     InputError
         As `write_report`.
     """
-    return words.notes(load_results(store, subset))
+    return prose.notes(load_results(store, subset))
 
 
 def is_current(store: Store, folder: Path, subset: str) -> bool:
@@ -131,7 +131,7 @@ def _inputs(results: Results) -> str:
     """Return the identity of what a report is made from: datasets, and what is said of the rest."""
     root, key = results.store.root, results.key
     datasets = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
-    made_from = [datasets, words.summary(results), words.notes(results)]
+    made_from = [datasets, prose.summary(results), prose.notes(results)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
@@ -161,14 +161,14 @@ def render(results: Results, sections: list[Section]) -> str:
     return environment.get_template(TEMPLATE).render(
         inputs=_inputs(results),
         title=results.store.location.name,
-        summary=words.summary(results),
-        notes=words.notes(results),
+        summary=prose.summary(results),
+        notes=prose.notes(results),
         findings=rows,
-        image_text=words.image_text(rows),
+        image_text=prose.image_text(rows),
         sections=sections,
-        models=words.models(results),
-        conventions=words.conventions(results),
-        provenance=words.provenance(results),
+        models=prose.models(results),
+        conventions=prose.conventions(results),
+        provenance=prose.provenance(results),
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, ModelError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.modelspec import Checkpoint, ModelSpec
+    from pipeline.config.model import Checkpoint, ModelSpec
 
 
 @dataclass(frozen=True)

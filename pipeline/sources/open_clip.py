@@ -17,14 +17,14 @@ from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 from pipeline.errors import InputError, ModelError
 from pipeline.sources.base import Tokens, first_line, uninitialised
 from pipeline.sources.timm import gives_prefix_tokens, timm_blocks
-from pipeline.yamlfile import did_you_mean
+from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL.Image import Image
 
-    from pipeline.modelspec import Checkpoint, ModelSpec
+    from pipeline.config.model import Checkpoint, ModelSpec
 
 _SHIPPED = frozenset(open_clip.list_models())
 

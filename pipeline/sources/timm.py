@@ -18,12 +18,12 @@ from pipeline.sources.base import (
     no_tower,
     uninitialised,
 )
-from pipeline.yamlfile import did_you_mean
+from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.modelspec import Checkpoint, ModelSpec
+    from pipeline.config.model import Checkpoint, ModelSpec
 
 
 class TimmSource:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.modelspec import Checkpoint, ModelSpec
+from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.store.activations import Weights
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pipeline.config.yaml import Spec
 from pipeline.stimuli.base import StimulusSet
 from pipeline.stimuli.digits import load_digits
-from pipeline.yamlfile import Spec
 
 
 class StimuliSpec(Spec):

@@ -1,5 +1,5 @@
 """The Zarr store: layout, region writes, completion, reading. Knows no torch."""
 
-from pipeline.store.reader import Store, open_store
+from pipeline.store.store import Store, open_store
 
 __all__ = ["Store", "open_store"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, layer_variable
-from pipeline.store.chunks import array_of, read, read_marks, read_whole, remedy
+from pipeline.store.io.chunks import array_of, read, read_marks, read_whole, remedy
 from pipeline.store.layout import as_text, create_variable, ensure_parents
 
 GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")

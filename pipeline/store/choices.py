@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import InputError
-from pipeline.yamlfile import did_you_mean
+from pipeline.suggest import did_you_mean
 
 
 def one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:

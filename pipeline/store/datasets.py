@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.store.chunks import DAMAGE, array_of, chunks, is_there, key_of, remedy
+from pipeline.store.io.chunks import DAMAGE, array_of, chunks, is_there, key_of, remedy
 
 if TYPE_CHECKING:
     import xarray as xr

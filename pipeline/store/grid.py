@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.schema import Slot, State, Variable
-from pipeline.store.chunks import (
+from pipeline.store.io.chunks import (
     array_of,
     arrays_of,
     is_there,

@@ -17,11 +17,11 @@ from zarr.errors import GroupNotFoundError
 from pipeline import schema
 from pipeline.errors import InputError, StoreError, UnreadableError
 from pipeline.schema import Variable
-from pipeline.store.chunks import DAMAGE, array_of, quiet, read_whole, remedy
-from pipeline.store.guard import GuardedStore, write_errors
-from pipeline.store.lease import Watch
-from pipeline.store.location import Folder, Location, locate
-from pipeline.store.seal import SealedStore
+from pipeline.store.io.checksum import SealedStore
+from pipeline.store.io.chunks import DAMAGE, array_of, quiet, read_whole, remedy
+from pipeline.store.io.lease import Watch
+from pipeline.store.io.location import Folder, Location, locate
+from pipeline.store.io.write_guard import GuardedStore, write_errors
 
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
+from pipeline.config.model import ModelSpec
+from pipeline.config.registry import Entry, load_registry
+from pipeline.config.yaml import Document, Location, Spec, validate
 from pipeline.errors import InputError
-from pipeline.modelspec import ModelSpec
-from pipeline.registry import Entry, load_registry
 from pipeline.seeds import derived_seed
 from pipeline.stimuli import StimuliSpec
-from pipeline.yamlfile import Document, Location, Spec, validate
 
 STEP = "{step}"
 SUFFIXES = (".safetensors", ".pth.tar")

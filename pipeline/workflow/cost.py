@@ -33,10 +33,10 @@ from pipeline.store.activations import rows_per_chunk
 from pipeline.store.catalog import Encoder
 
 if TYPE_CHECKING:
-    from pipeline.workflow.calibrate import NullJob
-    from pipeline.workflow.compare import CompareJob
-    from pipeline.workflow.extract import ModelPlan
-    from pipeline.workflow.members import Budget, Member
+    from pipeline.workflow.representations import Budget, Member
+    from pipeline.workflow.stages.calibrate import NullJob
+    from pipeline.workflow.stages.compare import CompareJob
+    from pipeline.workflow.stages.extract import ModelPlan
 
 READ_AT_ONCE = 10
 """Chunks of an array that zarr reads at a time."""

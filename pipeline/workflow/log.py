@@ -26,11 +26,11 @@ import zarr
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import LOG
-from pipeline.store.chunks import arrays_of
-from pipeline.store.guard import write_errors
+from pipeline.store.io.chunks import arrays_of
+from pipeline.store.io.lease import Holder, at_work
+from pipeline.store.io.location import Location, locate
+from pipeline.store.io.write_guard import write_errors
 from pipeline.store.layout import RUNS, create_variable, find_group
-from pipeline.store.lease import Holder, at_work
-from pipeline.store.location import Location, locate
 
 FOLDER = f"{RUNS}/{LOG.name}"
 _SUFFIX = ".jsonl"

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import zarr
 
+from pipeline.config.registry import Registry, load_registry
 from pipeline.errors import ConsilienceError, InputError
-from pipeline.registry import Registry, load_registry
 from pipeline.stimuli import StimulusSet, Subset, load_stimuli
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
 from pipeline.store.grid import Outstanding, outstanding
+from pipeline.store.io.lease import Site
+from pipeline.store.io.location import locate
 from pipeline.store.layout import activations_path, find_group, open_root
-from pipeline.store.lease import Site
-from pipeline.store.location import locate
 from pipeline.training import (
     TrainingRecipe,
     is_trained,
@@ -25,7 +25,7 @@ from pipeline.training import (
     load_recipes,
     planned_steps,
 )
-from pipeline.workflow import analyse, calibrate, compare
+from pipeline.workflow.comparisons import Comparison, Mask, wanted_pairs, with_text
 from pipeline.workflow.cost import (
     Cost,
     Needs,
@@ -35,9 +35,9 @@ from pipeline.workflow.cost import (
     kept_by_all,
     null_cost,
 )
-from pipeline.workflow.extract import ModelPlan, plan_model, step_of
-from pipeline.workflow.pairs import Comparison, Mask, wanted_pairs, with_text
 from pipeline.workflow.spec import Workflow
+from pipeline.workflow.stages import analyse, calibrate, compare
+from pipeline.workflow.stages.extract import ModelPlan, plan_model, step_of
 
 
 @dataclass

@@ -37,18 +37,18 @@ from pipeline.errors import InputError
 from pipeline.progress import stage
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding, outstanding
+from pipeline.store.io.lease import Lease, Site, lease
+from pipeline.store.io.location import Location, absolute, locate
 from pipeline.store.layout import has_parts, open_root, sweep_partial
-from pipeline.store.lease import Lease, Site, lease
-from pipeline.store.location import Location, absolute, locate
 from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
-from pipeline.workflow import analyse, calibrate, compare
-from pipeline.workflow.extract import extract_tasks, prepare_model
+from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.log import RunLog, at, run_log
 from pipeline.workflow.memory import check_memory
-from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
 from pipeline.workflow.spec import Workflow
+from pipeline.workflow.stages import analyse, calibrate, compare
+from pipeline.workflow.stages.extract import extract_tasks, prepare_model
 
 SAVE_SECONDS = 60.0
 """How much work of the competence stage may be lost with the driver."""

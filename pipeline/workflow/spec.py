@@ -19,11 +19,11 @@ from pydantic import (
 from pipeline.calibration import check_level
 from pipeline.cluster import AnyCluster, Device, LocalSpec
 from pipeline.cluster.spec import Size
+from pipeline.config.yaml import Document, OneOrMany, Spec, as_many, load_yaml, validate
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimuliSpec
-from pipeline.workflow.members import Budget
-from pipeline.yamlfile import Document, OneOrMany, Spec, as_many, load_yaml, validate
+from pipeline.workflow.representations import Budget
 
 
 def _free(label: str) -> str:

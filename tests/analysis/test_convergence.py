@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from scipy.stats import binomtest, kstest, linregress, spearmanr
 
-from pipeline.alignment import Compared, alignment_dataset
+from pipeline.analysis.alignment import Compared, alignment_dataset
 from pipeline.analysis.convergence import (
     CONDITIONS,
     MINIMUM_MODELS,

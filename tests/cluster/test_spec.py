@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.cluster import AddressSpec, BatchSpec, LocalSpec, TlsSpec, override
 from pipeline.cluster.spec import ClusterFile, seconds
+from pipeline.config.yaml import load_yaml, validate
 from pipeline.errors import InputError
-from pipeline.yamlfile import load_yaml, validate
 
 JOBS = "kind: slurm, cores: 8, memory: 8 GiB"
 

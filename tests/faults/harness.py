@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import zarr
 
-from pipeline.store.location import LOCK
+from pipeline.store.io.location import LOCK
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 600.0

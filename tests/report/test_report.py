@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.alignment import Compared, alignment_dataset
+from pipeline.analysis.alignment import Compared, alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
@@ -32,7 +32,7 @@ from pipeline.store.activations import TowerGroup, Weights
 from pipeline.store.catalog import encoders as stored_encoders
 from pipeline.store.grid import Grid
 from pipeline.store.layout import activations_path, open_root
-from pipeline.workflow.analyse import write_dataset
+from pipeline.workflow.stages.analyse import write_dataset
 
 SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
 SPECS = {"knn10": measure_spec("mutual_knn", k=10), "cka_debiased": measure_spec("cka_debiased")}

@@ -17,9 +17,9 @@ from open_clip import factory
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
-from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.sources.open_clip import SOURCE
 from pipeline.training.vocabulary import write_merges

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import Tap, check_fit, describe
-from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import differences, load_checkpoint, seeded_build
 from pipeline.sources.timm import SOURCE

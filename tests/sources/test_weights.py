@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.modelspec import Checkpoint, Init, ModelSpec
+from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.sources.weights import weights_identity
 from pipeline.store.activations import Weights
 

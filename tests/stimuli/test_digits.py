@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 from sklearn.datasets import load_digits as bunch
 
+from pipeline.config.yaml import load_yaml, validate
 from pipeline.errors import InputError
 from pipeline.stimuli import StimuliSpec, content_id, load_stimuli
 from pipeline.stimuli.digits import NAMES, class_captions, load_digits
-from pipeline.yamlfile import load_yaml, validate
 
 GOLDEN = {
     "train": (1200, "da76d5078996df2aca02f723fd6a8d7b4a34409dbee44ec5adeedb0cafabd009",

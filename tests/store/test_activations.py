@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from zoo import Zoo, build, chunk_files, digits_inputs, flip_byte
 
+from pipeline.config.registry import load_registry
 from pipeline.errors import StoreError
-from pipeline.registry import load_registry
 from pipeline.store import Store, activations
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.layout import open_root

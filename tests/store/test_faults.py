@@ -17,9 +17,9 @@ from zoo import Zoo, inside, tree
 from pipeline import schema
 from pipeline.cli import main
 from pipeline.cluster import Executor, Outcome, Task
+from pipeline.store.io.lease import lease
+from pipeline.store.io.location import LOCK, locate
 from pipeline.store.layout import open_root
-from pipeline.store.lease import lease
-from pipeline.store.location import LOCK, locate
 from pipeline.store.verify import verify
 
 MIB = 2**20
@@ -195,7 +195,7 @@ def test_run__lease_lost_in_the_middle(
     copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run takes the store while a task runs: nothing of its result is written."""
-    monkeypatch.setattr("pipeline.store.lease.LOOK", 0.0)
+    monkeypatch.setattr("pipeline.store.io.lease.LOOK", 0.0)
     original = Executor.run
 
     def run_and_lose(self: Executor, tasks: Iterable[Task]) -> Iterator[Outcome]:

@@ -19,7 +19,7 @@ from pipeline.store.activations import TowerGroup, Weights
 from pipeline.store.catalog import tower_groups
 from pipeline.store.grid import Grid, outstanding
 from pipeline.store.layout import delete, find_group, open_root
-from pipeline.workflow import compare
+from pipeline.workflow.stages import compare
 
 CHUNK = 4
 PATH = "activations/set-0/timm/m/image"

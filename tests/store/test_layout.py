@@ -18,9 +18,9 @@ from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store import Store, open_store
-from pipeline.store.guard import GuardedStore
+from pipeline.store.io.checksum import SealedStore
+from pipeline.store.io.write_guard import GuardedStore
 from pipeline.store.layout import create_variable, open_root, sweep_partial
-from pipeline.store.seal import SealedStore
 from pipeline.store.verify import verify
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LostError, StoreError
-from pipeline.store import lease as module
-from pipeline.store.lease import Lease, at_work, holder, lease
-from pipeline.store.location import LOCK, Location, locate
+from pipeline.store.io import lease as module
+from pipeline.store.io.lease import Lease, at_work, holder, lease
+from pipeline.store.io.location import LOCK, Location, locate
 
 HOUR = 3600.0
 
@@ -160,7 +160,7 @@ def test_lease__clock_that_is_ahead(tmp_path: Path) -> None:
 def test_lease__process_that_is_stopped_while_it_writes_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.location.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.store.io.location.LOCK_SECONDS", 0.2)
     with lease(tmp_path, beat=HOUR), (tmp_path / LOCK).open("rb") as record:
         fcntl.flock(record, fcntl.LOCK_EX)
         expected = "in use by a process that does not let go of its lock: stopped"
@@ -294,7 +294,7 @@ def test_lease__not_renewed_until_it_is_stale(
 def test_lease__stopped_process_finds_out_before_it_writes(tmp_path: Path) -> None:
     """A driver that sleeps past its lease, while another takes it over, writes nothing more."""
     text = (
-        "import sys, time; from pipeline.store.lease import lease\n"
+        "import sys, time; from pipeline.store.io.lease import lease\n"
         f"with lease({str(tmp_path)!r}, beat=1000, stale=1.0) as mine:\n"
         "    print('held', flush=True); sys.stdin.readline(); mine.check(); print('wrote')\n"
     )
@@ -338,8 +338,8 @@ CONTEST = """
 import json, os, sys, time, uuid
 from pathlib import Path
 from pipeline.errors import StoreError
-from pipeline.store.lease import lease
-from pipeline.store.location import LOCK
+from pipeline.store.io.lease import lease
+from pipeline.store.io.location import LOCK
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 won = []
 for n in range(rounds):

@@ -25,8 +25,8 @@ from pipeline.cli import main
 from pipeline.errors import InputError, StoreError
 from pipeline.report.write import default_folder
 from pipeline.store import open_store
-from pipeline.store.lease import holder, lease
-from pipeline.store.location import LOCK, locate
+from pipeline.store.io.lease import holder, lease
+from pipeline.store.io.location import LOCK, locate
 from pipeline.store.verify import verify
 from pipeline.workflow import RunReport, load_workflow, run_workflow
 from pipeline.workflow.log import read_runs
@@ -151,7 +151,7 @@ def test_lease__on_s3(s3: str) -> None:
 CONTEST = """
 import sys
 from pipeline.errors import StoreError
-from pipeline.store.lease import lease
+from pipeline.store.io.lease import lease
 for n in range(int(sys.argv[2])):
     print(n, flush=True)
     sys.stdin.readline()

@@ -10,11 +10,11 @@ import pytest
 from zoo import Zoo, tree
 
 from pipeline.errors import StoreError
-from pipeline.store import lease as module
 from pipeline.store.activations import TowerGroup
 from pipeline.store.grid import Grid
-from pipeline.store.lease import Site, lease
-from pipeline.store.location import LOCK, locate
+from pipeline.store.io import lease as module
+from pipeline.store.io.lease import Site, lease
+from pipeline.store.io.location import LOCK, locate
 
 ONE = ("models={ids: [timm/vit-a, timm/vit-b]}", "compare.measures={cka: {}}")
 

@@ -22,8 +22,8 @@ from pipeline.cli import main
 from pipeline.errors import InputError, StoreError, UnreadableError
 from pipeline.schema import State
 from pipeline.store import open_store
-from pipeline.store.lease import lease
-from pipeline.store.location import LOCK
+from pipeline.store.io.lease import lease
+from pipeline.store.io.location import LOCK
 from pipeline.store.verify import Verification, verify
 
 SET = "digits-test-*"

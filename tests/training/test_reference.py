@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from pipeline.registry import load_registry
+from pipeline.config.registry import load_registry
 from pipeline.sources import get_source
 from pipeline.sources.base import seeded_build
 from pipeline.stimuli.digits import class_captions, load_digits

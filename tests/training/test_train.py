@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.modelspec import Checkpoint, Init, ModelSpec
 from pipeline.sources import get_source
 from pipeline.sources.base import load_checkpoint, seeded_build
 from pipeline.training import (

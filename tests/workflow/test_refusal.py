@@ -203,7 +203,7 @@ def test_run__store_is_a_file(copied: Zoo) -> None:
 
 
 def test_run__store_is_locked(copied: Zoo) -> None:
-    from pipeline.store.lease import lease
+    from pipeline.store.io.lease import lease
 
     with lease(copied.path):
         message = assert_refused(copied)

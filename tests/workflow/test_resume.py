@@ -34,8 +34,8 @@ from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
 from pipeline.store.verify import verify
 from pipeline.workflow import RunReport, analyse, calibrate
-from pipeline.workflow.analyse import write_competence
 from pipeline.workflow.spec import CalibrateSpec
+from pipeline.workflow.stages.analyse import write_competence
 
 STAGES = ("extract", "compare", "calibrate", "competence")
 RESULTS = ("measures", "calibration")
@@ -242,7 +242,7 @@ def test_run__competence_is_kept_as_it_comes(
     copied: Zoo, zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copied.path / "competence")
-    monkeypatch.setattr("pipeline.workflow.analyse.ENCODERS_PER_TASK", 2)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.ENCODERS_PER_TASK", 2)
     monkeypatch.setattr("pipeline.workflow.run.SAVE_SECONDS", 0.0)
     writes = []
 
@@ -252,11 +252,11 @@ def test_run__competence_is_kept_as_it_comes(
         if len(writes) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.workflow.analyse.write_competence", interrupted)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_competence", interrupted)
     with pytest.raises(KeyboardInterrupt):
         copied.run()
     assert copied.plan().pairs["competence"] == (4, 8)
-    monkeypatch.setattr("pipeline.workflow.analyse.write_competence", write_competence)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_competence", write_competence)
     assert copied.run().tasks["competence"] == 2
     assert copied.store().competence().equals(zoo.store().competence())
 
@@ -451,7 +451,7 @@ def test_run__null_waits_for_its_scores(copied: Zoo, monkeypatch: pytest.MonkeyP
         raise ValueError("of no account")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.workflow.compare.score_pairs", broken)
+        patched.setattr("pipeline.workflow.stages.compare.score_pairs", broken)
         assert copied.run(*setting).failures
     assert copied.plan(*setting).pairs["calibrate"] == (2, 2)
     assert copied.run(*setting).failures == {}

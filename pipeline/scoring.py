@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pipeline.measures import MeasureSpec, Prepared
-    from pipeline.store.reader import Store
+    from pipeline.store.store import Store
 
 
 def score(

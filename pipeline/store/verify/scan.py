@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from pipeline.errors import StoreError, UnreadableError
 from pipeline.schema import Variable
-from pipeline.store.chunks import (
+from pipeline.store.io.chunks import (
     DAMAGE,
     Index,
     array_of,
@@ -26,9 +26,9 @@ from pipeline.store.chunks import (
     raw_chunks,
     region_of,
 )
+from pipeline.store.io.lease import Holder
+from pipeline.store.io.location import Location
 from pipeline.store.layout import create_variable
-from pipeline.store.lease import Holder
-from pipeline.store.location import Location
 
 _AT_ONCE = 64 * 2**20  # bytes of chunks in memory
 

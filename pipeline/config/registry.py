@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.model import ModelSpec
+from pipeline.config.yaml import Document, Location, load_yaml, validate
 from pipeline.errors import InputError
-from pipeline.modelspec import ModelSpec
-from pipeline.yamlfile import Document, Location, did_you_mean, load_yaml, validate
+from pipeline.suggest import did_you_mean
 
 
 @dataclass(frozen=True)

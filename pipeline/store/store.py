@@ -17,12 +17,12 @@ from pipeline.schema import ENCODER, PROBE, State
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders
 from pipeline.store.choices import one, unique
-from pipeline.store.chunks import remedy
 from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
+from pipeline.store.io.chunks import remedy
+from pipeline.store.io.location import Folder, locate
 from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
-from pipeline.store.location import Folder, locate
-from pipeline.yamlfile import did_you_mean
+from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -327,7 +327,7 @@ class Store:
 
     def _check_calibration(self, key: str, label: str) -> None:
         """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.alignment import outdated
+        from pipeline.analysis.alignment import outdated
 
         path = f"alignment/{key}/{label}"
         group = find_group(self.root, path)
@@ -393,7 +393,7 @@ class Store:
         InputError
             Where ids are missing or repeated, or arrays do not fit them.
         """
-        from pipeline.store.own import score
+        from pipeline.scoring import score
 
         return score(self, layers, stimulus, measure, encoders=encoders, subset=subset)
 

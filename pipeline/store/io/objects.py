@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import ObjectStore
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store.location import LOCK, Decide, Location, Record
+from pipeline.store.io.location import LOCK, Decide, Location, Record
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore

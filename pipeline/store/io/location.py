@@ -126,7 +126,7 @@ def locate(place: str | Path | Location) -> Location:
             f"{text}: stores are folders, or URLs that begin with "
             f"{', '.join(f'{s}://' for s in SCHEMES)}."
         )
-    from pipeline.store.objects import Bucket
+    from pipeline.store.io.objects import Bucket
 
     return Bucket(text.rstrip("/"))
 

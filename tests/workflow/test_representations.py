@@ -16,7 +16,7 @@ from zoo import Zoo
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.store import Store, open_store
-from pipeline.workflow.members import Budget, PreparedCache, encoder_members
+from pipeline.workflow.representations import Budget, PreparedCache, encoder_members
 from pipeline.workflow.scratch import Scratch
 
 SPECS = {
@@ -127,7 +127,7 @@ def test_get__prepares_once_what_fits(zoo_store: Store, monkeypatch: pytest.Monk
     some = members(zoo_store)
     count = []
     monkeypatch.setattr(
-        "pipeline.workflow.members.prepare",
+        "pipeline.workflow.representations.prepare",
         lambda *args, **kwargs: count.append(1) or prepare(*args, **kwargs),
     )
     dense = {"cka": SPECS["cka"]}
@@ -140,7 +140,7 @@ def test_get__prepares_once_what_fits(zoo_store: Store, monkeypatch: pytest.Monk
 
 WORKER = """
 import sys
-import pipeline.workflow.members as m
+import pipeline.workflow.representations as m
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec
 from pipeline.store import open_store

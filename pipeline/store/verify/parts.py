@@ -20,11 +20,11 @@ from pipeline.schema import (
     layer_variable,
 )
 from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
-from pipeline.store.chunks import Index, array_of, read_whole, stored_chunks
 from pipeline.store.datasets import lost_keys, variables
 from pipeline.store.grid import COLUMN_CHUNK, Grid
+from pipeline.store.io.chunks import Index, array_of, read_whole, stored_chunks
 from pipeline.store.layout import RUNS, create_variable, delete
-from pipeline.store.scan import Scan, drop_chunk, new_group
+from pipeline.store.verify.scan import Scan, drop_chunk, new_group
 
 _AGAIN = "marked as missing; the next run computes it again"
 _MADE = "removed; the next run makes it again"

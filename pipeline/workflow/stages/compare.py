@@ -17,8 +17,9 @@ from pipeline.measures.panels import resolve_device
 from pipeline.schema import MEASURES, Variable
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
-from pipeline.store.chunks import read
 from pipeline.store.grid import Grid, Outstanding, outstanding
+from pipeline.store.io.chunks import read
+from pipeline.store.io.lease import Site
 from pipeline.store.layout import (
     child_groups,
     create_variable,
@@ -27,10 +28,9 @@ from pipeline.store.layout import (
     find_group,
     open_root,
 )
-from pipeline.store.lease import Site
+from pipeline.workflow.comparisons import Comparison, Mask, spread
 from pipeline.workflow.cost import compare_cost
-from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
-from pipeline.workflow.pairs import Comparison, Mask, spread
+from pipeline.workflow.representations import Budget, Member, encoder_members, prepare_members
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -15,6 +14,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import InputError
+from pipeline.suggest import did_you_mean
 
 Location = tuple[str | int, ...]
 SpecT = TypeVar("SpecT", bound="Spec")
@@ -35,19 +35,6 @@ OneOrMany = Annotated[
     tuple[str, ...], BeforeValidator(as_many, json_schema_input_type=str | list[str])
 ]
 """A name, or a list of names."""
-
-
-def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """Return up to `n` of `known` that look most like `name`."""
-    candidates = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(name.lower(), list(candidates), n=n, cutoff=0.5)
-    return [candidates[f] for f in found]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Phrase the nearest names as the end of a message; empty where nothing is near."""
-    found = nearest(name, known)
-    return f" Did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
 
 
 @dataclass(frozen=True)

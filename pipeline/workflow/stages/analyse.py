@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.alignment import Compared, alignment_dataset
+from pipeline.analysis.alignment import Compared, alignment_dataset
 from pipeline.calibration import VERSION
 from pipeline.cluster import Task
 from pipeline.measures import MeasureSpec
@@ -20,7 +20,7 @@ from pipeline.schema import AGGREGATES, ENCODER, PROBE, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder
-from pipeline.store.chunks import array_of, read_whole
+from pipeline.store.io.chunks import array_of, read_whole
 from pipeline.store.layout import (
     CODECS,
     delete,
@@ -29,11 +29,11 @@ from pipeline.store.layout import (
     open_root,
     subset_rows,
 )
-from pipeline.workflow.calibrate import find_null
-from pipeline.workflow.compare import find_grid
+from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.cost import competence_cost
-from pipeline.workflow.pairs import Comparison
 from pipeline.workflow.spec import CalibrateSpec
+from pipeline.workflow.stages.calibrate import find_null
+from pipeline.workflow.stages.compare import find_grid
 
 if TYPE_CHECKING:
     import xarray as xr

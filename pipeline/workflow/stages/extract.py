@@ -13,14 +13,14 @@ import zarr
 from pipeline.allocator import own_pages
 from pipeline.cluster import Device, Task
 from pipeline.cluster.workers import tell
+from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, LostError, ModelError
-from pipeline.modelspec import Checkpoint, ModelSpec
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
 from pipeline.store.catalog import in_training_order
+from pipeline.store.io.lease import Site
 from pipeline.store.layout import activations_path, delete, find_group, open_root
-from pipeline.store.lease import Site
 from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:

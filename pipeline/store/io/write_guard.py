@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import WrapperStore
 
 from pipeline.errors import StoreError
-from pipeline.store.lease import Watch
-from pipeline.store.location import Location
+from pipeline.store.io.lease import Watch
+from pipeline.store.io.location import Location
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from pipeline.config.model import Checkpoint, EveryN, Init, ModelSpec, read_json
+from pipeline.config.registry import Registry, load_registry, models_schema
 from pipeline.errors import InputError
-from pipeline.modelspec import Checkpoint, EveryN, Init, ModelSpec, read_json
-from pipeline.registry import Registry, load_registry, models_schema
 
 SHIPPED = ("models.yaml", "workflows/reference.yaml")
 R18 = "  - source: timm\n    name: resnet18\n"
@@ -415,8 +415,8 @@ def test_registry__related_is_transitive(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=10))
 def test_registry__related_is_reachability(edges: list[tuple[int, int]]) -> None:
-    from pipeline.registry import Entry
-    from pipeline.yamlfile import Document
+    from pipeline.config.registry import Entry
+    from pipeline.config.yaml import Document
 
     names = [f"timm/m{i}" for i in range(8)]
     entries = {

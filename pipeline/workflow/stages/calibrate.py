@@ -25,11 +25,11 @@ from pipeline.schema import AGGREGATES, ANALYTIC_CALIBRATION, CALIBRATION, State
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding
+from pipeline.store.io.lease import Site
 from pipeline.store.layout import find_group, open_root
-from pipeline.store.lease import Site
+from pipeline.workflow.comparisons import Comparison, Mask
 from pipeline.workflow.cost import null_cost
-from pipeline.workflow.members import Budget, Member, encoder_members, prepare_members
-from pipeline.workflow.pairs import Comparison, Mask
+from pipeline.workflow.representations import Budget, Member, encoder_members, prepare_members
 from pipeline.workflow.spec import CalibrateSpec
 
 Float64 = NDArray[np.float64]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import zarr
 
+from pipeline.store.io.checksum import METADATA, SealedStore, unsealed
+from pipeline.store.io.lease import at_work, lease
+from pipeline.store.io.location import Location, Record, locate
 from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, open_root
-from pipeline.store.lease import at_work, lease
-from pipeline.store.location import Location, Record, locate
-from pipeline.store.scan import Damage, Scan, Verification
-from pipeline.store.seal import METADATA, SealedStore, unsealed
-from pipeline.store.verify_parts import VERIFIERS
+from pipeline.store.verify.parts import VERIFIERS
+from pipeline.store.verify.scan import Damage, Scan, Verification
 
 
 def verify(place: str | Path | Location, *, repair: bool = False) -> Verification:

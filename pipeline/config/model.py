@@ -16,9 +16,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
-from pipeline.yamlfile import OneOrMany, Spec, did_you_mean
+from pipeline.suggest import did_you_mean
 
 Tower = Literal["image", "text"]
 

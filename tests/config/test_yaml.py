@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, field_validator
 
+from pipeline.config.yaml import Document, Spec, load_yaml, validate
 from pipeline.errors import InputError
-from pipeline.yamlfile import Document, Spec, did_you_mean, load_yaml, nearest, validate
+from pipeline.suggest import did_you_mean, nearest
 
 
 class Leaf(Spec):

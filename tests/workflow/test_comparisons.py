@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store.catalog import Encoder
-from pipeline.workflow.pairs import spread, wanted_pairs, with_text
+from pipeline.workflow.comparisons import spread, wanted_pairs, with_text
 
 KINDS = ("all", "final", "init", "same_step", "within_model")
 

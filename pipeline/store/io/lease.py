@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event, RLock, Thread
 
 from pipeline.errors import LostError, StoreError
-from pipeline.store.location import LOCK, Location, Record, locate
+from pipeline.store.io.location import LOCK, Location, Record, locate
 
 BEAT = 20.0
 """Seconds between heartbeats."""

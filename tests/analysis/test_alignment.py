@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.alignment import (
+from pipeline.analysis.alignment import (
     Compared,
     LayerAggregate,
     aggregate_layers,

@@ -1,0 +1,1 @@
+"""What people write in YAML: model entries, registries, and errors that name the line."""

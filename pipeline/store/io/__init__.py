@@ -1,0 +1,1 @@
+"""Storage below Zarr: folders and object stores, the lease, checksums, reading that raises."""

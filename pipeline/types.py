@@ -1,0 +1,18 @@
+"""Types that all rooms share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Index = NDArray[np.intp]
+
+Block = tuple[int, int]
+"""Half-open range of stimuli: one chunk of the activations."""
+Modality = Literal["image", "text"]
+"""What a tower takes."""
