@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.results import Checkpoint, Mask, Results, encoder_mask, text, value_names
+from pipeline.report.results import Mask, Results, encoder_mask, text, value_names
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from pipeline.store.store import StoredCheckpoint
 
 NAMED = 6
 """Models of one reason that are named; of more, the first ones, and their number."""
@@ -60,12 +62,12 @@ def missing_at_step(results: Results, label: str, step: int) -> Reasons:
 
 
 def _add(
-    reasons: dict[str, list[str]], model: str, which: str, meant: Sequence[Checkpoint]
+    reasons: dict[str, list[str]], model: str, which: str, meant: Sequence[StoredCheckpoint]
 ) -> None:
     """Note why a checkpoint of a model was not compared; `meant` is empty where it has none."""
     if not meant:
         why, name = f"no {which}", model
-    elif not meant[0].whole:
+    elif not meant[0].is_complete:
         why, name = f"{which} not wholly extracted", f"{model}@{meant[0].label}"
     else:
         why, name = f"{which} not among those compared", f"{model}@{meant[0].label}"

@@ -210,17 +210,11 @@ def _block(
     results: Results, label: str, x: str, y: str
 ) -> tuple[Encoder, Encoder, NDArray[np.float64]] | None:
     """Return two encoders with the scores of their layers; None where the store lost them."""
-    known = {e.id: e for e in results.store.encoders(str(results.attributes["set"]))}
+    known = {e.id: e for e in results.store.encoders(results.set_key)}
     if x not in known or y not in known:
         return None
-    a, b = known[x], known[y]
-    for grid in results.grids(label):
-        if all(r in grid.members for r in (*a.representations, *b.representations)):
-            rows, columns = (np.array([grid.members[r] for r in e.representations]) for e in (a, b))
-            scores = np.asarray(grid.array("score").oindex[rows, columns], dtype=np.float64)
-            if np.isfinite(scores).any():
-                return a, b, scores
-    return None
+    scores = results.store.layer_scores(label, known[x], known[y], results.key)
+    return None if scores is None else (known[x], known[y], scores)
 
 
 def _layer_figure(

@@ -30,7 +30,7 @@ def summary(results: Results) -> str:
     families = np.unique(text(alignment, "family_x"))
     towers = text(alignment, "tower_x")
     representations = max(
-        len({name for grid in results.grids(label) for name in grid.members})
+        len({name for part in results.diagnostics(label) for name in part.representation.values})
         for label in results.labels
     )
     n_text = int((towers == "text").sum())
@@ -40,7 +40,7 @@ def summary(results: Results) -> str:
     parts = [
         f"{_of(len(models), 'model')} of {_of(len(families), 'family', 'families')}, as {encoders} "
         f"with {_of(representations, 'representation')}, were compared on "
-        f"{_of(int(results.attributes['n_stimuli']), 'stimulus', 'stimuli')}"
+        f"{_of(int(results.metadata['n_stimuli']), 'stimulus', 'stimuli')}"
         f"{_captions(results)}, by {_of(len(results.labels), 'measure')}: "
         f"{', '.join(results.labels)}."
     ]
@@ -64,10 +64,10 @@ def summary(results: Results) -> str:
 
 
 def _captions(results: Results) -> str:
-    key = results.captions_key
+    key = results.store.captions_subset(results.key)
     if key is None:
         return ""
-    n = int(str(results.store.root[f"measures/{key}"].attrs["n_stimuli"]))
+    n = int(results.store.subset_metadata(key)["n_stimuli"])
     return f" (pairs with a text tower on {n:,} distinct captions)"
 
 
@@ -107,7 +107,7 @@ def notes(results: Results) -> list[str]:
     alignment = next(iter(results.alignment.values()))
     whole: dict[str, bool] = {}
     for (model, _), checkpoints in results.checkpoints.items():
-        whole[model] = whole.get(model, False) or any(c.whole for c in checkpoints)
+        whole[model] = whole.get(model, False) or any(c.is_complete for c in checkpoints)
     absent = {model: whole[model] for model in sorted(whole.keys() - set(models_of(results)))}
     if others := [model for model, is_whole in absent.items() if is_whole]:
         said.append(
@@ -123,7 +123,7 @@ def notes(results: Results) -> list[str]:
         f"{model}@{checkpoint.label}"
         for (model, _), checkpoints in sorted(results.checkpoints.items())
         for checkpoint in checkpoints
-        if not checkpoint.whole
+        if not checkpoint.is_complete
     ]
     if broken:
         said.append(
@@ -190,10 +190,10 @@ def _yes_no(value: Any) -> str:
 def _ties(results: Results, label: str) -> str:
     """Say how many stimuli have neighbours that tie, on the subset and on its captions."""
     said = []
-    for grid, unit in zip(results.grids(label), ("stimuli", "distinct captions"), strict=False):
-        ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]
+    for part in results.diagnostics(label):
+        unit = "distinct captions" if part.attrs["kind"] == "captions" else "stimuli"
+        ties, n = part["n_ties"].values, part.attrs["n_stimuli"]
         ties = ties[ties >= 0]
-        n = int(str(grid.group.attrs["n_stimuli"]))
         if len(ties):
             said.append(
                 f"{int(ties.sum()):,} of {len(ties) * n:,} "
@@ -222,7 +222,7 @@ def models(results: Results) -> list[dict[str, Any]]:
             c.label
             for t in of_tower
             for c in results.checkpoints.get((str(model), t), ())
-            if not c.whole
+            if not c.is_complete
         ]
         image = last["image"]
         accuracy = {
@@ -256,10 +256,9 @@ def _checkpoints(steps: NDArray[np.int64]) -> str:
 
 def provenance(results: Results) -> list[tuple[str, str]]:
     """Return what the numbers come from: stimuli, versions, seeds."""
-    about = results.attributes
-    set_key = str(about["set"])
-    root = results.store.root
-    stimuli = dict(root[f"stimuli/{set_key}"].attrs) if f"stimuli/{set_key}" in root else {}
+    about = results.metadata
+    set_key = results.set_key
+    stimuli = results.store.set_metadata(set_key) if set_key in results.store.sets else {}
     convergence = next(iter(results.convergence.values())).attrs
     versions = {
         json.dumps(e.attributes["versions"], sort_keys=True)

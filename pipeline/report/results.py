@@ -12,28 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.alignment import outdated
 from pipeline.errors import InputError
-from pipeline.store.catalog import in_training_order, tower_groups
-from pipeline.store.grid import Grid
-from pipeline.store.layout import child_groups
 
 if TYPE_CHECKING:
     import xarray as xr
-    import zarr
 
     from pipeline.store import Store
+    from pipeline.store.store import StoredCheckpoint
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint of a tower, as the store knows it."""
-
-    label: str
-    step: int
-    whole: bool
-    """Whether it was wholly extracted."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +52,24 @@ class Results:
         """Labels of the measures, sorted."""
         return list(self.alignment)
 
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """What the store says about the subset: kind, set, fingerprint, n_stimuli."""
-        return dict(self.store.root[f"measures/{self.key}"].attrs)
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the store records about the subset: kind, set, fingerprint, n_stimuli."""
+        return self.store.subset_metadata(self.key)
 
     @property
-    def captions_key(self) -> str | None:
-        """Key of the subset's distinct captions, on which text towers are compared."""
-        root = self.store.root
-        for key in child_groups(root, "measures"):
-            about = root[f"measures/{key}"].attrs
-            if key != self.key and about.get("base") == self.key:
-                return key
-        return None
+    def set_key(self) -> str:
+        """Key of the stimulus set."""
+        return str(self.metadata["set"])
 
     @cached_property
-    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[Checkpoint]]:
+    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[StoredCheckpoint]]:
         """(model, tower) → the checkpoints that were to be extracted, in training order."""
-        found = {}
-        for model, tower, group in tower_groups(self.store.root, str(self.attributes["set"])):
-            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
-            found[model, tower] = [
-                Checkpoint(label, steps[label], group.is_complete(label))
-                for label in in_training_order(steps.items())
-            ]
-        return found
+        return self.store.checkpoints(self.set_key)
 
-    def grids(self, label: str) -> list[Grid]:
-        """Return a measure's pairwise results: on the subset, then on its distinct captions."""
-        keys = [self.key, *([self.captions_key] if self.captions_key else [])]
-        root = self.store.root
-        paths = [f"measures/{key}/{label}" for key in keys]
-        return [Grid(_group(root, path), "representation") for path in paths if path in root]
-
-
-def _group(root: zarr.Group, path: str) -> zarr.Group:
-    import zarr
-
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    return group
+    def diagnostics(self, label: str) -> list[xr.Dataset]:
+        """Return per-representation diagnostics, as `Store.diagnostics`."""
+        return self.store.diagnostics(label, self.key)
 
 
 def load_results(store: Store, subset: str | None = None) -> Results:
@@ -124,8 +88,8 @@ def load_results(store: Store, subset: str | None = None) -> Results:
     """
     labels = store.labels(subset)  # refuses an unknown or ambiguous subset
     key = store.subsets[0] if subset is None else subset
-    done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
-    made = [label for label in labels if all(label in found for found in done.values())]
+    done = [set(store.dataset_labels(name, key)) for name in ("alignment", "convergence")]
+    made = [label for label in labels if all(label in found for found in done)]
     faults = {label: why for label in made if (why := _fault(store, key, label))}
     ready = [label for label in made if label not in faults]
     if faults and not ready:
@@ -153,7 +117,7 @@ def _fault(store: Store, key: str, label: str) -> str:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = outdated(_group(store.root, f"alignment/{key}/{label}").attrs)
+    why = outdated(store.dataset_metadata("alignment", label, key))
     remedy = "A run of a workflow that compares by it makes it anew."
     return f"{label}, because {why}. {remedy}" if why else ""
 

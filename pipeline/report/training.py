@@ -94,7 +94,10 @@ def _lost_stages(results: Results, of_label: Mapping[str, xr.Dataset]) -> list[s
         checkpoint.step
         for (model, tower), checkpoints in results.checkpoints.items()
         for checkpoint in checkpoints
-        if model in models and tower == "image" and checkpoint.step >= 0 and not checkpoint.whole
+        if model in models
+        and tower == "image"
+        and checkpoint.step >= 0
+        and not checkpoint.is_complete
     }
     drawn = {str(name) for c in of_label.values() for name in c["stage"].values}
     alignment = results.alignment[results.labels[0]]

@@ -129,8 +129,7 @@ def is_current(store: Store, folder: Path, subset: str) -> bool:
 
 def _inputs(results: Results) -> str:
     """Return the identity of what a report is made from: datasets, and what is said of the rest."""
-    root, key = results.store.root, results.key
-    datasets = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
+    datasets = [(label, results.alignment[label].attrs["inputs"]) for label in results.labels]
     made_from = [datasets, prose.summary(results), prose.notes(results)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
