@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.alignment import outdated
+from pipeline.analysis import ALIGNMENT
 from pipeline.errors import InputError
 from pipeline.store.catalog import in_training_order, tower_groups
 from pipeline.store.grid import Grid
@@ -153,7 +153,7 @@ def _fault(store: Store, key: str, label: str) -> str:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = outdated(_group(store.root, f"alignment/{key}/{label}").attrs)
+    why = ALIGNMENT.fault(_group(store.root, f"alignment/{key}/{label}").attrs)
     remedy = "A run of a workflow that compares by it makes it anew."
     return f"{label}, because {why}. {remedy}" if why else ""
 
