@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.alignment import outdated
+from pipeline.analysis import ALIGNMENT
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _fault(store: Store, key: str, label: str) -> str:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = outdated(store.dataset_metadata("alignment", label, key))
+    why = ALIGNMENT.fault(store.dataset_metadata("alignment", label, key))
     remedy = "A run of a workflow that compares by it makes it anew."
     return f"{label}, because {why}. {remedy}" if why else ""
 

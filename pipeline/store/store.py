@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import ENCODER, PROBE, State
+from pipeline.schema import State
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import Encoder, encoders, in_training_order, tower_groups
 from pipeline.store.choices import one, unique
@@ -212,8 +212,8 @@ class Store:
 
     @property
     def subsets(self) -> list[str]:
-        """Keys of the subsets on which image towers were compared."""
-        return [key for key, about in self._compared.items() if about.get("kind") == "images"]
+        """Keys of the subsets on which encoders were compared."""
+        return [key for key, about in self._compared.items() if about.get("base") == key]
 
     @property
     def _compared(self) -> dict[str, dict[str, Any]]:
@@ -338,11 +338,11 @@ class Store:
 
     def _check_calibration(self, key: str, label: str) -> None:
         """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.analysis.alignment import outdated
+        from pipeline.analysis.alignment import ALIGNMENT
 
         path = f"alignment/{key}/{label}"
         group = find_group(self.root, path)
-        if group is not None and (why := outdated(dict(group.attrs))):
+        if group is not None and (why := ALIGNMENT.fault(dict(group.attrs))):
             raise StoreError(
                 f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
                 f"workflow that compares by {label}, makes it anew."
@@ -358,12 +358,14 @@ class Store:
         """
         path = f"competence/{self.subset(subset)}"
         dataset = self._dataset(path)
-        if dataset.attrs.get("probe") != PROBE:
+        from pipeline.analysis.competence import COMPETENCE
+
+        if why := COMPETENCE.fault(dataset.attrs):
             raise StoreError(
-                f"{self.path}: {path} was measured by another probe than this version's ({PROBE}), "
-                "and cannot be compared with it. `consilience run WORKFLOW` measures it anew."
+                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW` measures "
+                "it anew."
             )
-        schema.validate(dataset, ENCODER)
+        schema.validate(dataset, dict(COMPETENCE.variables))
         return dataset
 
     def rows(self, subset: str) -> NDArray[np.int64]:

@@ -33,8 +33,9 @@ from pipeline.schema import Slot, State
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
 from pipeline.store.verify import verify
-from pipeline.workflow import RunReport, analyse, calibrate
+from pipeline.workflow import RunReport
 from pipeline.workflow.spec import CalibrateSpec
+from pipeline.workflow.stages import analyse, calibrate
 from pipeline.workflow.stages.analyse import write_competence
 
 STAGES = ("extract", "compare", "calibrate", "competence")
