@@ -478,11 +478,11 @@ class Store:
         return dict(self.group(f"{name}/{self.subset(subset)}/{label}").attrs)
 
     def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
-        """Return (model, tower) → its checkpoints in training order, incomplete ones included."""
+        """Return (model, modality) → checkpoints in training order, incomplete ones included."""
         found = {}
         for model, tower, group in tower_groups(self.root, self._set(set)):
             steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
-            found[model, tower] = [
+            found[model, str(group.attrs.get("modality", tower))] = [
                 StoredCheckpoint(label, steps[label], group.is_complete(label))
                 for label in in_training_order(steps.items())
             ]
