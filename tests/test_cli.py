@@ -52,6 +52,13 @@ def test_help__names_what_there_is(zoo: Zoo, command: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("group", [[], ["models"], ["store"]])
+def test_help__summaries_are_not_cut_off(group: list[str]) -> None:
+    assert (
+        "..." not in CliRunner().invoke(main, [*group, "--help"]).output.partition("Commands:")[2]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -236,8 +243,8 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 130
     said = " ".join(result.output.split())
     assert (
-        "interrupted. What was finished is kept (tasks finished in this run: extract 1 of 1); the "
-        "same command goes on" in said
+        "interrupted. Finished work is kept (tasks finished in this run: extract 1 of 1); run the "
+        "same command again to continue." in said
     )
     assert not (copied.path / "consilience.lock").exists()
     assert read_runs(copied.path)[-1].outcome == "interrupted"
@@ -271,10 +278,8 @@ def test_run__terminated(copied: Zoo) -> None:
         process.kill()
         process.wait()
         process.stderr.close()
-    assert (
-        "consilience: terminated. What was finished is kept (tasks finished in this run: " in said
-    )
-    assert "extract 0 of 1); the same command goes on from there." in said
+    assert "consilience: terminated. Finished work is kept (tasks finished in this run: " in said
+    assert "extract 0 of 1); run the same command again to continue." in said
     assert "Traceback" not in said
     assert children
     _, alive = psutil.wait_procs(children, timeout=30)

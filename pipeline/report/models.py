@@ -65,9 +65,13 @@ def _rows(results: Results) -> list[dict[str, Any]]:
             {
                 "model": str(model),
                 "family": str(family[mine][0]),
-                "parameters": _by_modality({t: count(n) for t, n in size.items()}, len(size) > 1),
+                "parameters": _by_modality(
+                    {t: count(n) for t, n in size.items()}, " + ", len(size) > 1
+                ),
                 **{
-                    name: _by_modality({t: number(v) for t, v in of.items()}, len(measured) > 1)
+                    name: _by_modality(
+                        {t: number(v) for t, v in of.items()}, ", ", len(measured) > 1
+                    )
                     for name, of in accuracy.items()
                 },
                 "checkpoints": _checkpoints(columns["step"][one])
@@ -79,9 +83,9 @@ def _rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_modality(values: dict[str, str], name: bool) -> str:
-    """Write the values of a model's towers, with their modalities where they need a name."""
-    return " + ".join(v + (f" {t}" if name else "") for t, v in values.items()) or "–"
+def _by_modality(values: dict[str, str], separator: str, with_names: bool) -> str:
+    """Write the values of a model's towers, if need be with their modalities."""
+    return separator.join(v + f" {t}" * with_names for t, v in values.items()) or "–"
 
 
 def _checkpoints(steps: Index) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis import ALIGNMENT
+from pipeline.analysis import ANALYSES
 from pipeline.errors import InputError
 from pipeline.types import Float64, Mask
 
@@ -102,7 +102,7 @@ def load_results(store: Store, subset: str | None = None, names: Sequence[str] =
     key = store.subset(subset)
     done = [set(store.dataset_labels(name, key)) for name in names]
     made = [label for label in labels if all(label in found for found in done)]
-    faults = {label: why for label in made if (why := _fault(store, key, label))}
+    faults = {label: why for label in made if (why := _fault(store, key, label, names))}
     ready = [label for label in made if label not in faults]
     if faults and not ready:
         raise InputError(
@@ -126,15 +126,18 @@ def _read(store: Store, name: str, label: str, key: str) -> xr.Dataset:
     return {"alignment": store.alignment, "convergence": store.convergence}[name](label, key)
 
 
-def _fault(store: Store, key: str, label: str) -> str:
+def _fault(store: Store, key: str, label: str, names: Sequence[str]) -> str:
     """Say why a measure's results cannot be used, and the remedy; empty if they can."""
     try:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = ALIGNMENT.fault(store.dataset_metadata("alignment", label, key))
-    remedy = "Run a workflow that compares by it to recompute it."
-    return f"{label}, because {why}. {remedy}" if why else ""
+    for analysis in ANALYSES:
+        if analysis.name not in names:
+            continue
+        if why := analysis.fault(store.dataset_metadata(analysis.name, label, key)):
+            return f"{label}, because {why}. Run a workflow that compares by it to recompute it."
+    return ""
 
 
 def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:

@@ -80,8 +80,8 @@ def test_run__command_killed(
     assert "Traceback" not in output
     if kill is signal.SIGINT:
         assert code == 130, output
-        assert "What was finished is kept (tasks finished in this run: extract " in output
-        assert "); the same command goes on from there." in output
+        assert "Finished work is kept (tasks finished in this run: extract " in output
+        assert "); run the same command again to continue." in output
         assert not (fresh.store / "consilience.lock").exists()
     last = forked.run(fresh)
     assert last.code == 0, last.output

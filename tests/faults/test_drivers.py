@@ -49,8 +49,8 @@ def test_run__driver_killed_at_random_moments(
             assert run.code in CODES[kill], run.output
             assert "Traceback" not in run.output
             if kill is signal.SIGINT:
-                assert "interrupted. What was finished is kept" in run.output
-                assert "; the same command goes on from there." in run.output
+                assert "interrupted. Finished work is kept" in run.output
+                assert "; run the same command again to continue." in run.output
             tally.add(f"driver killed by {kill.name}", where)
             forked.orphaned()
             assert_kept(fresh, kept, run)

@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -23,9 +24,10 @@ from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
-from pipeline.report import findings, is_current, notes, write_report
+from pipeline.report import findings, is_current, notes, write, write_report
 from pipeline.report.absences import left_out, phrase, sentences
-from pipeline.report.results import load_results
+from pipeline.report.results import Results, load_results
+from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import count, number, p_value, upper_limit
 from pipeline.report.write import COLUMNS
 from pipeline.schema import MEASURES, State
@@ -576,6 +578,25 @@ def captions_of(page: str) -> dict[str, str]:
     return {name: words_of(text) for name, text in found.items()}
 
 
+def test_write_report__one_more_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a maker, and a line in SECTIONS: a figure beside a table."""
+
+    def make(results: Results) -> Iterator[Section]:
+        (label,) = results.labels
+        yield Section(
+            f"new-{label}", "A new one", "As drawn.", b"picture", "<p id='x'>a &amp; b</p>"
+        )
+
+    maker = SectionMaker("Figures", ("alignment",), make)
+    monkeypatch.setattr(write, "SECTIONS", (*write.SECTIONS[:2], maker, *write.SECTIONS[2:]))
+    made = small(tmp_path)
+    assert (made.report.html.parent / "new-knn10.png").read_bytes() == b"picture"
+    (figure,) = re.findall('<figure id="new-knn10">(.*?)</figure>', made.text, re.DOTALL)
+    assert words_of(figure).split() == ["A", "new", "one", "a", "&", "b", "As", "drawn."]
+    assert "<p id='x'>a &amp; b</p>" in made.text
+    assert words_of(made.text).count(" Figures ") == 1
+
+
 def test_write_report__text_towers_alone(tmp_path: Path) -> None:
     """The page of image towers, in other words: nothing depends on there being any."""
     images = replace(SMALL, families=("conv", "vit", "xcit"))
@@ -612,7 +633,7 @@ def test_write_report__each_modality_apart(written: Any) -> None:
         assert f"Mean alignment over pairs of {modality} towers of unrelated models" in page
     assert "last layer of the final image or text tower" in page
     assert re.search(
-        r"timm/conv-w8-s0 conv 4.48k image \+ 4.48k text 0.\d+ image \+ 0.\d+ text", page
+        r"timm/conv-w8-s0 conv 4.48k image \+ 4.48k text 0.\d+ image, 0.\d+ text", page
     )
 
 
