@@ -141,7 +141,7 @@ def load_results(store: Store, subset: str | None = None) -> Results:
         store,
         key,
         {label: store.alignment(label, key) for label in ready},
-        {label: store.convergence(label, key) for label in ready},
+        {label: store.convergence(label, key).isel(modality=0) for label in ready},
         tuple(label for label in labels if label not in made),
         faults,
     )

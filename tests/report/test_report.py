@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.analysis.alignment import Compared, alignment_dataset
+from pipeline.analysis import ComparisonResults
+from pipeline.analysis.alignment import alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
@@ -90,8 +91,8 @@ def make_store(path: Path, made: Made) -> Store:
         nulls |= {(b, a): null for (a, b), null in nulls.items()}
         _write_scores(root, made, label, encoders, scores)
         alignment = alignment_dataset(
-            encoders, [Compared(made.n_stimuli, scores, nulls)], alpha=0.05, maximum=1.0,
-            competence=competence,
+            encoders, [ComparisonResults(made.n_stimuli, scores, nulls)], alpha=0.05, maximum=1.0,
+            columns=competence,
             attributes={"label": label, **({"alpha": 0.05, "method": "permutation",
                         "n_permutations": 99, "permutation_seed": 0} if nulls else {})},
         )  # fmt: skip
