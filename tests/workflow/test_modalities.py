@@ -79,7 +79,7 @@ def test_run__text_towers_alone(text: tuple[Store, str]) -> None:
         found = convergence["n_pairs"].sel(modality="text", predictor="n_parameters")
         assert (found.values == len(SEEDS) * (len(SEEDS) - 1) // 2).all()
     assert len(store.competence().encoder) == len(SEEDS)
-    assert np.isfinite(store.competence().probe_accuracy).all()
+    assert np.isfinite(store.competence().knn_accuracy).all()
     assert "text towers" in page
     assert "image" not in page.lower().replace("data:image/png", "").replace("<img", "")
 
@@ -106,7 +106,7 @@ def test_run__results_do_not_depend_on_other_modalities(
             mixed.convergence(label).sel(modality=[modality], stage=convergence.stage), convergence
         )
         scores = alone.similarity(label)
-        names = scores.representation_x
+        names = scores.representation_x.values
         xr.testing.assert_equal(
             mixed.similarity(label).sel(representation_x=names, representation_y=names), scores
         )
