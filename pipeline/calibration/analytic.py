@@ -30,10 +30,10 @@ from pipeline.calibration.draws import Null, Term, variance_of
 from pipeline.calibration.leading import Leading, leading_weights
 from pipeline.calibration.meeting import LinearMoments, Meeting, ratio
 from pipeline.calibration.moments import (
-    BiasedScalars,
+    CouplingScalars,
     UCentredScalars,
-    biased_meetings,
-    split_scalars,
+    coupling_moments,
+    relation_scalars,
     u_centred_moments,
 )
 from pipeline.calibration.neighbour_moments import (
@@ -135,8 +135,8 @@ class _Dense:
     """One side of a null of relations."""
 
     relations: list[Relation]
-    own: UCentredScalars
-    whole: BiasedScalars
+    u_centred: UCentredScalars
+    coupling: CouplingScalars
     within: Float64
     """Inner products of relations within encoders, 0 between."""
 
@@ -150,7 +150,7 @@ class _Dense:
 def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     xs, ys = x.relations, y.relations
     n = xs[0].n_stimuli
-    variance, third, fourth = u_centred_moments(n, x.own, y.own)
+    variance, third, fourth = u_centred_moments(n, x.u_centred, y.u_centred)
     skewness = ratio(third, variance**1.5)
     excess = np.where(variance > 0, ratio(fourth, variance**2) - 3.0, 0.0)
     odd = np.abs(excess - 1.5 * skewness**2)
@@ -161,7 +161,7 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
         linear_x, linear_y = np.stack([r.linear for r in xs]), np.stack([r.linear for r in ys])
         mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
         linear = LinearMoments.of(linear_x, linear_y)
-        meeting = Meeting.of(linear, *biased_meetings(n, x.whole, y.whole), variance)
+        meeting = Meeting.of(linear, *coupling_moments(n, x.coupling, y.coupling), variance)
         skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
         share = ratio(variance, variance + linear.variance)
         odd = odd * share**2
@@ -183,16 +183,16 @@ def _strong(meeting: Meeting, variance: Float64) -> NDArray[np.bool_]:
 _scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of each relation, or list
 
 
-def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, BiasedScalars]:
+def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, CouplingScalars]:
     """Scalars of relations, worked out once for each."""
     n = relations[0].n_stimuli
     table: Floating = np.empty((n, n), dtype=relations[0].dtype)
     for relation in relations:
         if relation not in _scalars:
             relation.whole(out=table)
-            _scalars[relation] = split_scalars(table, relation.linear, relation.constant)
+            _scalars[relation] = relation_scalars(table, relation.linear)
     own, both = zip(*(_scalars[r] for r in relations), strict=True)
-    return UCentredScalars.stack(own), BiasedScalars.stack(both)
+    return UCentredScalars.stack(own), CouplingScalars.stack(both)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ Float64 = NDArray[np.float64]
 Edges = tuple[tuple[Any, ...], ...]
 
 
-def pair_up(
+def permutation_moment(
     graphs: tuple[str, ...],
     n: int,
     xs: Sequence[Float64],

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration.graphs import pair_up
+from pipeline.calibration.graphs import permutation_moment
 
 Float64 = NDArray[np.float64]
 
@@ -54,8 +54,8 @@ class LinearMoments:
         )
         return cls(
             np.outer(*squares) / (n - 1),
-            pair_up(("a a a",), n, *((c,) for c in cubes)),
-            pair_up(
+            permutation_moment(("a a a",), n, *((c,) for c in cubes)),
+            permutation_moment(
                 ("a a a a", "a a b b"),
                 n,
                 *((f, s**2) for f, s in zip(fourths, squares, strict=True)),
