@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration.layers import AGGREGATES
+from pipeline.calibration.aggregate import AGGREGATES, aggregate_draws
 from pipeline.calibration.leading import Leading, share_skewness
 from pipeline.calibration.meeting import Meeting
 from pipeline.calibration.pearson import PearsonIII, from_normal
@@ -200,8 +200,8 @@ def draw(
                 if not np.isfinite(scale).all():
                     layers = layers[:, np.isfinite(scale)]
                 layers = layers.reshape(size, -1)
-                values["max"][g, h, batch] = layers.max(axis=1)
-                values["mean"][g, h, batch] = layers.mean(axis=1)
+                for how, each in aggregate_draws(layers).items():
+                    values[how][g, h, batch] = each
     return values
 
 

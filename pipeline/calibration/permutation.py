@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.calibration.layers import AGGREGATES, aggregate_layers
+from pipeline.calibration.aggregate import AGGREGATES, aggregate_layers
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.pairs import MEMORY
