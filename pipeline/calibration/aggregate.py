@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
-from pipeline.types import Float64, Index
+from pipeline.types import Float64, Floating, Index
 
 AGGREGATES = ("max", "mean")
 """How the layer × layer scores of two encoders become one: the best pair, or the mean of all."""
@@ -53,7 +53,7 @@ def aggregate_layers(
     return {"max": np.where(np.isnan(count), np.nan, best), "mean": total / count}
 
 
-def aggregate_draws(draws: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.floating[Any]]]:
+def aggregate_draws(draws: Floating) -> dict[str, Floating]:
     """Aggregate draws of one pair of encoders, of which every pair of layers has a score.
 
     Parameters

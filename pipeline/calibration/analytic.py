@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
 
 from pipeline.calibration.draws import Null, Term, variance_of
 from pipeline.calibration.leading import Leading, leading_weights
@@ -58,10 +57,7 @@ from pipeline.measures.pairs import (
 )
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, denominators
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
-Index = NDArray[np.intp]
+from pipeline.types import Float64, Floating, Index, Mask
 
 VERSION = 3
 """Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
@@ -119,9 +115,7 @@ def nulls_of(
     return {label: found[label] for label in specs}
 
 
-def flagged_encoders(
-    null: Null, x_groups: Index, y_groups: Index, wanted: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def flagged_encoders(null: Null, x_groups: Index, y_groups: Index, wanted: Mask) -> Mask:
     """Give the wanted pairs of encoders with a pair of layers that is flagged, `(Gx, Gy)`."""
     odd = null.flagged & np.isfinite(null.scale)
     found = np.zeros(wanted.shape, bool)
@@ -173,10 +167,10 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, meeting=meeting)
 
 
-def _strong(meeting: Meeting, variance: Float64) -> NDArray[np.bool_]:
+def _strong(meeting: Meeting, variance: Float64) -> Mask:
     """Tell where the linear part changes the other too much for a first-order model."""
     met = np.abs(meeting.growth) * np.sqrt(meeting.linear_variance)
-    found: NDArray[np.bool_] = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
+    found: Mask = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
     return found
 
 
@@ -200,7 +194,7 @@ class _Near:
     """One side of a null of nearest neighbours."""
 
     lists: list[Neighbours]
-    defined: NDArray[np.bool_]
+    defined: Mask
     grams: tuple[Float64, Float64]
     """Inner products of symmetric and of antisymmetric parts within encoders, 0 between."""
     linear: Float64

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.calibration.graphs import permutation_moment
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 LEAST = 1e-6
 """Factor of the variance of z, where β ℓ would take all of it."""

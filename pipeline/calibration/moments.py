@@ -11,16 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.calibration.graphs import permutation_moment
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
+from pipeline.types import Float64, Floating
 
 ROWS = 128
 """Rows of A² that are held at a time."""

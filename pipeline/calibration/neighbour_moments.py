@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.calibration.graphs import permutation_moment
 from pipeline.calibration.moments import Scalars, check_stimuli
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""

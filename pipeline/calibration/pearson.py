@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-Float64 = NDArray[np.float64]
+from pipeline.types import Float32, Float64, Mask
 
 MOST_SKEWED = 5.0
 """Skewness up to which quantiles are tabulated."""
@@ -119,7 +119,7 @@ def _deviation(variance: ArrayLike) -> Float64:
     return np.sqrt(np.where(values > 0, values, np.nan))
 
 
-def _tail(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+def _tail(z: Float64, g: Float64, upper: Mask) -> Float64:
     """P(Z > z) where `upper`, else P(Z < z), for standardised right-skewed Z of skewness g."""
     nearly_normal = g * g * LARGE_SHAPE < 4
     tail = np.full(z.shape, np.nan)
@@ -132,7 +132,7 @@ def _tail(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
     return tail
 
 
-def _expansion(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+def _expansion(z: Float64, g: Float64, upper: Mask) -> Float64:
     """Find the same by Temme's uniform expansion for large shapes a = 4/g²."""
     sign = np.where(upper, 1.0, -1.0)
     z = np.clip(z, -1e100, 1e100)
@@ -176,7 +176,7 @@ _G = np.linspace(0.0, MOST_SKEWED, 201)
 
 
 @lru_cache(maxsize=1)
-def _quantiles() -> NDArray[np.float32]:
+def _quantiles() -> Float32:
     """Pearson III quantiles at the normal probabilities of `_Z`, a row for each skewness."""
     table = np.empty((len(_G), len(_Z)), dtype=np.float32)
     table[0] = _Z
@@ -190,7 +190,7 @@ def _quantiles() -> NDArray[np.float32]:
     return table
 
 
-def from_normal(z: NDArray[np.float32], skewness: Float64) -> NDArray[np.float32]:
+def from_normal(z: Float32, skewness: Float64) -> Float32:
     """Carry standard normal values over to standardised Pearson III distributions.
 
     Parameters

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.calibration.aggregate import AGGREGATES, aggregate_layers, best_pair
 from pipeline.calibration.analytic import nulls_of
@@ -20,8 +20,7 @@ from pipeline.measures.measure import Parameter, Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.plain import check_defined, prepare_all, resolved
 from pipeline.measures.prepared import Prepared
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 
 @dataclass(frozen=True, eq=False)
