@@ -13,10 +13,10 @@ import numpy as np
 import zarr
 
 from pipeline.analysis import ANALYSES, Analysis, ComparisonResults, Inputs
-from pipeline.calibration import VERSION
+from pipeline.calibration import AGGREGATES, VERSION
 from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import SINGLE
-from pipeline.schema import AGGREGATES, State
+from pipeline.schema import State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import Encoder

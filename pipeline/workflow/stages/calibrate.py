@@ -11,7 +11,9 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.calibration import (
+    AGGREGATES,
     VERSION,
+    aggregate_layers,
     draw,
     flagged_encoders,
     nulls_of,
@@ -27,7 +29,7 @@ from pipeline.measures.footprint import (
     permuting_operations,
     scoring_bytes,
 )
-from pipeline.schema import AGGREGATES, ANALYTIC_CALIBRATION, CALIBRATION, State
+from pipeline.schema import ANALYTIC_CALIBRATION, CALIBRATION, State
 from pipeline.stimuli import Subset
 from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid, Outstanding, outstanding
@@ -395,12 +397,10 @@ def _best_scores(
         for chunk, side in ((job.i, job.left), (job.j, job.right))
     )
     scores, state = grid.scores_among(rows, columns)
-    best, compared = np.full(wanted.shape, np.nan), np.zeros_like(wanted)
-    for g, h in np.argwhere(wanted):
-        at = np.ix_(x_groups == g, y_groups == h)
-        compared[g, h] = np.isin(state[at], (State.DONE, State.UNDEFINED)).all()
-        if compared[g, h] and not np.isnan(scores[at]).all():
-            best[g, h] = np.nanmax(scores[at])
+    done = np.isin(state, (State.DONE, State.UNDEFINED)).astype(np.float64)
+    # the mean of what is done or not is 1 where all is
+    compared = wanted & (aggregate_layers(done, x_groups, y_groups)["mean"] == 1.0)
+    best = np.where(compared, aggregate_layers(scores, x_groups, y_groups)["max"], np.nan)
     return best, compared
 
 
