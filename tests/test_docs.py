@@ -17,8 +17,9 @@ import pipeline
 from pipeline.cluster import LocalSpec, override
 from pipeline.config.model import ModelSpec
 from pipeline.config.registry import load_registry
+from pipeline.measures import measure_spec
 from pipeline.workflow import load_workflow
-from pipeline.workflow.spec import CompareSpec
+from pipeline.workflow.spec import CalibrateSpec, CompareSpec
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -100,6 +101,21 @@ def test_clusters__recipes_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_readme__counts_the_registry() -> None:
     (count,) = re.findall(r"has (\d+) published ones", read("README.md"))
     assert int(count) == len(load_registry([ROOT / "models.yaml"]))
+
+
+def test_readme__counts_the_measures() -> None:
+    (count,) = re.findall(r"(\d+) measures", read("README.md"))
+    measures = pipeline.list_measures()
+    assert int(count) == len(measures)
+    analytic = {
+        m.name
+        for m in measures
+        if CalibrateSpec(method="analytic").null_of(measure_spec(m.name))[0] == "analytic"
+    }
+    (sentence,) = re.findall(
+        r"the nulls of (.*?) come from their moments", read("README.md"), re.DOTALL
+    )
+    assert set(re.findall(r"`(\w+)`", sentence)) == analytic
 
 
 def test_readme__names_exist() -> None:
