@@ -230,7 +230,7 @@ def _by_moments(
     seed: int,
 ) -> Calibration:
     """Calibrate two encoders by the moments of their null."""
-    if spec.measure.engine == "kernel":
+    if spec.measure.engine == "pairwise":
         raise InputError(
             f"The null of {spec} is not known in closed form: it compares no relations. Use "
             "method='permutation'."

@@ -179,5 +179,5 @@ def prepare_all(
 def check_defined(prepared: Sequence[Prepared], spec: MeasureSpec, names: Sequence[str]) -> None:
     """Refuse whatever leaves a score undefined. Costs nothing once scores are computed."""
     for each, name in zip(prepared, names, strict=True):
-        if unfit := each.unfit(spec):
-            raise InputError(f"{name} {unfit}")
+        if reason := each.undefined_reason(spec):
+            raise InputError(f"{name} {reason}")
