@@ -27,11 +27,11 @@ from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup, rows_per_chunk
 from pipeline.store.catalog import Encoder
 from pipeline.store.layout import open_root, subset_rows
-from pipeline.workflow.scratch import Held, Scratch
+from pipeline.workflow.scratch import CachedRepresentation, Scratch
 
 
 @dataclass(frozen=True)
-class Member:
+class RepresentationRef:
     """One representation, as a worker finds it."""
 
     path: str
@@ -44,11 +44,11 @@ class Member:
     """Features."""
 
 
-def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Member]:
+def representation_refs(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[RepresentationRef]:
     """Return an encoder's layers as members, for the measures given."""
     stack = encoder.layers if any(spec.preset for spec in specs) else ()
     return [
-        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
+        RepresentationRef(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
         for layer, width in zip(encoder.layers, encoder.attributes["widths"], strict=True)
     ]
 
@@ -72,7 +72,7 @@ class PreparedCache:
     """
 
     def __init__(self) -> None:
-        self.held: dict[Any, Held] = {}
+        self.held: dict[Any, CachedRepresentation] = {}
         self.clip: dict[Any, dict[str, float]] = {}
         """By encoder: thresholds of presets, which are but numbers."""
         self.lock = RLock()  # a worker may have several threads
@@ -82,7 +82,7 @@ class PreparedCache:
         self,
         store: str,
         subset: str,
-        members: Sequence[Member],
+        members: Sequence[RepresentationRef],
         specs: Mapping[str, MeasureSpec],
         budget: Budget,
     ) -> list[Prepared]:
@@ -95,7 +95,7 @@ class PreparedCache:
         needed = set(keys)
         if budget.scratch:
             self.scratch.need(map(_name, keys))
-        found: list[Held] = []
+        found: list[CachedRepresentation] = []
         for key, member in zip(keys, members, strict=True):
             with self.lock:
                 each = self.held.pop(key, None)
@@ -114,26 +114,26 @@ class PreparedCache:
     def _obtained(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
         budget: Budget,
-    ) -> Held:
+    ) -> CachedRepresentation:
         def make() -> Prepared:
             return self._prepared(key, member, specs, rows, tower)
 
         if not budget.scratch:
-            return Held(make())
+            return CachedRepresentation(make())
         found = self.scratch.get(_name(key), make, budget.scratch)
         if self.used + found.whole <= budget.memory:
-            found.bring_in()
+            found.load()
         return found
 
     def _prepared(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
@@ -158,7 +158,7 @@ class PreparedCache:
             if used <= budget.memory:
                 return
             used -= each.memory
-            each.put_away()
+            each.spill()
             used += each.memory
         for key in [key for key in self.held if key not in needed]:
             if used <= budget.memory:
@@ -189,10 +189,10 @@ def _name(key: tuple[Any, ...]) -> str:
 CACHE = PreparedCache()
 
 
-def prepare_members(
+def prepare_representations(
     store: str,
     subset: str,
-    members: Sequence[Member],
+    members: Sequence[RepresentationRef],
     specs: Mapping[str, MeasureSpec],
     budget: Budget,
 ) -> list[Prepared]:
@@ -209,7 +209,7 @@ class PreparedFootprint:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[RepresentationRef],
         subset: Subset,
         specs: Mapping[str, MeasureSpec],
         budget: Budget,
@@ -217,13 +217,13 @@ class PreparedFootprint:
         n, base = len(subset), len(subset.base)
         self.widths = np.array([m.width for m in members], dtype=np.int64)
         kept = kept_bytes(n, self.widths, specs)
-        movable, fixed = float(kept.movable.sum()), float(kept.fixed.sum())
+        movable, fixed = float(kept.spillable.sum()), float(kept.resident.sum())
         self.spilled = movable + fixed > budget.memory
         self.held = movable + fixed
         if self.spilled:
             left = fixed + max(0.0, movable - budget.scratch)
             self.held = max(float(budget.memory), left)
-            self.held += float((kept.movable + kept.fixed).max())  # before it is moved
+            self.held += float((kept.spillable + kept.resident).max())  # before it is moved
         widest = int(self.widths.max())
         layers = [m.width for m in members if m.stack]
         self.working = max(
@@ -242,7 +242,7 @@ def prepared_bytes(
     """Give what all representations take once they are prepared, in bytes."""
     widths = np.array([w for e in encoders for w in e.attributes["widths"]], dtype=np.int64)
     kept = kept_bytes(len(subset), widths, specs)
-    return float((kept.movable + kept.fixed).sum())
+    return float((kept.spillable + kept.resident).sum())
 
 
 def reading_bytes(base: int, n: int, width: int) -> float:

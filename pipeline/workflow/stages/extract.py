@@ -54,27 +54,12 @@ class Extract:
 
     def tasks(self, ctx: Context, pending: Sequence[ModelPlan]) -> Iterator[StageTask]:
         """Yield one task a model. Workers may stand in another folder: paths are absolute."""
-        settings = ctx.workflow.extract
+        settings, stimuli = ctx.workflow.extract, ctx.workflow.stimuli
         for model in pending:
-            if not model.missing:
-                continue
-            job = ExtractJob(
-                ctx.workflow.stimuli,
-                ctx.stimuli.key,
-                model.spec.absolute(),
-                {label: model.checkpoints[label].absolute() for label in model.missing},
-                model.missing,
-                settings.batch_size,
-                settings.device,
-            )
-            yield stage_task(
-                f"extract {model.spec.id}",
-                extract_job,
-                job,
-                takes=extract_cost(model, ctx.stimuli, settings.batch_size, settings.device),
-                size=job.n_stimuli,
-                device=settings.device,
-            )
+            if model.missing:
+                yield extract_task(
+                    model, ctx.stimuli, stimuli, settings.batch_size, settings.device
+                )
 
     def create(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
         """Write the stimuli, and create or grow the groups of every model."""
@@ -112,6 +97,29 @@ class Extract:
     def remedy(self, ctx: Context) -> str:
         """Name the size of a batch."""
         return f"Lower extract.batch_size (now {ctx.workflow.extract.batch_size})"
+
+
+def extract_task(
+    model: ModelPlan, stimuli: StimulusSet, spec: StimuliSpec, batch_size: int, device: Device
+) -> StageTask:
+    """Return the task that extracts what a model lacks."""
+    job = ExtractJob(
+        spec,
+        stimuli.key,
+        model.spec.absolute(),
+        {label: model.checkpoints[label].absolute() for label in model.missing},
+        model.missing,
+        batch_size,
+        device,
+    )
+    return stage_task(
+        f"extract {model.spec.id}",
+        extract_job,
+        job,
+        takes=extract_cost(model, stimuli, batch_size, device),
+        size=job.n_stimuli,
+        device=device,
+    )
 
 
 def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device: Device) -> Cost:
