@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from pipeline.analysis import ANALYSES, ComparisonResults
 from pipeline.analysis.alignment import alignment_dataset
@@ -26,6 +27,7 @@ from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
 from pipeline.report import findings, is_current, notes, write, write_report
 from pipeline.report.absences import left_out, phrase, sentences
+from pipeline.report.modality import convergence_of
 from pipeline.report.results import Results, load_results
 from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import count, number, p_value, upper_limit
@@ -673,6 +675,17 @@ def test_write_report__accuracy_of_one_modality_only(tmp_path: Path) -> None:
     assert "No accuracy" not in captions["training-image"]
     assert "last layer of the final image tower" in words_of(made.text)
     assert "No accuracy is in the store" not in words_of(made.text)
+
+
+def test_convergence_of__leaves_out_stages_of_other_modalities() -> None:
+    stage = ["step 0", "step 10", "end"]
+    convergence = xr.Dataset(
+        {"step": (("modality", "stage"), [[0, -1, -1], [0, 10, 10]])},
+        {"stage": stage, "modality": ["image", "text"]},
+    )
+    results: Any = SimpleNamespace(convergence={"knn10": convergence})
+    assert convergence_of(results, "knn10", "image").stage.values.tolist() == ["step 0", "end"]
+    assert convergence_of(results, "knn10", "text").stage.values.tolist() == stage
 
 
 def test_notes__modality_without_a_control(tmp_path: Path) -> None:
