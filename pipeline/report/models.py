@@ -30,7 +30,7 @@ MODELS = SectionMaker("Models", ("alignment",), models_table)
 def _measured(results: Results) -> list[str]:
     """Return the modalities whose accuracies are shown; all if there are none."""
     known = modalities(results)
-    return [m for m in known if has_accuracy(results, m)] or list(known)
+    return [m for m in known if has_accuracy(results, m, ACCURACIES)] or list(known)
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
@@ -51,7 +51,11 @@ def _rows(results: Results) -> list[dict[str, Any]]:
         size = {t: float(columns["n_parameters"][at[0]]) for t, at in of_tower.items() if len(at)}
         last = {t: np.flatnonzero(mine & columns["final"] & (tower == t)) for t in measured}
         accuracy = {
-            name: {t: float(columns[name][at[0]]) for t, at in last.items() if len(at)}
+            name: {
+                t: value
+                for t, at in last.items()
+                if len(at) and np.isfinite(value := float(columns[name][at[0]]))
+            }
             for name in ACCURACIES
         }
         lost = [

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis import ANALYSES
+from pipeline.analysis.competence import FOLDS
 from pipeline.errors import InputError
 from pipeline.types import Float64, Mask
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.store.store import StoredCheckpoint
 
 
+PROBE_NEEDS = f"labels, and at least {FOLDS} stimuli of each class"
 ALWAYS = ("alignment", "convergence")
 """Final datasets that every report reads."""
 
@@ -223,17 +225,19 @@ def stages(alignment: xr.Dataset, convergence: xr.Dataset, modality: str) -> lis
     return [str(n) for n, k in zip(names, known, strict=True) if k and n not in ends]
 
 
-def has_accuracy(results: Results, modality: str | None = None) -> bool:
-    """Return whether the accuracy of any encoder, or of any of a modality, is in the store."""
+def has_accuracy(
+    results: Results, modality: str | None = None, names: Sequence[str] = ("probe_accuracy",)
+) -> bool:
+    """Return whether an accuracy of any encoder, or of any of a modality, is in the store."""
     for alignment in results.alignment.values():
-        known = np.isfinite(alignment["probe_accuracy_x"].values)
-        if (known & ((modality is None) | (text(alignment, "modality_x") == modality))).any():
+        mine = (modality is None) | (text(alignment, "modality_x") == modality)
+        if any((np.isfinite(alignment[f"{name}_x"].values) & mine).any() for name in names):
             return True
     return False
 
 
 def no_accuracy(results: Results, modality: str) -> str:
-    """Say that there is no accuracy, the beginning of a sentence."""
+    """Say that there is no probe accuracy, the beginning of a sentence."""
     if has_accuracy(results):
-        return f"No accuracy of {modality} towers is in the store"
-    return "No accuracy is in the store, as for stimuli without labels"
+        return f"No probe accuracy of {modality} towers is in the store"
+    return f"No probe accuracy is in the store (it needs {PROBE_NEEDS})"

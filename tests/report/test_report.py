@@ -671,10 +671,10 @@ def test_write_report__accuracy_of_one_modality_only(tmp_path: Path) -> None:
     made = small(tmp_path, text=("conv", "vit"), labelled=("image",))
     captions = captions_of(made.text)
     for figure in ("training-text", "scale-knn10-text"):
-        assert "No accuracy of text towers is in the store, so" in captions[figure]
-    assert "No accuracy" not in captions["training-image"]
+        assert "No probe accuracy of text towers is in the store, so" in captions[figure]
+    assert "No probe accuracy" not in captions["training-image"]
     assert "last layer of the final image tower" in words_of(made.text)
-    assert "No accuracy is in the store" not in words_of(made.text)
+    assert "No probe accuracy is in the store" not in words_of(made.text)
 
 
 def test_convergence_of__leaves_out_stages_of_other_modalities() -> None:
@@ -713,7 +713,9 @@ def test_write_report__without_calibration_says_so(tmp_path: Path) -> None:
 def test_write_report__without_accuracy_says_so(tmp_path: Path) -> None:
     made = small(tmp_path, labelled=())
     page = words_of(made.text)
-    assert "No accuracy is in the store: stimuli without labels have none." in page
+    needed = "needs labels, and at least 5 stimuli of each class"
+    assert f"No probe accuracy is in the store: it {needed}." in page
+    assert f"No probe accuracy is in the store (it {needed}), so there is no panel" in page
     assert "so there is no panel of alignment against accuracy" in page
     assert len(made.report.figures) == 4
 
