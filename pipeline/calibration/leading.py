@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.calibration.pearson import MOST_SKEWED
+from pipeline.calibration.pearson import MAX_SKEWNESS
+from pipeline.types import Float64, Index
 
-Float64 = NDArray[np.float64]
-
-ROOM = 0.05
+MIN_REMAINDER = 0.05
 """Least share of a component's third moment that its layers' own must leave open to be changed."""
 
 
@@ -36,7 +34,7 @@ class Leading:
         return Leading(self.weights_y, self.weights_x, self.third.T)
 
 
-def leading_weights(within: Float64, groups: NDArray[np.intp]) -> Float64:
+def leading_weights(within: Float64, groups: Index) -> Float64:
     """Give the first eigenvector of each encoder's inner products, `(M,)`, of length 1 for each."""
     found = np.empty(len(groups))
     for group in np.unique(groups):
@@ -72,7 +70,7 @@ def share_skewness(
     Returns
     -------
     float
-        e, between ±`MOST_SKEWED`; 0 where f leaves nothing open, as with a single pair of layers.
+        e, between ±`MAX_SKEWNESS`; 0 where f leaves nothing open, as with a single pair of layers.
     numpy.ndarray
         What pairs of layers are to get afterwards, `(Lx, Ly)`.
     """
@@ -82,7 +80,7 @@ def share_skewness(
     )
     share = weights * deviation * c**2
     room = 1.0 - float((share * r**3).sum())
-    if room < ROOM:
+    if room < MIN_REMAINDER:
         return 0.0, skewness
-    own = float(np.clip((third - (share * skewness).sum()) / room, -MOST_SKEWED, MOST_SKEWED))
+    own = float(np.clip((third - (share * skewness).sum()) / room, -MAX_SKEWNESS, MAX_SKEWNESS))
     return own, skewness - own * r**3

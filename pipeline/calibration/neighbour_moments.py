@@ -13,18 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.calibration.graphs import pair_up
+from pipeline.calibration.graphs import permutation_moment
 from pipeline.calibration.moments import Scalars, check_stimuli
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
-FULL, LARGEST_FULL = 0.1, 4096
+FULL, MAX_FULL_ROWS = 0.1, 4096
 """Share of neighbours in the longest row from which a full table is quicker, up to so many rows."""
 
 NEIGHBOUR_THIRD = (
@@ -188,7 +187,7 @@ def _closed_paths(
     """Σ w_ij w_jk w_ki and Σ w_ij w_jk w_ik."""
     n = links.shape[0]
     longest = int(np.diff(links.indptr).max())
-    if longest > FULL * n and n <= LARGEST_FULL:
+    if longest > FULL * n and n <= MAX_FULL_ROWS:
         table = links.toarray()
         paths = table @ table
         return float((paths * table.T).sum()), float((paths * table).sum())
@@ -240,11 +239,13 @@ def neighbour_moments(
         neighbour_weights(n), _own_grams(n, xs), _own_grams(n, ys), strict=True
     ):
         variance += weight * np.outer(x, y)
-    third = pair_up(NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True)
+    third = permutation_moment(
+        NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True
+    )
     return mean, variance, third
 
 
-def neighbour_meetings(
+def neighbour_coupling_moments(
     n: int, xs: NeighbourScalars, ys: NeighbourScalars
 ) -> tuple[Float64, Float64]:
     """Exact third moments in which the linear part of a count meets the rest of it.
@@ -273,11 +274,11 @@ def neighbour_meetings(
     check_stimuli(n)
     factor = (n - 1) / (n * (n - 2))
     sides = xs, ys
-    cubes = factor**3 * pair_up(("a a a",), n, *((s.degree_cubes,) for s in sides))
-    twice = factor**2 * pair_up(
+    cubes = factor**3 * permutation_moment(("a a a",), n, *((s.degree_cubes,) for s in sides))
+    twice = factor**2 * permutation_moment(
         TWO_LINEAR, n, *((s.degree_cubes, s.degree_form) for s in sides), directed=True
     )
-    once = factor * pair_up(
+    once = factor * permutation_moment(
         LINEAR_AND_TWO,
         n,
         *(

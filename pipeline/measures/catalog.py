@@ -74,7 +74,7 @@ class MeasureSpec:
         return ADDED if self.preset and self.name in OF_HSIC else 0.0
 
     @property
-    def residual(self) -> bool:
+    def u_centred_only(self) -> bool:
         """Whether U-centred relations are compared, without additive effects of stimuli."""
         return self.conventions().get("estimator") == "debiased"
 

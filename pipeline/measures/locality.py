@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.dissimilarity import unit_rows
-from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.types import Float64, Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,7 @@ class NeighbourGram:
     neighbours are tied for the last places.
     """
 
-    keys: Indices
+    keys: Index
     entries: Float64
     n: int
     form: str
@@ -46,7 +43,7 @@ def prepare_cknna(
     form: str = "paper",
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> NeighbourGram:
     """Prepare the similarities with nearest neighbours that CKNNA compares.
 
@@ -65,8 +62,8 @@ def prepare_cknna(
         they are. The nearest are those of largest entries.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
@@ -75,7 +72,7 @@ def prepare_cknna(
         is not positive, which the unbiased form does not exclude.
     """
     found = find_neighbours(
-        values, unit, neighbours, {k}, include_self=form == "biased", by_index=by_index
+        values, eps, neighbours, {k}, include_self=form == "biased", by_index=by_index
     )[k]
     n = len(values)
     keys, row, column, shares = _listed(found)
@@ -93,7 +90,7 @@ def prepare_cknna(
     return replace(gram, norm=norm if defined else 0.0, defined=defined)
 
 
-def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
+def _listed(near: Neighbours) -> tuple[Index, Index, Index, Float64]:
     """List every pair of a stimulus and a neighbour: as one number, row, column, share."""
     relation = near.relation()
     n = relation.shape[0]
@@ -102,7 +99,7 @@ def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
     return row * n + column, row, column, relation.data
 
 
-def _products(x: Float64, rows: Indices, y: Float64, columns: Indices) -> Float64:
+def _products(x: Float64, rows: Index, y: Float64, columns: Index) -> Float64:
     """Inner products of each x[rows] with its y[columns], `(len(rows),)`; rows ascend."""
     found = np.empty(len(rows))
     starts = np.searchsorted(rows, np.arange(len(x) + 1))
@@ -199,13 +196,13 @@ class CosineNeighbours:
     """
 
     rows: Float64
-    keys: Indices
+    keys: Index
     shares: Float64
     cosines: Float64
     defined: bool
     ties: int
 
-    def at(self, keys: Indices) -> tuple[Float64, Float64]:
+    def at(self, keys: Index) -> tuple[Float64, Float64]:
         """Give shares and cosines of any pairs; cosines that are not there are worked out."""
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         missing = self.keys[place] != keys
@@ -216,7 +213,7 @@ class CosineNeighbours:
 
 
 def prepare_second_order_cosine(
-    values: Float64, *, k: int = 10, by_index: bool = False, unit: float = EPS
+    values: Float64, *, k: int = 10, by_index: bool = False, eps: float = EPS
 ) -> CosineNeighbours:
     """Prepare neighbours by cosine, and the rows that cosines with others' neighbours need.
 
@@ -228,15 +225,15 @@ def prepare_second_order_cosine(
         Number of nearest neighbours.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
     CosineNeighbours
         Not defined if all rows point the same way.
     """
-    found = find_neighbours(values, unit, "cosine", {k}, by_index=by_index)[k]
+    found = find_neighbours(values, eps, "cosine", {k}, by_index=by_index)[k]
     keys, row, column, shares = _listed(found)
     rows = unit_rows(values)
     cosines = _products(rows, row, rows, column)
@@ -292,8 +289,8 @@ def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> flo
 
 _K = Parameter("k", 10, "number of nearest neighbours")
 
-KERNELS: Mapping[str, Kernel] = {
-    "cknna": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "cknna": PairwiseMeasure(
         prepare_cknna,
         compare_cknna,
         (
@@ -314,7 +311,7 @@ KERNELS: Mapping[str, Kernel] = {
         ("k", "form", "neighbours"),
         of_neighbours=True,
     ),
-    "second_order_cosine": Kernel(
+    "second_order_cosine": PairwiseMeasure(
         prepare_second_order_cosine, compare_second_order_cosine, (_K,), ("k",), of_neighbours=True
     ),
 }

@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.types import Float64, Index, Mask
 
 BLOCK_BYTES = 2**25
 """Size of the block of features that is gathered at a time."""
@@ -30,7 +27,7 @@ def prepare_neighbours(
     k: int = 10,
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> Neighbours:
     """Find the k nearest of every row.
 
@@ -44,15 +41,15 @@ def prepare_neighbours(
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
     Neighbours
         Not defined if all rows are the same (for cosine: point the same way).
     """
-    return find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
+    return find_neighbours(values, eps, neighbours, {k}, by_index=by_index)[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +61,8 @@ class NeighbourLists:
     `defined` is false where all rows are the same and nothing is nearest.
     """
 
-    indices: Indices
-    determined: NDArray[np.bool_]
+    indices: Index
+    determined: Mask
     defined: bool = True
 
     @property
@@ -80,13 +77,13 @@ def prepare_neighbour_lists(
     k: int = 10,
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> NeighbourLists:
     """Find the k nearest of every row, in order.
 
     Parameters
     ----------
-    values, k, neighbours, unit
+    values, k, neighbours, eps
         As for `prepare_neighbours`.
     by_index
         Put the lowest index first among stimuli that are equally near, and call every list
@@ -103,8 +100,8 @@ def prepare_neighbour_lists(
     stimuli only. Both are in float64 from centred rows, so that an offset shared by all stimuli
     costs no digits. What differs by no more than the rounding of these similarities is a tie.
     """
-    found = find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
-    ranking = ranking_of(values, unit, neighbours)
+    found = find_neighbours(values, eps, neighbours, {k}, by_index=by_index)[k]
+    ranking = ranking_of(values, eps, neighbours)
     if ranking is None:
         return NeighbourLists(found.indices, np.zeros(len(values), dtype=np.bool_), False)
     candidates = found.indices
@@ -121,7 +118,7 @@ def prepare_neighbour_lists(
     return NeighbourLists(np.ascontiguousarray(indices), determined)
 
 
-def products_at(rows: Float64, indices: Indices) -> Float64:
+def products_at(rows: Float64, indices: Index) -> Float64:
     """Inner products of rows i with rows indices[i, :], `(len(indices), k)`."""
     count, k = indices.shape
     products = np.empty((count, k))
@@ -133,8 +130,8 @@ def products_at(rows: Float64, indices: Indices) -> Float64:
     return products
 
 
-def too_tied(lists: NeighbourLists, **_: object) -> str:
-    """Say that most lists have no order of their own, if it is so."""
+def order_undefined_reason(lists: NeighbourLists, **_: object) -> str:
+    """Explain that ties leave the order open in most lists; empty if they do not."""
     n = len(lists.determined)
     if 2 * lists.ties < n:
         return ""
@@ -281,7 +278,7 @@ def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     return float(1.0 - before[k].mean() / k) if n else float("nan")
 
 
-def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Indices, Indices]:
+def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Index, Index]:
     """Choose the stimuli whose lists are determined in both."""
     both = x.determined & y.determined
     return x.indices[both], y.indices[both]
@@ -296,17 +293,24 @@ _RANKING = Parameter(
 )
 _LISTS = ("k", "neighbours")
 
-KERNELS: Mapping[str, Kernel] = {
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
     **{
-        name: Kernel(prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True)
+        name: PairwiseMeasure(
+            prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True
+        )
         for name, compare in (
             ("cycle_knn", compare_cycle_knn),
             ("jaccard_knn", compare_jaccard_knn),
         )
     },
     **{
-        name: Kernel(
-            prepare_neighbour_lists, compare, (_K, _RANKING), _LISTS, too_tied, of_neighbours=True
+        name: PairwiseMeasure(
+            prepare_neighbour_lists,
+            compare,
+            (_K, _RANKING),
+            _LISTS,
+            order_undefined_reason,
+            of_neighbours=True,
         )
         for name, compare in (("lcs_knn", compare_lcs_knn), ("edit_knn", compare_edit_knn))
     },

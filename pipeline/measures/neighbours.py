@@ -24,18 +24,18 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.measures.checks import is_constant
+from pipeline.types import Float32, Float64, Index, Mask
 
-Float64 = NDArray[np.float64]
-TiedRows = tuple[NDArray[np.intp], scipy.sparse.csr_array]
+TiedRows = tuple[Index, scipy.sparse.csr_array]
 """Rows in which stimuli are tied for the last places, and what each neighbour has, `(rows, n)`."""
 
 BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
-HEIGHT = 256
+RANKED_ROWS = 256
 """Rows of similarities that are ranked at a time: few enough to stay in cache."""
-ROWS = 64
+CONVERTED_ROWS = 64
 """Rows that are converted to float64 at a time, so that they stay in cache."""
-FEW = 0.05
+SPARSE_SHARE = 0.05
 """Up to this share of a block's similarities are looked up one by one, more by a product."""
 
 
@@ -47,7 +47,7 @@ class Neighbours:
     becomes of ties. Where m stimuli are tied for the last f < m places, each has f/m.
     """
 
-    indices: NDArray[np.intp]
+    indices: Index
     """`(n_stimuli, k)`; within a row the order means nothing. Of stimuli tied for the last places,
     those of lowest index."""
     defined: bool = True
@@ -68,7 +68,7 @@ class Neighbours:
         return self.shares is not None and not self.by_index
 
     @property
-    def tied(self) -> NDArray[np.bool_]:
+    def tied(self) -> Mask:
         """Tell in which rows stimuli are tied for the last places, `(n_stimuli,)`."""
         n = len(self.indices)
         if not self.defined or self.shares is None:
@@ -105,7 +105,7 @@ class Neighbours:
         columns = np.sort(self.indices, axis=1).ravel()
         return scipy.sparse.csr_array((np.ones(n * k), columns, ends), shape=(n, n))
 
-    def permuted(self, order: NDArray[np.intp]) -> Neighbours:
+    def permuted(self, order: Index) -> Neighbours:
         """Reorder the stimuli: rows move, and so do the names of the neighbours."""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
@@ -121,7 +121,7 @@ class Neighbours:
         return replace(self, indices=moved, shares=shares)
 
 
-def _lowest(shares: scipy.sparse.csr_array, k: int) -> NDArray[np.intp]:
+def _lowest(shares: scipy.sparse.csr_array, k: int) -> Index:
     """Choose k neighbours of each row, the lowest index first among those that are tied."""
     tied = shares.data < 1.0
     row = np.repeat(np.arange(shares.shape[0]), np.diff(shares.indptr))
@@ -153,11 +153,11 @@ class Ranking:
     blur: float
     """What rounding rows to unit length may have done to a similarity; 0 if they were not."""
 
-    def rows(self, which: slice | NDArray[np.intp]) -> Float64:
+    def rows(self, which: slice | Index) -> Float64:
         """Work out some rows."""
         return _affine(self.values, self.powers, self.factors, which) - self.mean
 
-    def near(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Float64:
+    def near(self, rows: Index, columns: Index) -> Float64:
         """Give the similarity of each pair, `(len(rows),)`, in float64."""
         found = np.empty(len(rows))
         step = max(1, BLOCK_BYTES // (16 * len(self.mean)))
@@ -166,15 +166,15 @@ class Ranking:
             found[some] = np.einsum("ij,ij->i", self.rows(rows[some]), self.rows(columns[some]))
         return found + self.bias[columns]
 
-    def tolerance(self, rows: slice | NDArray[np.intp], unit: float) -> Float64:
-        """Bound the error of a similarity computed with relative precision `unit`, per row."""
+    def tolerance(self, rows: slice | Index, eps: float) -> Float64:
+        """Bound the error of a similarity computed with relative precision `eps`, per row."""
         bound = (self.lengths[rows] + self.offset) * self.lengths.max()
-        return np.asarray(unit * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
+        return np.asarray(eps * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
 
 
 def find_neighbours(
     values: NDArray[Any],
-    unit: float,
+    eps: float,
     neighbours: str,
     ks: set[int],
     *,
@@ -187,8 +187,8 @@ def find_neighbours(
     ----------
     values
         Features `(n_stimuli, n_features)`, float32 or float64.
-    unit
-        Relative spacing of the numbers they were stored in.
+    eps
+        Machine epsilon of the dtype they were stored in.
     neighbours
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
     ks
@@ -212,15 +212,15 @@ def find_neighbours(
     """
     n = len(values)
     single = np.empty(values.shape, dtype=np.float32)
-    ranking = ranking_of(values, unit, neighbours, out=single)
+    ranking = ranking_of(values, eps, neighbours, out=single)
     if ranking is None:
         return {k: Neighbours(np.zeros((n, k), dtype=np.intp), defined=False) for k in ks}
     bias = ranking.bias.astype(np.float32)
     indices = {k: np.empty((n, k), dtype=np.intp) for k in ks}
     tied: dict[int, list[TiedRows]] = {k: [] for k in ks}
-    block = np.empty((min(HEIGHT, n), n), dtype=np.float32)
-    for start in range(0, n, HEIGHT):
-        own = np.arange(start, min(start + HEIGHT, n))
+    block = np.empty((min(RANKED_ROWS, n), n), dtype=np.float32)
+    for start in range(0, n, RANKED_ROWS):
+        own = np.arange(start, min(start + RANKED_ROWS, n))
         block = block[: len(own)]
         np.matmul(single[start : start + len(own)], single.T, out=block)
         block += bias
@@ -251,7 +251,7 @@ def find_neighbours(
 
 
 def ranking_of(
-    values: NDArray[Any], unit: float, neighbours: str, *, out: NDArray[np.float32] | None = None
+    values: NDArray[Any], eps: float, neighbours: str, *, out: Float32 | None = None
 ) -> Ranking | None:
     """Rows and biases for one way of ranking; None if all rows are the same.
 
@@ -278,7 +278,7 @@ def ranking_of(
             factors[rows, 0] = weights
         mean += weights @ scaled / n
     if by_row:
-        unit *= 4  # lengths and quotients are rounded too
+        eps *= 4  # lengths and quotients are rounded too
     bias, squares = np.empty(n), np.empty(n)
     for rows in row_blocks(n):
         z = _affine(values, powers, factors, rows)
@@ -288,9 +288,9 @@ def ranking_of(
         if out is not None:
             out[rows] = z
     # Were every feature constant, no row could be longer than this.
-    if squares.max() <= 4 * unit**2 * (squares.sum() + n * (mean @ mean)):
+    if squares.max() <= 4 * eps**2 * (squares.sum() + n * (mean @ mean)):
         scaled = _affine(values, powers, factors, slice(None))
-        if is_constant(scaled, unit):
+        if is_constant(scaled, eps):
             return None
     lengths: Float64 = np.sqrt(squares)
     offset = float(np.linalg.norm(mean))
@@ -302,15 +302,15 @@ def ranking_of(
 
 def row_blocks(n: int) -> Iterator[slice]:
     """Rows that are converted at a time."""
-    for start in range(0, n, ROWS):
-        yield slice(start, min(start + ROWS, n))
+    for start in range(0, n, CONVERTED_ROWS):
+        yield slice(start, min(start + CONVERTED_ROWS, n))
 
 
 def _affine(
     values: NDArray[Any],
     powers: Float64,
     factors: Float64 | None,
-    which: slice | NDArray[np.intp],
+    which: slice | Index,
 ) -> Float64:
     """Scale some rows, in float64."""
     scaled: Float64 = values[which] * (powers[which] if len(powers) > 1 else powers)
@@ -326,12 +326,12 @@ def power_of_two(largest: ArrayLike) -> Float64:
 
 def _rank_exactly(
     ranking: Ranking,
-    which: NDArray[np.intp],
-    possible: NDArray[np.bool_],
+    which: Index,
+    possible: Mask,
     k: int,
     *,
     include_self: bool,
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], TiedRows]]:
+) -> Iterator[tuple[Index, Index, TiedRows]]:
     """Neighbours of some rows in float64.
 
     Parameters
@@ -349,7 +349,7 @@ def _rank_exactly(
     for start in range(0, len(which), step):
         some, asked = which[start : start + step], possible[start : start + step]
         block = np.full((len(some), n), -np.inf)
-        if asked.mean() < FEW:
+        if asked.mean() < SPARSE_SHARE:
             rows, columns = np.nonzero(asked)
             block[rows, columns] = ranking.near(some[rows], columns)
         else:
@@ -372,7 +372,7 @@ def _rank_exactly(
         yield some, np.nonzero(chosen)[1].reshape(-1, k), (some[tied], table)
 
 
-def _shares(indices: NDArray[np.intp], tied: list[TiedRows]) -> scipy.sparse.csr_array | None:
+def _shares(indices: Index, tied: list[TiedRows]) -> scipy.sparse.csr_array | None:
     """Put the relation together, of rows without ties and of rows with; None without any."""
     rows = np.concatenate([some for some, _ in tied]) if tied else np.empty(0, dtype=np.intp)
     if not len(rows):

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
 from pipeline.errors import InputError
-from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
+from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
 from pipeline.measures.subspace import decomposed
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64, Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +23,8 @@ class Fold:
     mean of the target.
     """
 
-    train: Indices
-    held_out: Indices
+    train: Index
+    held_out: Index
     basis: Float64
     """`(n_train, rank)`."""
     readout: Float64
@@ -48,7 +45,7 @@ class Regression:
 
 
 def prepare_linear_regression(
-    values: Float64, *, folds: int = 5, alpha: float = 0.1, seed: int = 0, unit: float = EPS
+    values: Float64, *, folds: int = 5, alpha: float = 0.1, seed: int = 0, eps: float = EPS
 ) -> Regression:
     """Decompose the training features of every fold.
 
@@ -64,8 +61,8 @@ def prepare_linear_regression(
         features.
     seed
         Of the order; representations to be compared need the same.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
@@ -82,7 +79,7 @@ def prepare_linear_regression(
         raise InputError(
             f"{n} stimuli cannot be held out in {folds} folds. Use more stimuli or fewer folds."
         )
-    features = centred(values, unit)
+    features = centred(values, eps)
     if features is None:
         return Regression((), np.zeros((n, 0)), False)
     order = np.random.default_rng(seed).permutation(n)
@@ -97,7 +94,7 @@ def prepare_linear_regression(
     return Regression(tuple(parts), target, True)
 
 
-def _fold(features: Centred, train: Indices, held_out: Indices, alpha: float) -> Fold:
+def _fold(features: Centred, train: Index, held_out: Index, alpha: float) -> Fold:
     """Fit the training stimuli of one fold."""
     mean = features.features[train].mean(axis=0)
     u, s, vt = decomposed(Centred(features.features[train] - mean, features.noise))
@@ -144,8 +141,8 @@ def compare_linear_regression(x: Regression, y: Regression) -> float:
     return 1.0 - errors / total
 
 
-KERNELS: Mapping[str, Kernel] = {
-    "linear_regression": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "linear_regression": PairwiseMeasure(
         prepare_linear_regression,
         compare_linear_regression,
         (

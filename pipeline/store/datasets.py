@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 
 from pipeline.errors import StoreError
 from pipeline.store.io.chunks import DAMAGE, array_of, chunks, is_there, key_of, remedy
+from pipeline.store.layout import CODECS, delete, ensure_parents, find_group
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,3 +75,45 @@ def variables(group: zarr.Group) -> list[zarr.Array[Any]]:
     """
     names: Any = group.attrs["variables"]
     return [array_of(group, name) for name in names]
+
+
+def inputs_digest(*inputs: Any) -> str:
+    """Return the identity of what a dataset was made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
+    """Write a final dataset; `inputs`, what it was made from, last. Driver only."""
+    text = {
+        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "OU"
+    }
+    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
+    dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+    ensure_parents(root, path)
+    delete(root, path)
+    with warnings.catch_warnings():
+        # xarray speaks of consolidated metadata, which this store never has
+        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
+        dataset.to_zarr(
+            root.store,
+            group=path,
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,  # so that a lost one can be told from one of fill
+            encoding={
+                name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
+                for name, variable in dataset.variables.items()
+            },
+        )
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    group.attrs.update(variables=sorted(map(str, dataset.variables)), inputs=inputs)
+
+
+def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
+    """Whether a final dataset is there and was made from these inputs."""
+    group = find_group(root, path, "inputs")
+    return group is not None and group.attrs["inputs"] == inputs

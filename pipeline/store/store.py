@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import ENCODER, PROBE, State
+from pipeline.schema import State
 from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import Encoder, encoders
+from pipeline.store.catalog import Encoder, encoders, in_training_order, tower_groups
 from pipeline.store.choices import one, unique
 from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
@@ -56,6 +57,16 @@ def open_store(path: str | Path) -> Store:
     ('representation_x', 'representation_y')
     """
     return Store(path)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """One checkpoint of a tower."""
+
+    label: str
+    step: int
+    is_complete: bool
+    """Whether all of its activations were extracted."""
 
 
 class Store:
@@ -205,8 +216,8 @@ class Store:
 
     @property
     def subsets(self) -> list[str]:
-        """Keys of the subsets on which image towers were compared."""
-        return [key for key, about in self._compared.items() if about.get("kind") == "images"]
+        """Keys of the subsets on which encoders were compared."""
+        return [key for key, about in self._compared.items() if about.get("base") == key]
 
     @property
     def _compared(self) -> dict[str, dict[str, Any]]:
@@ -331,11 +342,11 @@ class Store:
 
     def _check_calibration(self, key: str, label: str) -> None:
         """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.analysis.alignment import outdated
+        from pipeline.analysis.alignment import ALIGNMENT
 
         path = f"alignment/{key}/{label}"
         group = find_group(self.root, path)
-        if group is not None and (why := outdated(dict(group.attrs))):
+        if group is not None and (why := ALIGNMENT.fault(dict(group.attrs))):
             raise StoreError(
                 f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
                 f"workflow that compares by {label}, makes it anew."
@@ -351,12 +362,14 @@ class Store:
         """
         path = f"competence/{self.subset(subset)}"
         dataset = self._dataset(path)
-        if dataset.attrs.get("probe") != PROBE:
+        from pipeline.analysis.competence import COMPETENCE
+
+        if why := COMPETENCE.fault(dataset.attrs):
             raise StoreError(
-                f"{self.path}: {path} was measured by another probe than this version's ({PROBE}), "
-                "and cannot be compared with it. `consilience run WORKFLOW` measures it anew."
+                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW` measures "
+                "it anew."
             )
-        schema.validate(dataset, ENCODER)
+        schema.validate(dataset, dict(COMPETENCE.variables))
         return dataset
 
     def rows(self, subset: str) -> NDArray[np.int64]:
@@ -439,6 +452,97 @@ class Store:
                 "`consilience run WORKFLOW` does what is missing."
             )
         return read_dataset(group)
+
+    @property
+    def format_version(self) -> int:
+        """Version of the store's format."""
+        version: Any = self.root.attrs["format_version"]
+        return int(version)
+
+    def set_metadata(self, set: str | None = None) -> dict[str, Any]:
+        """Return what is recorded about a stimulus set: its source and its fingerprint."""
+        return dict(self.group(f"stimuli/{self._set(set)}").attrs)
+
+    def subset_metadata(self, subset: str | None = None) -> dict[str, Any]:
+        """Return what is recorded about a subset: kind, base, set, fingerprint, n_stimuli."""
+        return dict(self.group(f"measures/{self._subset_or_captions(subset)}").attrs)
+
+    def captions_subset(self, subset: str | None = None) -> str | None:
+        """Return the key of a subset's distinct captions; None where none were compared."""
+        key = self.subset(subset)
+        found = [k for k, about in self._compared.items() if about.get("base") == key != k]
+        return found[0] if found else None
+
+    def dataset_labels(self, name: str, subset: str | None = None) -> list[str]:
+        """Return the labels for which a final dataset, such as `alignment`, is stored."""
+        return list(child_groups(self.root, name, self.subset(subset)))
+
+    def dataset_metadata(self, name: str, label: str, subset: str | None = None) -> dict[str, Any]:
+        """Return the attributes of a final dataset, without reading its variables."""
+        return dict(self.group(f"{name}/{self.subset(subset)}/{label}").attrs)
+
+    def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
+        """Return (model, modality) → checkpoints in training order, incomplete ones included."""
+        found = {}
+        for model, tower, group in tower_groups(self.root, self._set(set)):
+            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+            found[model, str(group.attrs.get("modality", tower))] = [
+                StoredCheckpoint(label, steps[label], group.is_complete(label))
+                for label in in_training_order(steps.items())
+            ]
+        return found
+
+    def diagnostics(self, label: str, subset: str | None = None) -> list[xr.Dataset]:
+        """Return per-representation diagnostics: on the subset, then on its distinct captions.
+
+        Returns
+        -------
+        list of xarray.Dataset
+            `(representation)`: `n_ties`, the stimuli whose neighbours tie (-1 without neighbours).
+            Attributes: `kind` of the subset, and `n_stimuli`.
+        """
+        import xarray as xr
+
+        found = []
+        for path in self._parts(subset, label):
+            group = self.group(path)
+            grid = Grid(group, "representation")
+            ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]
+            kind = self._compared[path.split("/")[1]].get("kind")
+            n: Any = group.attrs["n_stimuli"]
+            found.append(
+                xr.Dataset(
+                    {"n_ties": ("representation", ties)},
+                    coords={"representation": list(grid.members)},
+                    attrs={"kind": kind, "n_stimuli": int(n)},
+                )
+            )
+        return found
+
+    def layer_scores(
+        self, label: str, x: Encoder, y: Encoder, subset: str | None = None
+    ) -> NDArray[np.float64] | None:
+        """Return the scores of all pairs of layers of two encoders.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            `(layers of x, layers of y)`, NaN where the measure is undefined; None where the pair
+            was not compared. Only the chunks that hold the pair are read.
+        """
+        for path in self._parts(subset, label):
+            grid = Grid(self.group(path), "representation")
+            members = grid.members
+            if not all(r in members for r in (*x.representations, *y.representations)):
+                continue
+            at = tuple(np.array([members[r] for r in e.representations]) for e in (x, y))
+            scores = np.asarray(grid.array("score").oindex[at], dtype=np.float64)
+            if np.isfinite(scores).any():
+                return scores
+        return None
+
+    def _subset_or_captions(self, key: str | None) -> str:
+        return key if key in self._compared else self.subset(key)
 
 
 def _read_grid(

@@ -17,14 +17,21 @@ from numpy.typing import NDArray
 from pipeline import __version__
 from pipeline.cluster import worker_folder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
-from pipeline.store.activations import TowerGroup
+from pipeline.measures.footprint import (
+    SINGLE,
+    kept_bytes,
+    preparing_bytes,
+    preparing_operations,
+)
+from pipeline.stimuli import Subset
+from pipeline.store.activations import TowerGroup, rows_per_chunk
 from pipeline.store.catalog import Encoder
 from pipeline.store.layout import open_root, subset_rows
-from pipeline.workflow.scratch import Held, Scratch
+from pipeline.workflow.scratch import CachedRepresentation, Scratch
 
 
 @dataclass(frozen=True)
-class Member:
+class RepresentationRef:
     """One representation, as a worker finds it."""
 
     path: str
@@ -37,11 +44,11 @@ class Member:
     """Features."""
 
 
-def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Member]:
+def representation_refs(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[RepresentationRef]:
     """Return an encoder's layers as members, for the measures given."""
     stack = encoder.layers if any(spec.preset for spec in specs) else ()
     return [
-        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
+        RepresentationRef(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
         for layer, width in zip(encoder.layers, encoder.attributes["widths"], strict=True)
     ]
 
@@ -65,7 +72,7 @@ class PreparedCache:
     """
 
     def __init__(self) -> None:
-        self.held: dict[Any, Held] = {}
+        self.held: dict[Any, CachedRepresentation] = {}
         self.clip: dict[Any, dict[str, float]] = {}
         """By encoder: thresholds of presets, which are but numbers."""
         self.lock = RLock()  # a worker may have several threads
@@ -75,7 +82,7 @@ class PreparedCache:
         self,
         store: str,
         subset: str,
-        members: Sequence[Member],
+        members: Sequence[RepresentationRef],
         specs: Mapping[str, MeasureSpec],
         budget: Budget,
     ) -> list[Prepared]:
@@ -88,7 +95,7 @@ class PreparedCache:
         needed = set(keys)
         if budget.scratch:
             self.scratch.need(map(_name, keys))
-        found: list[Held] = []
+        found: list[CachedRepresentation] = []
         for key, member in zip(keys, members, strict=True):
             with self.lock:
                 each = self.held.pop(key, None)
@@ -107,26 +114,26 @@ class PreparedCache:
     def _obtained(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
         budget: Budget,
-    ) -> Held:
+    ) -> CachedRepresentation:
         def make() -> Prepared:
             return self._prepared(key, member, specs, rows, tower)
 
         if not budget.scratch:
-            return Held(make())
+            return CachedRepresentation(make())
         found = self.scratch.get(_name(key), make, budget.scratch)
         if self.used + found.whole <= budget.memory:
-            found.bring_in()
+            found.load()
         return found
 
     def _prepared(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
@@ -151,7 +158,7 @@ class PreparedCache:
             if used <= budget.memory:
                 return
             used -= each.memory
-            each.put_away()
+            each.spill()
             used += each.memory
         for key in [key for key in self.held if key not in needed]:
             if used <= budget.memory:
@@ -182,12 +189,70 @@ def _name(key: tuple[Any, ...]) -> str:
 CACHE = PreparedCache()
 
 
-def prepare_members(
+def prepare_representations(
     store: str,
     subset: str,
-    members: Sequence[Member],
+    members: Sequence[RepresentationRef],
     specs: Mapping[str, MeasureSpec],
     budget: Budget,
 ) -> list[Prepared]:
     """Return prepared representations, restricted to a subset's rows."""
     return CACHE.get(store, subset, members, specs, budget)
+
+
+READ_AT_ONCE = 10
+"""Chunks of an array that zarr reads at a time."""
+
+
+class PreparedFootprint:
+    """What the representations of a task take: operations, and bytes of memory and store."""
+
+    def __init__(
+        self,
+        members: Sequence[RepresentationRef],
+        subset: Subset,
+        specs: Mapping[str, MeasureSpec],
+        budget: Budget,
+    ) -> None:
+        n, base = len(subset), len(subset.base)
+        self.widths = np.array([m.width for m in members], dtype=np.int64)
+        kept = kept_bytes(n, self.widths, specs)
+        movable, fixed = float(kept.spillable.sum()), float(kept.resident.sum())
+        self.spilled = movable + fixed > budget.memory
+        self.held = movable + fixed
+        if self.spilled:
+            left = fixed + max(0.0, movable - budget.scratch)
+            self.held = max(float(budget.memory), left)
+            self.held += float((kept.spillable + kept.resident).max())  # before it is moved
+        widest = int(self.widths.max())
+        layers = [m.width for m in members if m.stack]
+        self.working = max(
+            reading_bytes(base, n, widest),
+            SINGLE * float(n * widest) + preparing_bytes(n, widest, specs, layers),
+        )
+        self.operations = preparing_operations(n, self.widths, specs)
+        self.read = SINGLE * float(stored_rows(base) * self.widths.sum())
+        if any(m.stack for m in members):  # thresholds are found in passes of their own
+            self.read *= 4
+
+
+def prepared_bytes(
+    encoders: Sequence[Encoder], subset: Subset, specs: Mapping[str, MeasureSpec]
+) -> float:
+    """Give what all representations take once they are prepared, in bytes."""
+    widths = np.array([w for e in encoders for w in e.attributes["widths"]], dtype=np.int64)
+    kept = kept_bytes(len(subset), widths, specs)
+    return float((kept.spillable + kept.resident).sum())
+
+
+def reading_bytes(base: int, n: int, width: int) -> float:
+    """Give what reading a layer takes: all its rows, which are finite, and those chosen."""
+    # of each chunk there are the bytes that were read and the array they give
+    in_flight = 2 * min(stored_rows(base), READ_AT_ONCE * rows_per_chunk(base))
+    return float(width * (SINGLE * (base + in_flight + n) + base))
+
+
+def stored_rows(n: int) -> int:
+    """Give the rows that a layer has on disk: its last chunk is as long as the others."""
+    rows = rows_per_chunk(n)
+    return -(-n // rows) * rows
