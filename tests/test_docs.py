@@ -111,7 +111,7 @@ def test_readme__counts_the_measures() -> None:
     analytic = {
         m.name
         for m in measures
-        if CalibrateSpec(method="analytic").null_of(measure_spec(m.name))[0] == "analytic"
+        if CalibrateSpec(method="analytic").null_method(measure_spec(m.name))[0] == "analytic"
     }
     (sentence,) = re.findall(
         r"the nulls of (.*?) come from their moments", read("README.md"), re.DOTALL
