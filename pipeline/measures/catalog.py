@@ -154,7 +154,8 @@ def list_measures() -> list[Measure]:
 
     Examples
     --------
-    >>> [measure.name for measure in list_measures()][:3]
+    >>> import pipeline
+    >>> [measure.name for measure in pipeline.list_measures()][:3]
     ['cka', 'cka_debiased', 'cka_rbf']
     """
     return list(MEASURES)
