@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from slow import SLOW
 from threadpoolctl import threadpool_limits
 from zoo import Zoo, write_zoo
 
 from pipeline.store import Store
 from pipeline.workflow.representations import PreparedCache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
