@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from processes import PATIENCE
 from zoo import MEASURES, TIMM, VIT, Zoo, inside, tree
 
 import pipeline
@@ -250,17 +251,36 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
     assert read_runs(copied.path)[-1].outcome == "interrupted"
 
 
+TERMINATED = """\
+import time
+
+import timm
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+
+    main()
+else:  # a worker, which is in the middle of its task until it is stopped
+    from distributed import get_worker
+
+    def create_model(*_, **__):
+        while get_worker().status.name == "running":
+            time.sleep(0.05)
+
+    timm.create_model = create_model
+"""
+
+
 def test_run__terminated(copied: Zoo) -> None:
     """SIGTERM, as a batch system sends it: workers stopped, store unlocked, and it is said."""
-    code = "if __name__ == '__main__':\n    from pipeline.cli import main\n    main()\n"
     script = copied.folder / "main.py"
-    script.write_text(code)
+    script.write_text(TERMINATED)
     process = subprocess.Popen(
         [sys.executable, str(script), "run", "workflow.yaml", "--set", "models.sets=[late]",
          "--cluster", "local", "--set", "cluster.n_workers=1"],
         cwd=copied.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    watchdog = threading.Timer(300, process.kill)
+    watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     try:
         assert process.stderr is not None
@@ -282,7 +302,7 @@ def test_run__terminated(copied: Zoo) -> None:
     assert "extract 0 of 1); run the same command again to continue." in said
     assert "Traceback" not in said
     assert children
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert alive == []
     assert not (copied.path / "consilience.lock").exists()
     assert read_runs(copied.path)[-1].outcome == "terminated"

@@ -11,6 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from processes import PATIENCE
 from ruamel.yaml import YAML
 from zoo import Zoo
 
@@ -47,7 +48,12 @@ def anchors(page: str) -> set[str]:
 def test_notebook__runs_on_a_store(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSILIENCE_STORE", str(zoo.store().path))
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT / "docs"}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=int(PATIENCE),
+        startup_timeout=int(PATIENCE),
+        resources={"metadata": {"path": ROOT / "docs"}},
+    ).execute()
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in ran)
     assert "Calibration(score=" in ran[-1].outputs[0]["data"]["text/plain"]

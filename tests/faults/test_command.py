@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from faults.harness import (
-    PATIENCE,
     POLL,
     REPOSITORY,
     Drivers,
@@ -22,6 +21,7 @@ from faults.harness import (
     complete_blocks,
     stage,
 )
+from processes import PATIENCE
 
 # tests that run in the background of a script were told to ignore Ctrl-C, and so is what they start
 HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -29,7 +29,7 @@ COMMAND = (
     *(sys.executable, "-c", HEARING + "from pipeline.cli import main; main()"),
     *("run", "workflow.yaml"),
 )
-ORPHANS = 20.0
+ORPHANS = 120.0
 """Seconds in which processes end whose driver is gone."""
 
 
