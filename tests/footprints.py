@@ -21,15 +21,17 @@ import psutil
 import zarr
 
 from pipeline.cluster import Task
+from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
 from pipeline.stimuli import Subset
 from pipeline.stimuli.base import StimulusSet
-from pipeline.store.activations import TowerGroup, Weights
-from pipeline.store.catalog import Encoder, tower_encoders
-from pipeline.store.grid import Outstanding, outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import tower_encoders
+from pipeline.store.grid import PendingPairs, pending_pairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import open_root
 from pipeline.store.stimuli import write_stimuli
+from pipeline.types import Weights
 from pipeline.workflow import representations as members
 from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.cost import Cost, compare_cost, competence_cost, extract_cost, null_cost
@@ -98,13 +100,13 @@ class Made:
         )
         compare.ensure_subset(self.root, subset, subset.key)
         digests, wanted = compare.wanted_scores(comparison)
-        todo: dict[str, Outstanding] = {}
+        todo: dict[str, PendingPairs] = {}
         for label, spec in specs.items():
             grid = compare.ensure_grid(self.root, subset, label, spec)
             grid.admit(digests)
-            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         about = (specs, self.encoders)
-        for task in compare.compare_tasks(todo, *about, Site(self.path), subset, budget, "cpu"):
+        for task in compare.compare_tasks(todo, *about, StoreRef(self.path), subset, budget, "cpu"):
             yield task, compare_cost(task.arguments[0], subset)
         if null is not None:
             yield from self._nulls(comparison, specs, null, budget)
@@ -118,9 +120,9 @@ class Made:
         for label, spec in specs.items():
             grid = calibrate.ensure_null(self.root, subset, label, spec, null)
             grid.admit(digests)
-            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         for task in calibrate.null_tasks(
-            todo, specs, self.encoders, null, Site(self.path), subset, budget
+            todo, specs, self.encoders, null, StoreRef(self.path), subset, budget
         ):
             yield task, null_cost(task.arguments[0], subset)
 
@@ -149,7 +151,7 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work
     plan = plan_model(root, spec, stimuli)
     prepare_model(root, plan, stimuli)
     (task,) = extract_tasks(
-        [plan], stimuli, StimuliSpec(), Site(str(folder / "s.zarr")), batch_size, "cpu"
+        [plan], stimuli, StimuliSpec(), StoreRef(str(folder / "s.zarr")), batch_size, "cpu"
     )
     return task, extract_cost(plan, stimuli, batch_size, "cpu")
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.calibration import VERSION, benjamini_hochberg, calibrate_score, check_level
+from pipeline.encoder import Encoder, related
 from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER
-from pipeline.store.catalog import Encoder, related
 
 if TYPE_CHECKING:
     import xarray as xr

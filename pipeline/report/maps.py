@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder import Encoder
 from pipeline.report.absences import missing_encoders, models_of, phrase
 from pipeline.report.results import (
     Results,
@@ -27,7 +28,6 @@ from pipeline.report.style import (
     number,
     upper_limit,
 )
-from pipeline.store.catalog import Encoder
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis.alignment import outdated
+from pipeline.encoder import in_training_order
 from pipeline.errors import InputError
-from pipeline.store.catalog import in_training_order, tower_groups
+from pipeline.store.catalog import tower_groups
 from pipeline.store.grid import Grid
 from pipeline.store.layout import child_groups
 

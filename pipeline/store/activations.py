@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,19 +20,11 @@ from pipeline.errors import StoreError
 from pipeline.schema import ACTIVATIONS, layer_variable
 from pipeline.store.io.chunks import array_of, read, read_marks, read_whole, remedy
 from pipeline.store.layout import as_text, create_variable, ensure_parents
+from pipeline.types import Weights
 
 GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
 MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
 CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Identity of one checkpoint's weights."""
-
-    digest: str
-    size: int = -1
-    mtime_ns: int = -1
 
 
 def rows_per_chunk(n_stimuli: int) -> int:
@@ -73,7 +64,7 @@ class TowerGroup:
         blocks = -(-n // rows)
         clash = set(layers) & set(ACTIVATIONS)
         if clash:
-            raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}.")
+            raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}")
         ensure_parents(root, path)
         group = root.create_group(path, overwrite=True)
         create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
@@ -126,7 +117,7 @@ class TowerGroup:
         # marks are read only where they have something to say: a damaged one is a block's loss
         if any(labels[n:]) or (n < len(labels) and self.complete[n:].any()):
             raise StoreError(
-                f"{self.group.path}: labels of checkpoints are lost. {remedy(self.group.store)}"
+                f"{self.group.path}: labels of checkpoints are lost", remedy(self.group.store)
             )
         return labels[:n]
 
@@ -229,7 +220,7 @@ class TowerGroup:
         if self.complete[row].any():
             raise StoreError(
                 f"{self.group.path}@{checkpoint}: activations are there; other weights would be "
-                "recorded for them."
+                "recorded for them"
             )
         self._write_weights(slice(row, row + 1), [weights])
         self._columns.clear()
@@ -255,11 +246,12 @@ class TowerGroup:
         if start % rows or stop != min(start + rows, self.n_stimuli):
             raise StoreError(
                 f"{self.group.path}: rows {start}:{stop} are not one whole chunk of {rows} rows; "
-                "two writers that share a chunk overwrite each other's rows. Write whole chunks."
+                "two writers that share a chunk overwrite each other's rows",
+                "Write whole chunks.",
             )
         if list(values) != self.layers:
             raise StoreError(
-                f"{self.group.path}: expected the layers {self.layers}, got {list(values)}."
+                f"{self.group.path}: expected the layers {self.layers}, got {list(values)}"
             )
         row = self.checkpoints.index(checkpoint)
         for layer, block_values in values.items():
@@ -278,7 +270,7 @@ class TowerGroup:
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
         if not self.is_complete(checkpoint):
-            raise StoreError(f"{where}: these activations are not (wholly) extracted yet.")
+            raise StoreError(f"{where}: these activations are not (wholly) extracted yet")
         values = StoredLayer(self, checkpoint, layer)[...]
         return values if rows is None else values[rows]
 
@@ -311,6 +303,6 @@ class StoredLayer:
         values = read(self._array, (self._row, *inside), what=self._where)
         if np.isnan(values).any():  # what is not finite is not stored
             raise StoreError(
-                f"{self._where}: a chunk is lost (it reads as NaN). {remedy(self._array.store)}"
+                f"{self._where}: a chunk is lost (it reads as NaN)", remedy(self._array.store)
             )
         return values

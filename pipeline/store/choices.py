@@ -8,7 +8,7 @@ from pipeline.errors import InputError
 from pipeline.suggest import did_you_mean
 
 
-def one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
+def resolve_one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
     """Return the one that is meant; ambiguity is an error that lists the choices."""
     if given is None:
         if len(choices) == 1:

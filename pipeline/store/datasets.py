@@ -25,7 +25,7 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
 
     lost = lost_keys(group)
     if lost:
-        raise StoreError(f"{lost[0]} is lost. {remedy(group.store)}")
+        raise StoreError(f"{lost[0]} is lost", remedy(group.store))
     try:
         dataset = xr.open_dataset(
             group.store,  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
         ).load()
     except DAMAGE as error:
         raise StoreError(
-            f"{group.path}: stored data are damaged: {error}. {remedy(group.store)}"
+            f"{group.path}: stored data are damaged: {error}", remedy(group.store)
         ) from error
     # numpy's newer variable-length strings cannot be cast to its older ones: give objects
     text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}

@@ -73,7 +73,7 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Outstanding:
+class PendingPairs:
     """What a grid lacks of the pairs that are wanted."""
 
     members: Mapping[str, int]
@@ -98,9 +98,9 @@ class Outstanding:
         return slice(i * self.chunk, (i + 1) * self.chunk)
 
 
-def outstanding(
+def pending_pairs(
     grid: Grid | None, digests: Mapping[str, str], wanted: NDArray[np.bool_], chunk: int
-) -> Outstanding:
+) -> PendingPairs:
     """Compare what is wanted with a grid, or with none.
 
     Parameters
@@ -121,7 +121,7 @@ def outstanding(
     else:
         missing[np.ix_(slots, slots)] = wanted
     missing &= (state != State.DONE) & (state != State.UNDEFINED)
-    return Outstanding(allocation.members, missing | missing.T, chunk)
+    return PendingPairs(allocation.members, missing | missing.T, chunk)
 
 
 class Grid:
@@ -208,8 +208,8 @@ class Grid:
         # slots are marked after their names, and results come after the marks
         if not (slots[:n].all() and named[:n].all()) or self._has_results(n):
             raise StoreError(
-                f"{self.group.path}: slots or names of what was compared are lost. "
-                f"{remedy(self.group.store)}"
+                f"{self.group.path}: slots or names of what was compared are lost",
+                remedy(self.group.store),
             )
         return slots
 
@@ -357,6 +357,6 @@ class Grid:
 
     def _lost(self, name: str, pair: tuple[int, int]) -> StoreError:
         return StoreError(
-            f"{self.group.path}: {name} of slots {self.span(pair)} is lost. "
-            f"{remedy(self.group.store)}"
+            f"{self.group.path}: {name} of slots {self.span(pair)} is lost",
+            remedy(self.group.store),
         )

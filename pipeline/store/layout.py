@@ -17,26 +17,15 @@ from zarr.errors import GroupNotFoundError
 from pipeline import schema
 from pipeline.errors import InputError, StoreError, UnreadableError
 from pipeline.schema import Variable
-from pipeline.store.io.checksum import SealedStore
+from pipeline.store import paths
+from pipeline.store.io.checksum import ChecksumStore
 from pipeline.store.io.chunks import DAMAGE, array_of, quiet, read_whole, remedy
-from pipeline.store.io.lease import Watch
+from pipeline.store.io.lease import LeaseCheck
 from pipeline.store.io.location import Folder, Location, locate
-from pipeline.store.io.write_guard import GuardedStore, write_errors
+from pipeline.store.io.write_guard import WriteGuardStore, write_errors
 
 CODECS = (Crc32cCodec(),)
 """Of every array, the checksum last: without it a flipped bit is read in silence."""
-RUNS = "runs"
-PARTS = (
-    "stimuli",
-    "activations",
-    "measures",
-    "calibration",
-    "competence",
-    "alignment",
-    "convergence",
-    RUNS,
-)
-"""The groups that a store's root may have."""
 ROOT_ATTRIBUTES: dict[str, Any] = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
 
 
@@ -44,7 +33,7 @@ def open_root(
     place: str | Path | Location,
     mode: Literal["r", "r+", "a"] = "r",
     *,
-    lease: Watch | None = None,
+    lease: LeaseCheck | None = None,
 ) -> zarr.Group:
     """Open a store; with mode `a`, make it where there is none.
 
@@ -67,8 +56,8 @@ def open_root(
         _check_folder(location.path)
     if mode != "a" and location.is_empty():  # Zarr would make the folder
         raise InputError(_nothing_at(location))
-    sealed = SealedStore(location.zarr_store(read_only=mode == "r"))
-    store = sealed if mode == "r" else GuardedStore(sealed, location, lease)
+    checked = ChecksumStore(location.zarr_store(read_only=mode == "r"))
+    store = checked if mode == "r" else WriteGuardStore(checked, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
             # of one format: else Zarr asks for three files at once, and leaves two of the errors
@@ -80,11 +69,11 @@ def open_root(
             raise InputError(_not_a_store(location)) from None
         return zarr.create_group(store, zarr_format=3, attributes=dict(ROOT_ATTRIBUTES))
     except UnreadableError as error:
-        raise StoreError(f"{location}: {error}") from None
+        raise StoreError(f"{location}: {error.what}", error.remedy) from None
     except location.failures as error:
-        raise StoreError(f"{location} cannot be read: {error}.") from None
+        raise StoreError(f"{location} cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{location}/zarr.json cannot be read: {error}. {remedy(store)}") from None
+        raise StoreError(f"{location}/zarr.json cannot be read: {error}", remedy(store)) from None
     if root.attrs.get("format") != schema.FORMAT:
         raise InputError(
             f"{location} is a Zarr group, but not a Consilience store. Name another path."
@@ -94,15 +83,15 @@ def open_root(
         older = isinstance(version, int) and version < schema.FORMAT_VERSION
         raise StoreError(
             f"{location} has store format {version}; this is Consilience for format "
-            f"{schema.FORMAT_VERSION}. Use {'an older' if older else 'a newer'} Consilience, or "
-            "another path."
+            f"{schema.FORMAT_VERSION}",
+            f"Use {'an older' if older else 'a newer'} Consilience, or another path.",
         )
     return root
 
 
 def has_parts(location: Location) -> bool:
     """Whether anything has been written to a store but its root."""
-    return any(location.read(f"{part}/zarr.json") for part in PARTS)
+    return any(location.read(paths.metadata(part)) for part in paths.PARTS)
 
 
 def _check_folder(path: Path) -> None:
@@ -124,11 +113,6 @@ def _not_a_store(location: Location) -> str:
             "makes it again."
         )
     return f"{found} Name another path."
-
-
-def activations_path(set_key: str, model: str, tower: str) -> str:
-    """Return the group of one model's tower on one set of stimuli."""
-    return f"activations/{set_key}/{model}/{tower}"
 
 
 def create_variable(
@@ -191,7 +175,7 @@ def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
             names = sorted(name for name, _ in group.groups())
     except DAMAGE as error:
         raise StoreError(
-            f"{where}: metadata below it cannot be read: {error}. {remedy(root.store)}"
+            f"{where}: metadata below it cannot be read: {error}", remedy(root.store)
         ) from None
     yield from names
 
@@ -215,7 +199,7 @@ def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None
         return None
     except DAMAGE as error:
         raise StoreError(
-            f"{path}/zarr.json cannot be read: {error}. {remedy(root.store)}"
+            f"{paths.metadata(path)} cannot be read: {error}", remedy(root.store)
         ) from None
     if not isinstance(found, zarr.Group) or (mark and mark not in found.attrs):
         return None
@@ -224,18 +208,17 @@ def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None
 
 def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
     """Return the rows of the base set that a subset has."""
-    group = find_group(root, f"measures/{subset}", "fingerprint")
+    path = paths.subset(subset)
+    group = find_group(root, path, "fingerprint")
     if group is None:
-        raise StoreError(
-            f"measures/{subset}/zarr.json is lost or was not finished. {remedy(root.store)}"
-        )
+        raise StoreError(f"{paths.metadata(path)} is lost or was not finished", remedy(root.store))
     return read_whole(array_of(group, "row")).astype(np.int64)
 
 
 def delete(root: zarr.Group, path: str) -> None:
     """Remove a group or array, damaged or not, if it is there."""
     # what says that it is there goes first: a run may be killed while the rest goes, in any order
-    sync(root.store.delete(f"{path}/zarr.json"))
+    sync(root.store.delete(paths.metadata(path)))
     sync(root.store.delete_dir(path))
 
 

@@ -9,12 +9,13 @@ import zarr
 
 from pipeline.schema import STIMULI
 from pipeline.stimuli import StimulusSet
+from pipeline.store import paths
 from pipeline.store.layout import create_variable, ensure_parents, find_group
 
 
 def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     """Write ids, captions, labels and, where all have one size, images. Driver only."""
-    path = f"stimuli/{stimuli.key}"
+    path = paths.stimuli(stimuli.key)
     if find_group(root, path, "fingerprint") is not None:
         return
     ensure_parents(root, path)

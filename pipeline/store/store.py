@@ -12,11 +12,13 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import ENCODER, PROBE, State
+from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import Encoder, encoders
-from pipeline.store.choices import one, unique
+from pipeline.store.catalog import encoders
+from pipeline.store.choices import resolve_one, unique
 from pipeline.store.datasets import read_dataset
 from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import remedy
@@ -72,10 +74,10 @@ class Store:
     @property
     def sets(self) -> list[str]:
         """Keys of the stimulus sets."""
-        return list(child_groups(self.root, "stimuli"))
+        return list(child_groups(self.root, paths.STIMULI))
 
     def _set(self, key: str | None) -> str:
-        return one(key, self.sets, "set", "set")
+        return resolve_one(key, self.sets, "set", "set")
 
     @cached_property
     def _encoders(self) -> dict[str, list[Encoder]]:
@@ -130,7 +132,7 @@ class Store:
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
         """Return ids, captions, labels and, where they are stored, the images of a set."""
-        return self._dataset(f"stimuli/{self._set(set)}")
+        return self._dataset(paths.stimuli(self._set(set)))
 
     def activations(
         self,
@@ -177,13 +179,13 @@ class Store:
                 f"there is no model {model!r} in {self.path}."
                 f"{did_you_mean(model, known)} store.catalog() lists them."
             )
-        tower = one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
+        tower = resolve_one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
         found = [e for e in found if e.tower == tower]
-        checkpoint = one(
+        checkpoint = resolve_one(
             checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
         )
         encoder = next(e for e in found if e.checkpoint == checkpoint)
-        layer = one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
+        layer = resolve_one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
         group = TowerGroup(self.group(encoder.path))
         stored = StoredLayer(group, checkpoint, layer)
         return xr.DataArray(
@@ -208,8 +210,8 @@ class Store:
     def _compared(self) -> dict[str, dict[str, Any]]:
         """Key → attributes of all subsets, those of distinct captions included."""
         return {
-            key: dict(self.group(f"measures/{key}").attrs)
-            for key in child_groups(self.root, "measures")
+            key: dict(self.group(paths.subset(key)).attrs)
+            for key in child_groups(self.root, paths.SCORES)
         }
 
     def labels(self, subset: str | None = None) -> list[str]:
@@ -217,20 +219,20 @@ class Store:
         key = self.subset(subset)
         return [
             label
-            for label in child_groups(self.root, "measures", key)
-            if find_group(self.root, f"measures/{key}/{label}", "chunk") is not None
+            for label in child_groups(self.root, paths.SCORES, key)
+            if find_group(self.root, paths.scores(key, label), "chunk") is not None
         ]
 
     def subset(self, key: str | None = None) -> str:
         """Return the key of the subset that is meant; ambiguity is an error that lists all."""
-        return one(key, self.subsets, "subset", "subset")
+        return resolve_one(key, self.subsets, "subset", "subset")
 
     def _parts(self, subset: str | None, label: str) -> list[str]:
         """Return the groups of a label: the subset's, and that of its distinct captions."""
         key = self.subset(subset)
-        label = one(label, self.labels(key), "label", "measure")
+        label = resolve_one(label, self.labels(key), "label", "measure")
         captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
-        parts = [f"measures/{k}/{label}" for k in (key, *captions)]
+        parts = [paths.scores(k, label) for k in (key, *captions)]
         return [p for p in parts if find_group(self.root, p, "chunk") is not None]
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
@@ -302,10 +304,12 @@ class Store:
             Where it is damaged, or was calibrated in a way that is known to be wrong today.
         """
         key = self.subset(subset)
-        label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
+        label = resolve_one(
+            label, list(child_groups(self.root, "alignment", key)), "label", "alignment"
+        )
         self.measure(label, key)
         self._check_calibration(key, label)
-        dataset = self._dataset(f"alignment/{key}/{label}")
+        dataset = self._dataset(paths.dataset("alignment", key, label))
         schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
         return dataset
 
@@ -318,23 +322,24 @@ class Store:
             As `alignment`.
         """
         key = self.subset(subset)
-        label = one(
+        label = resolve_one(
             label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
         )
         self.measure(label, key)
         self._check_calibration(key, label)
-        return self._dataset(f"convergence/{key}/{label}")
+        return self._dataset(paths.dataset("convergence", key, label))
 
     def _check_calibration(self, key: str, label: str) -> None:
         """Refuse what was calibrated in a way that is known to be wrong today."""
         from pipeline.analysis.alignment import outdated
 
-        path = f"alignment/{key}/{label}"
+        path = paths.dataset("alignment", key, label)
         group = find_group(self.root, path)
         if group is not None and (why := outdated(dict(group.attrs))):
             raise StoreError(
-                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
-                f"workflow that compares by {label}, makes it anew."
+                f"{self.path}: {path} cannot be used: {why}",
+                f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
+                "anew.",
             )
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
@@ -345,12 +350,13 @@ class Store:
         StoreError
             Where it has not been measured, or by another probe than this version's.
         """
-        path = f"competence/{self.subset(subset)}"
+        path = paths.dataset("competence", self.subset(subset))
         dataset = self._dataset(path)
         if dataset.attrs.get("probe") != PROBE:
             raise StoreError(
                 f"{self.path}: {path} was measured by another probe than this version's ({PROBE}), "
-                "and cannot be compared with it. `consilience run WORKFLOW` measures it anew."
+                "and cannot be compared with it",
+                "`consilience run WORKFLOW` measures it anew.",
             )
         schema.validate(dataset, ENCODER)
         return dataset
@@ -423,7 +429,7 @@ class Store:
         """Return one of the store's Zarr groups."""
         group = find_group(self.root, path)
         if group is None:
-            raise StoreError(f"{self.path}: {path} is not there. {remedy(self.root.store)}")
+            raise StoreError(f"{self.path}: {path} is not there", remedy(self.root.store))
         return group
 
     def _dataset(self, path: str) -> xr.Dataset:
@@ -431,8 +437,8 @@ class Store:
         group = find_group(self.root, path)
         if group is None:
             raise StoreError(
-                f"{self.path} has no {path}: that stage has not been run. "
-                "`consilience run WORKFLOW` does what is missing."
+                f"{self.path} has no {path}: that stage has not been run",
+                "`consilience run WORKFLOW` does what is missing.",
             )
         return read_dataset(group)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoder import Encoder
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
 
 Mask = NDArray[np.bool_]
 

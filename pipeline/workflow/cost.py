@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.measures.footprint import (
     DOUBLE,
@@ -30,7 +31,6 @@ from pipeline.measures.footprint import (
 from pipeline.schema import AGGREGATES
 from pipeline.stimuli import StimulusSet, Subset
 from pipeline.store.activations import rows_per_chunk
-from pipeline.store.catalog import Encoder
 
 if TYPE_CHECKING:
     from pipeline.workflow.representations import Budget, Member

@@ -10,14 +10,16 @@ import numpy as np
 import zarr
 
 from pipeline.config.registry import Registry, load_registry
+from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import ConsilienceError, InputError
 from pipeline.stimuli import StimulusSet, Subset, load_stimuli
+from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
-from pipeline.store.grid import Outstanding, outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.catalog import tower_encoders
+from pipeline.store.grid import PendingPairs, pending_pairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.io.location import locate
-from pipeline.store.layout import activations_path, find_group, open_root
+from pipeline.store.layout import find_group, open_root
 from pipeline.training import (
     TrainingRecipe,
     is_trained,
@@ -171,7 +173,7 @@ def _check_trainings(
         for r in recipes
         if is_trained_otherwise(r)
         and any(
-            find_group(root, activations_path(stimuli.key, r.model.id, tower), "recipe_digest")
+            find_group(root, paths.tower(stimuli.key, r.model.id, tower), "recipe_digest")
             is not None
             for tower in r.model.towers
         )
@@ -225,7 +227,7 @@ def stored_encoders(
     root: zarr.Group | None, model: ModelPlan, tower: str, stimuli: StimulusSet
 ) -> list[Encoder]:
     """Return the complete encoders of a model's tower that the workflow names."""
-    path = activations_path(stimuli.key, model.spec.id, tower)
+    path = paths.tower(stimuli.key, model.spec.id, tower)
     group = find_group(root, path, "recipe_digest") if root is not None else None
     if group is None:
         return []
@@ -273,7 +275,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
     costs: dict[str, list[Cost]] = {"compare": [], "calibrate": []}
     kept = 0.0
 
-    def count(stage: str, todo: Mapping[str, Outstanding], wanted: Mask) -> None:
+    def count(stage: str, todo: Mapping[str, PendingPairs], wanted: Mask) -> None:
         pairs[stage][0] += sum(each.n_pairs for each in todo.values())
         pairs[stage][1] += len(todo) * int(np.triu(wanted).sum())
 
@@ -287,7 +289,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         }
         count("compare", todo, wanted)
         tasks = compare.compare_tasks(
-            todo, specs, c.encoders, Site(workflow.store), c.subset, budget, device
+            todo, specs, c.encoders, StoreRef(workflow.store), c.subset, budget, device
         )
         costs["compare"] += [compare_cost(task.arguments[0], c.subset) for task in tasks]
         kept += kept_by_all(c.encoders, c.subset, specs)
@@ -295,7 +297,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
             continue
         digests, wanted = calibrate.wanted_nulls(c)
         todo = {
-            label: outstanding(
+            label: pending_pairs(
                 calibrate.find_null(roots[label], c.subset, label, spec, settings),
                 digests,
                 wanted,
@@ -305,7 +307,7 @@ def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
         }
         count("calibrate", todo, wanted)
         tasks = calibrate.null_tasks(
-            todo, specs, c.encoders, settings, Site(workflow.store), c.subset, budget
+            todo, specs, c.encoders, settings, StoreRef(workflow.store), c.subset, budget
         )
         costs["calibrate"] += [null_cost(task.arguments[0], c.subset) for task in tasks]
     for name, (n_missing, n_wanted) in pairs.items():

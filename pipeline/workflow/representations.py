@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.cluster import worker_folder
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
 from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import Encoder
 from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.scratch import Held, Scratch
 

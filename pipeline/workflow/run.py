@@ -33,11 +33,11 @@ from pipeline.cluster.workers import (
     rooms_to_be,
     timed,
 )
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.progress import stage
-from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding, outstanding
-from pipeline.store.io.lease import Lease, Site, lease
+from pipeline.store.grid import Grid, PendingPairs, pending_pairs
+from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
 from pipeline.store.layout import has_parts, open_root, sweep_partial
 from pipeline.store.stimuli import write_stimuli
@@ -230,7 +230,7 @@ class _Run:
         self.specs = plan.workflow.compare.specs
         self.budget = plan.workflow.compare.budget
         # workers may stand in another folder
-        self.site = Site(absolute(plan.workflow.store), held.token)
+        self.site = StoreRef(absolute(plan.workflow.store), held.token)
 
     def all_stages(self) -> None:
         if not self.plan.is_done:
@@ -330,7 +330,7 @@ class _Run:
         grids: dict[str, dict[str, Grid]] = {}
         for c in comparisons:
             digests, wanted = compare.wanted_scores(c)
-            todo: dict[str, Outstanding] = {}
+            todo: dict[str, PendingPairs] = {}
             grids[c.subset.key] = {}
             for label, spec in self.specs.items():
                 grid = compare.ensure_grid(self.root, c.subset, label, spec)
@@ -356,11 +356,11 @@ class _Run:
         tasks: list[Task] = []
         for c in comparisons:
             digests, wanted = calibrate.wanted_nulls(c)
-            todo: dict[str, Outstanding] = {}
+            todo: dict[str, PendingPairs] = {}
             for label, spec in self.specs.items():
                 grid = calibrate.ensure_null(self.root, c.subset, label, spec, settings)
                 grid.admit(digests)
-                todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+                todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
             tasks += calibrate.null_tasks(
                 todo, self.specs, c.encoders, settings, self.site, c.subset, self.budget
             )

@@ -14,8 +14,9 @@ from zoo import Zoo, build, chunk_files, digits_inputs, flip_byte
 from pipeline.config.registry import load_registry
 from pipeline.errors import StoreError
 from pipeline.store import Store, activations
-from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
+from pipeline.store.activations import TowerGroup, rows_per_chunk
 from pipeline.store.layout import open_root
+from pipeline.types import Weights
 
 PATH = "activations/set-0/timm/m/image"
 LAYERS = {"stem": 2, "a": 3}

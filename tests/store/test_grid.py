@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.schema import CALIBRATION, MEASURES, Slot, State
-from pipeline.store.grid import Grid, Outstanding, allocate, padded_state
+from pipeline.schema import CALIBRATION, SIMILARITY_GRID, Slot, State
+from pipeline.store.grid import Grid, PendingPairs, allocate, padded_state
 
 CHUNK = 4
 
@@ -18,7 +18,7 @@ def new_grid(table: str = "measures") -> Grid:
     root = zarr.open_group(zarr.storage.MemoryStore(), mode="w", zarr_format=3)
     if table == "measures":
         return Grid.create(
-            root, "g", "representation", MEASURES, chunk=CHUNK, sizes={}, attributes={"a": 1}
+            root, "g", "representation", SIMILARITY_GRID, chunk=CHUNK, sizes={}, attributes={"a": 1}
         )
     sizes = {"aggregate": 2, "permutation": 3}
     return Grid.create(root, "g", "encoder", CALIBRATION, chunk=CHUNK, sizes=sizes, attributes={})
@@ -161,7 +161,7 @@ def test_blocks__each_with_something_missing_once(
     for a, b in pairs:
         missing[a, b] = True
     expected = sorted({tuple(sorted((a // 4, b // 4))) for a, b in pairs})
-    assert list(Outstanding({}, missing | missing.T, 4).blocks()) == expected
+    assert list(PendingPairs({}, missing | missing.T, 4).blocks()) == expected
 
 
 DIGESTS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"), max_size=8)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from zoo import MEASURES, N_PERMUTATIONS, Zoo
 
 from pipeline.calibration import permutation_null, permutations
+from pipeline.encoder import Encoder
 from pipeline.measures import prepare
 from pipeline.schema import State
 from pipeline.stimuli.digits import load_digits
 from pipeline.store import Store
-from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid
 
 K = 5

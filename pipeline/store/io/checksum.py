@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
-SEAL = "metadata_crc32c"
+CHECKSUM = "metadata_crc32c"
 """The attribute."""
 METADATA = "zarr.json"
 _OF_DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
-class SealedStore(WrapperStore[Any]):
+class ChecksumStore(WrapperStore[Any]):
     """A Zarr store in which metadata that are not as they were written cannot be read."""
 
     async def get(
@@ -55,22 +55,22 @@ class SealedStore(WrapperStore[Any]):
         if found is None or not _is_metadata(key) or byte_range is not None:
             return found
         # a root without may be of another format, or nobody's: whoever opens it looks
-        text = unsealed(key, found.to_bytes(), strict=key != METADATA)
+        text = without_checksum(key, found.to_bytes(), strict=key != METADATA)
         return prototype.buffer.from_bytes(text)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one object."""
-        await super().set(key, _sealed(key, value))
+        await super().set(key, _with_checksum(key, value))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write one object where there is none."""
-        await super().set_if_not_exists(key, _sealed(key, value))
+        await super().set_if_not_exists(key, _with_checksum(key, value))
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
-        await super()._set_many([(key, _sealed(key, value)) for key, value in values])
+        await super()._set_many([(key, _with_checksum(key, value)) for key, value in values])
 
 
-def unsealed(key: str, text: bytes, *, strict: bool = True) -> bytes:
+def without_checksum(key: str, text: bytes, *, strict: bool = True) -> bytes:
     """Return metadata without their checksum.
 
     Parameters
@@ -85,7 +85,7 @@ def unsealed(key: str, text: bytes, *, strict: bool = True) -> bytes:
     """
     document = json.loads(text)
     attributes = document.get("attributes") if isinstance(document, dict) else None
-    written = attributes.pop(SEAL, None) if isinstance(attributes, dict) else None
+    written = attributes.pop(CHECKSUM, None) if isinstance(attributes, dict) else None
     if written is None and not strict:
         return text
     if written is None:
@@ -97,8 +97,8 @@ def unsealed(key: str, text: bytes, *, strict: bool = True) -> bytes:
 
 def _unreadable(key: str, why: str) -> UnreadableError:
     return UnreadableError(
-        f"{key} cannot be read now: {why}. That says nothing of damage: look to its rights, the "
-        "disk or the network, and try again."
+        f"{key} cannot be read now: {why}",
+        "It need not be damaged: check its permissions, the disk or the network, and try again.",
     )
 
 
@@ -106,13 +106,13 @@ def _is_metadata(key: str) -> bool:
     return key.rpartition("/")[2] == METADATA
 
 
-def _sealed(key: str, value: Buffer) -> Buffer:
+def _with_checksum(key: str, value: Buffer) -> Buffer:
     if not _is_metadata(key):
         return value
     document = json.loads(value.to_bytes())
     attributes = document.setdefault("attributes", {})
-    attributes.pop(SEAL, None)
-    attributes[SEAL] = _checksum(key, document)
+    attributes.pop(CHECKSUM, None)
+    attributes[CHECKSUM] = _checksum(key, document)
     return cpu.Buffer.from_bytes(json.dumps(document, indent=2).encode())
 
 

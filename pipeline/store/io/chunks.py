@@ -50,7 +50,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     except DAMAGE as error:
         why = str(error)
     raise StoreError(
-        f"{group.path}/{name}/zarr.json cannot be read: {why}. {remedy(group.store)}"
+        f"{group.path}/{name}/zarr.json cannot be read: {why}", remedy(group.store)
     ) from None
 
 
@@ -92,7 +92,7 @@ def _damage_named(array: zarr.Array[Any], what: str = "") -> Iterator[None]:
         yield
     except DAMAGE as error:
         raise StoreError(
-            f"{what or array.path}: stored data are damaged: {error}. {remedy(array.store)}"
+            f"{what or array.path}: stored data are damaged: {error}", remedy(array.store)
         ) from error
 
 
@@ -110,8 +110,8 @@ def read_whole(array: zarr.Array[Any], *, rows: int | None = None, what: str = "
             continue
         if _is_fill(values[region_of(array, index)], array) and not is_there(array, index):
             raise StoreError(
-                f"{what or array.path}: a chunk is lost ({key_of(array, index)}). "
-                f"{remedy(array.store)}"
+                f"{what or array.path}: a chunk is lost ({key_of(array, index)})",
+                remedy(array.store),
             )
     return values
 
@@ -132,7 +132,7 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
         found = raw_chunks(array, indices)
     except DAMAGE as error:
         raise StoreError(
-            f"{array.path}: stored data cannot be read: {error}. {remedy(array.store)}"
+            f"{array.path}: stored data cannot be read: {error}", remedy(array.store)
         ) from error
     for index, data in zip(indices, found, strict=True):
         if data is None:
@@ -141,7 +141,7 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
             raise data
         if why := fault(data, 1):
             raise StoreError(
-                f"{key_of(array, index)}: stored data are damaged: {why}. {remedy(array.store)}"
+                f"{key_of(array, index)}: stored data are damaged: {why}", remedy(array.store)
             )
         marks[index] = data[0]
     return marks
@@ -253,7 +253,7 @@ def arrays_of(group: zarr.Group) -> list[tuple[str, zarr.Array[Any]]]:
             return sorted(group.arrays())
     except DAMAGE as error:
         raise StoreError(
-            f"{group.path}: metadata below it cannot be read: {error}. {remedy(group.store)}"
+            f"{group.path}: metadata below it cannot be read: {error}", remedy(group.store)
         ) from None
 
 

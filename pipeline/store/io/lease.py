@@ -55,12 +55,12 @@ class Holder:
         )
 
 
-class Watch:
+class LeaseCheck:
     """A lock that a run holds, as one of its tasks sees it: `check` says when it is lost."""
 
     def __init__(self, location: Location, token: str) -> None:
         self._location, self.token = location, token
-        self._guard, self._lost = RLock(), ""
+        self._mutex, self._lost = RLock(), ""
         self._looked, self._tried = _clock(), float("-inf")
 
     def check(self) -> None:
@@ -72,7 +72,7 @@ class Watch:
             Where another run has taken the lock, someone has removed it, or it could not be
             looked at or renewed for as long as it takes to become stale.
         """
-        with self._guard:
+        with self._mutex:
             now = _clock()
             if not self._lost and now - self._tried > LOOK:
                 self._tried = now
@@ -82,9 +82,9 @@ class Watch:
                     self._lost = f"its lock could not be looked at for {silent:.0f} s"
             if self._lost:
                 raise LostError(
-                    f"{self._location}: this run has lost the store: {self._lost}. It has stopped "
-                    "writing; what is written is whole and kept. Run again once no other run is "
-                    "at work."
+                    f"{self._location}: this run has lost the store: {self._lost}",
+                    "It has stopped writing; what is written is whole and kept. Run again once no "
+                    "other run is at work.",
                 )
 
     def _look(self) -> None:
@@ -102,7 +102,7 @@ class Watch:
         return bool(self._lost)
 
 
-class Lease(Watch):
+class Lease(LeaseCheck):
     """A lock that is held by this process, and renewed."""
 
     def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
@@ -118,7 +118,7 @@ class Lease(Watch):
 
     def renew(self) -> None:
         """Say that this run is alive, or find out that the lock is lost."""
-        with self._guard:
+        with self._mutex:
             if self._lost:
                 return
             now = _clock()
@@ -150,16 +150,16 @@ class Lease(Watch):
 
 
 @dataclass(frozen=True)
-class Site:
+class StoreRef:
     """A store as tasks are told of it: where it stands, and under which lock they write."""
 
     place: str
     token: str = ""
     """Of the lock; empty where nothing is locked."""
 
-    def watch(self) -> Watch | None:
+    def lease_check(self) -> LeaseCheck | None:
         """Return what has to be held for as long as anything is written."""
-        return Watch(locate(self.place), self.token) if self.token else None
+        return LeaseCheck(locate(self.place), self.token) if self.token else None
 
 
 @contextmanager
@@ -266,9 +266,9 @@ def _acquire(
             if left <= 0:
                 raise StoreError(
                     f"{location} is in use by {error}"
-                    f"{f', and was for the {wait:g} s of --wait' if wait else ''}. Wait until that "
-                    "run has ended (--wait SECONDS does); if it is certain that it has, remove "
-                    f"{location}/{LOCK}."
+                    f"{f', and was for the {wait:g} s of --wait' if wait else ''}",
+                    "Wait until that run has ended (--wait SECONDS does); if it is certain that it "
+                    f"has, remove {location}/{LOCK}.",
                 ) from None
             if not told:
                 on_wait(str(error))
@@ -276,9 +276,9 @@ def _acquire(
             time.sleep(min(1.0, left))
         except OSError as error:
             raise StoreError(
-                f"{location} cannot be written: {error.strerror or error}. To look at it, "
-                "`consilience store` and `consilience report` need only read; to run, name a "
-                "store that can be written, with --store."
+                f"{location} cannot be written: {error.strerror or error}",
+                "To look at it, `consilience store` and `consilience report` need only read; to "
+                "run, name a store that can be written, with --store.",
             ) from None
 
 
@@ -336,4 +336,14 @@ def _clock() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-__all__ = ["BEAT", "STALE", "Holder", "Lease", "Site", "Watch", "at_work", "holder", "lease"]
+__all__ = [
+    "BEAT",
+    "STALE",
+    "Holder",
+    "Lease",
+    "LeaseCheck",
+    "StoreRef",
+    "at_work",
+    "holder",
+    "lease",
+]

@@ -187,13 +187,14 @@ def _plain_errors(url: str) -> Iterator[None]:
         raise
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise StoreError(
-            f"{url}: access was refused ({_first_line(error)}). Credentials come from the "
-            "environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL."
+            f"{url}: access was refused ({_first_line(error)})",
+            "Credentials come from the environment: AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.",
         ) from None
     except (GenericError, BaseError) as error:
         raise StoreError(
-            f"{url} cannot be reached: {_first_line(error)}. Check the bucket's name, "
-            "AWS_ENDPOINT_URL and the network."
+            f"{url} cannot be reached: {_first_line(error)}",
+            "Check the bucket's name, AWS_ENDPOINT_URL and the network.",
         ) from None
 
 

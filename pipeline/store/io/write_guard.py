@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import WrapperStore
 
 from pipeline.errors import StoreError
-from pipeline.store.io.lease import Watch
+from pipeline.store.io.lease import LeaseCheck
 from pipeline.store.io.location import Location
 
 if TYPE_CHECKING:
@@ -21,14 +21,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class GuardedStore(WrapperStore["ZarrStore"]):
+class WriteGuardStore(WrapperStore["ZarrStore"]):
     """A Zarr store that writes only while the lease, if one is given, is held."""
 
-    def __init__(self, store: ZarrStore, location: Location, lease: Watch | None = None) -> None:
+    def __init__(
+        self, store: ZarrStore, location: Location, lease: LeaseCheck | None = None
+    ) -> None:
         super().__init__(store)
         self._location, self._lease = location, lease
 
-    def _with_store(self, store: ZarrStore) -> GuardedStore:
+    def _with_store(self, store: ZarrStore) -> WriteGuardStore:
         return type(self)(store, self._location, self._lease)
 
     @contextmanager
@@ -90,5 +92,5 @@ def write_errors(location: Location) -> Iterator[None]:
         elif number in _CLOSED:
             remedy = "Give this account the right to write, or name another store with --store."
         raise StoreError(
-            f"{location} cannot be written: {why}. {remedy} What was finished is kept."
+            f"{location} cannot be written: {why}", f"{remedy} What was finished is kept."
         ) from error

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import zarr
 
-from pipeline.store.io.checksum import METADATA, SealedStore, unsealed
+from pipeline.store import paths
+from pipeline.store.io.checksum import METADATA, ChecksumStore, without_checksum
 from pipeline.store.io.lease import at_work, lease
 from pipeline.store.io.location import Location, Record, locate
-from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, open_root
+from pipeline.store.layout import ROOT_ATTRIBUTES, open_root
 from pipeline.store.verify.parts import VERIFIERS
 from pipeline.store.verify.scan import Damage, Scan, Verification
 
@@ -82,7 +83,7 @@ def _root_damage(location: Location) -> Damage | None:
     record = location.read(METADATA) if not location.is_empty() else None
     why = _unreadable(METADATA, record)
     if not why or all(
-        _unreadable(key, location.read(key)) for key in (f"{part}/{METADATA}" for part in PARTS)
+        _unreadable(key, location.read(key)) for key in map(paths.metadata, paths.PARTS)
     ):
         open_root(location)
         return None
@@ -99,7 +100,7 @@ def _unreadable(key: str, record: Record | None) -> str:
     if record is None:
         return "its zarr.json is lost"
     try:
-        unsealed(key, record.content)
+        without_checksum(key, record.content)
     except ValueError as error:
         return f"its zarr.json cannot be read: {error}"
     return ""
@@ -113,7 +114,7 @@ def _write_root(location: Location) -> None:
     """Write the metadata of a store's root, which is the same for all."""
     location.remove(METADATA)
     zarr.open_group(
-        SealedStore(location.zarr_store(read_only=False)),
+        ChecksumStore(location.zarr_store(read_only=False)),
         mode="a",
         zarr_format=3,
         attributes=dict(ROOT_ATTRIBUTES),
@@ -126,7 +127,7 @@ def _verify(location: Location, root: zarr.Group) -> Verification:
     for path in location.partials():
         mend = partial(_remove, location, path)
         scan.add(path, "left by a killed writer", path, "removed", mend)
-    for part in PARTS:
+    for part in paths.PARTS:
         if scan.is_group(part):
             VERIFIERS[part](scan, part)
     scan.found.arrays = len(scan.seen)

@@ -14,16 +14,17 @@ from pipeline.schema import (
     ANALYTIC_CALIBRATION,
     CALIBRATION,
     LOG,
-    MEASURES,
+    SIMILARITY_GRID,
     State,
     Variable,
     layer_variable,
 )
+from pipeline.store import paths
 from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
 from pipeline.store.datasets import lost_keys, variables
 from pipeline.store.grid import COLUMN_CHUNK, Grid
 from pipeline.store.io.chunks import Index, array_of, read_whole, stored_chunks
-from pipeline.store.layout import RUNS, create_variable, delete
+from pipeline.store.layout import create_variable, delete
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
 
 _AGAIN = "marked as missing; the next run computes it again"
@@ -70,7 +71,7 @@ class _Tower:
             for name in ("step", "weights_digest", "weights_size", "weights_mtime_ns"):
                 found.column(name)
         except StoreError as error:
-            self.lost(self.path, str(error).partition(". `")[0])
+            self.lost(self.path, error.what)
             return
         self.blocks(found, labels)
 
@@ -90,10 +91,10 @@ class _Tower:
             array = array_of(group, "stimulus")
             bad = [why for _, why in self.scan.faults(array)]
         except StoreError as error:
-            bad = [str(error).partition(". `")[0]]
+            bad = [error.what]
         if not bad:
             return True
-        source = f"stimuli/{self.path.split('/')[1]}"
+        source = paths.stimuli(paths.tower_parts(self.path)[0])
         column = "stimulus" if self.tower == "image" else "caption_id"
         try:
             ids = [str(i) for i in read_whole(array_of(self.scan.root, f"{source}/{column}"))]
@@ -196,7 +197,7 @@ def verify_measures(scan: Scan, part: str) -> None:
             try:
                 bad = [why for _, why in scan.faults(array_of(group, "row"))]
             except StoreError as error:
-                bad = [str(error).partition(". `")[0]]
+                bad = [error.what]
             if bad:
                 scan.add(
                     f"subset {subset}, its rows", bad[0], f"{path}/row", _MADE,
@@ -205,7 +206,7 @@ def verify_measures(scan: Scan, part: str) -> None:
         for label in scan.children(path):
             if label != "row":
                 name = f"measure {label} on {subset}"
-                _Grid(scan, f"{path}/{label}", name, "representation", MEASURES).verify()
+                _Grid(scan, f"{path}/{label}", name, "representation", SIMILARITY_GRID).verify()
 
 
 def verify_calibration(scan: Scan, part: str) -> None:
@@ -245,7 +246,7 @@ class _Grid:
         try:
             _ = grid.slots, grid.members
         except StoreError as error:
-            self.lost(self.path, str(error).partition(". `")[0])
+            self.lost(self.path, error.what)
             return
         for name in self.table:
             if not self.is_pairwise(name):
@@ -363,7 +364,7 @@ def _verify_datasets(scan: Scan, path: str, depth: int, what: str, mark: str) ->
                         faults.append(fault)
                         where = array.path
             except StoreError as error:
-                faults = [str(error).partition(". `")[0]]
+                faults = [error.what]
         for fault in faults:
             scan.add(f"{what} {below.partition('/')[2]}", fault, where, _MADE, mend)
 
@@ -379,12 +380,12 @@ def _verify_runs(scan: Scan, part: str) -> None:
 
 
 VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
-    "stimuli": _datasets(1, "stimuli", "fingerprint"),
-    "activations": verify_activations,
-    "measures": verify_measures,
-    "calibration": verify_calibration,
+    paths.STIMULI: _datasets(1, "stimuli", "fingerprint"),
+    paths.ACTIVATIONS: verify_activations,
+    paths.SCORES: verify_measures,
+    paths.NULLS: verify_calibration,
     "competence": _datasets(1, "competence", "inputs"),
     "alignment": _datasets(2, "alignment", "inputs"),
     "convergence": _datasets(2, "convergence", "inputs"),
-    RUNS: _verify_runs,
+    paths.RUNS: _verify_runs,
 }

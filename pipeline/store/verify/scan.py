@@ -171,7 +171,7 @@ class Scan:
             self.seen.add(array_of(parent, name).path)
         except StoreError as error:
             self.add(
-                path, str(error).partition(". `")[0], f"{path}/zarr.json",
+                path, error.what, f"{path}/zarr.json",
                 "made again from its siblings",
                 partial(_new_array, where, variable, shape, chunk, attributes or {}),
             )  # fmt: skip

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pipeline.analysis.alignment import Compared, alignment_dataset
 from pipeline.calibration import VERSION
 from pipeline.cluster import Task
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.schema import AGGREGATES, ENCODER, PROBE, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import Encoder
 from pipeline.store.io.chunks import array_of, read_whole
 from pipeline.store.layout import (
     CODECS,

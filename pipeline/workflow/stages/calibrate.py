@@ -20,12 +20,12 @@ from pipeline.calibration import (
     tail_bounds,
 )
 from pipeline.cluster import Task
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.schema import AGGREGATES, ANALYTIC_CALIBRATION, CALIBRATION, State
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.grid import Grid, PendingPairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import find_group, open_root
 from pipeline.workflow.comparisons import Comparison, Mask
 from pipeline.workflow.cost import null_cost
@@ -97,7 +97,7 @@ def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
 class NullJob:
     """One block of encoder pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: Site
+    store: StoreRef
     subset: str
     specs: Mapping[str, MeasureSpec]
     calibrate: CalibrateSpec
@@ -111,11 +111,11 @@ class NullJob:
 
 
 def null_tasks(
-    todo: Mapping[str, Outstanding],
+    todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
     calibrate: CalibrateSpec,
-    store: Site,
+    store: StoreRef,
     subset: Subset,
     budget: Budget,
 ) -> Iterator[Task]:
@@ -168,7 +168,7 @@ def null_job(job: NullJob) -> int:
     )
     wanted = job.missing[np.ix_(list(job.left), list(job.right))]
     in_order = _in_order(job)
-    root = open_root(job.store.place, "r+", lease=job.store.watch())
+    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
     for (method, count), specs in _by_method(job).items():
         masks = dict.fromkeys(specs, wanted)
         permuted = dict(masks)

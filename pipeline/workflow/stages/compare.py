@@ -11,15 +11,15 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.cluster import Device, Task
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.panels import resolve_device
-from pipeline.schema import MEASURES, Variable
+from pipeline.schema import SIMILARITY_GRID, Variable
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding, outstanding
+from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.chunks import read
-from pipeline.store.io.lease import Site
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import (
     child_groups,
     create_variable,
@@ -94,7 +94,7 @@ def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec)
         root,
         f"measures/{subset.key}/{label}",
         "representation",
-        MEASURES,
+        SIMILARITY_GRID,
         chunk=CHUNK,
         sizes={},
         attributes={
@@ -119,14 +119,14 @@ def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
 
 def outstanding_scores(
     grid: Grid | None, digests: Mapping[str, str], wanted: Mask, spec: MeasureSpec
-) -> Outstanding:
+) -> PendingPairs:
     """Compare what is wanted of one measure with its grid, or with none.
 
     What there is to say of single representations comes back from workers and is written by the
     driver. Where a driver was killed in between, the pairs are done and it is lost: one pair of
     such a representation is then asked for again.
     """
-    todo = outstanding(grid, digests, wanted, CHUNK)
+    todo = pending_pairs(grid, digests, wanted, CHUNK)
     if grid is None:
         return todo
     slots = np.array([todo.members[m] for m in digests], dtype=np.int64)
@@ -150,7 +150,7 @@ def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
 class CompareJob:
     """One block of pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: Site
+    store: StoreRef
     subset: str
     specs: Mapping[str, MeasureSpec]
     i: int
@@ -163,10 +163,10 @@ class CompareJob:
 
 
 def compare_tasks(
-    todo: Mapping[str, Outstanding],
+    todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
-    store: Site,
+    store: StoreRef,
     subset: Subset,
     budget: Budget,
     device: Device,
@@ -238,7 +238,7 @@ def compare_job(job: CompareJob) -> Facts:
     both = left if diagonal else [*left, *right]
     prepared = prepare_members(job.store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
-    root = open_root(job.store.place, "r+", lease=job.store.watch())
+    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
     facts: Facts = {}
     device = resolve_device(job.device)
     refused: list[str] = []

@@ -14,13 +14,15 @@ from pipeline.allocator import own_pages
 from pipeline.cluster import Device, Task
 from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
-from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
-from pipeline.store.catalog import in_training_order
-from pipeline.store.io.lease import Site
-from pipeline.store.layout import activations_path, delete, find_group, open_root
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup, rows_per_chunk
+from pipeline.store.io.lease import StoreRef
+from pipeline.store.layout import delete, find_group, open_root
+from pipeline.types import Weights
 from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ def _blocks(n: int) -> list[Block]:
 def _stored(
     root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
 ) -> TowerGroup | None:
-    path = activations_path(stimuli.key, spec.id, tower)
+    path = paths.tower(stimuli.key, spec.id, tower)
     group = find_group(root, path, "recipe_digest") if root is not None else None
     return None if group is None else TowerGroup(group)
 
@@ -196,7 +198,7 @@ def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
     spec = plan.spec
     steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
     for tower in spec.towers:
-        path = activations_path(stimuli.key, spec.id, tower)
+        path = paths.tower(stimuli.key, spec.id, tower)
         if plan.replace:
             delete(root, path)
         group = _stored(root, spec, tower, stimuli) or _create(root, path, plan, tower, stimuli)
@@ -256,7 +258,7 @@ def _create(
 class ExtractJob:
     """What a worker needs to extract one model: specs, never the model."""
 
-    store: Site
+    store: StoreRef
     stimuli: StimuliSpec
     set_key: str
     spec: ModelSpec
@@ -270,7 +272,7 @@ def extract_tasks(
     plans: Sequence[ModelPlan],
     stimuli: StimulusSet,
     stimuli_spec: StimuliSpec,
-    store: Site,
+    store: StoreRef,
     batch_size: int,
     device: Device,
 ) -> list[Task]:
@@ -339,7 +341,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    root = open_root(job.store.place, "r+", lease=job.store.watch())
+    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
     errors: dict[str, str] = {}
     done = 0
     source, model = get_source(job.spec.source), None

@@ -114,7 +114,7 @@ def layer_variable(layer: str) -> Variable:
     )
 
 
-MEASURES = _table(
+SIMILARITY_GRID = _table(
     Variable("slot", ("representation",), "uint8", "0 free, 1 live, 2 retired."),
     Variable("representation", ("representation",), "str", "MODEL@CHECKPOINT#TOWER/LAYER."),
     Variable(

@@ -1,0 +1,41 @@
+"""What a store holds, declared once: the format, every dimension and variable."""
+
+from pipeline.schema.variables import (
+    ACTIVATIONS,
+    AGGREGATES,
+    ALIGNMENT,
+    ANALYTIC_CALIBRATION,
+    CALIBRATION,
+    ENCODER,
+    FORMAT,
+    FORMAT_VERSION,
+    LOG,
+    PROBE,
+    SIMILARITY_GRID,
+    STIMULI,
+    Slot,
+    State,
+    Variable,
+    layer_variable,
+    validate,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "AGGREGATES",
+    "ALIGNMENT",
+    "ANALYTIC_CALIBRATION",
+    "CALIBRATION",
+    "ENCODER",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "LOG",
+    "PROBE",
+    "SIMILARITY_GRID",
+    "STIMULI",
+    "Slot",
+    "State",
+    "Variable",
+    "layer_variable",
+    "validate",
+]
