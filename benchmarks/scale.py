@@ -27,7 +27,7 @@ import numpy as np
 
 from pipeline.cluster import AddressSpec, Task, executor
 from pipeline.measures import measure_spec
-from pipeline.schema import SIMILARITY_GRID, State
+from pipeline.schema import SCORE_GROUP, State
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
@@ -236,7 +236,7 @@ def store() -> None:
         digests = dict.fromkeys(names, "0")
         spec = measure_spec("cka")
         grid = Grid.create(
-            root, "measures/subset/cka", "representation", SIMILARITY_GRID, chunk=SIDE, sizes={},
+            root, "measures/subset/cka", SCORE_GROUP, chunk=SIDE,
             attributes={"measure": spec.identity()},
         )  # fmt: skip
         grid.admit(digests)

@@ -27,8 +27,8 @@ DIMENSIONS = {
 
 def test_tables__are_all_there() -> None:
     assert set(TABLES) == {
-        "STIMULI", "ACTIVATIONS", "SIMILARITY_GRID", "CALIBRATION", "ANALYTIC_CALIBRATION",
-        "ALIGNMENT", "ENCODER",
+        "STIMULI", "SUBSET", "ACTIVATIONS", "SIMILARITY_GRID", "CALIBRATION",
+        "ANALYTIC_CALIBRATION", "ALIGNMENT", "ENCODER",
     }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_states__are_what_is_stored() -> None:
 
 
 def test_layer_variable__has_a_feature_axis_of_its_own() -> None:
-    variable = layer_variable("blocks.3")
+    variable = layer_variable("blocks.3", 3)
     assert variable.dims == ("checkpoint", "stimulus", "feature_blocks.3")
     assert variable.dtype == "float32"
     assert np.isnan(variable.fill_value)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.analysis.alignment import outdated
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError
+from pipeline.schema import SCORE_GROUP
 from pipeline.store.catalog import tower_groups
 from pipeline.store.grid import Grid
 from pipeline.store.layout import child_groups
@@ -98,7 +99,7 @@ class Results:
         keys = [self.key, *([self.captions_key] if self.captions_key else [])]
         root = self.store.root
         paths = [f"measures/{key}/{label}" for key in keys]
-        return [Grid(_group(root, path), "representation") for path in paths if path in root]
+        return [Grid(_group(root, path), SCORE_GROUP) for path in paths if path in root]
 
 
 def _group(root: zarr.Group, path: str) -> zarr.Group:

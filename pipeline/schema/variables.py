@@ -5,8 +5,8 @@ Plain records: nothing here imports zarr, xarray or torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class Variable:
     dtype: str
     description: str
     fill: Any = None
+    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the array, besides its description."""
 
     @property
     def fill_value(self) -> Any:
@@ -68,6 +70,8 @@ STIMULI = _table(
     Variable("label_name", ("stimulus",), "str", "Class name."),
     Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),
 )
+
+SUBSET = _table(Variable("row", ("stimulus",), "int64", "Row of the base set."))
 
 ACTIVATIONS = _table(
     Variable("stimulus", ("stimulus",), "str", "Content id of what the tower sees."),
@@ -104,13 +108,14 @@ ACTIVATIONS = _table(
 )
 
 
-def layer_variable(layer: str) -> Variable:
-    """Declare the activations of one layer."""
+def layer_variable(layer: str, index: int) -> Variable:
+    """Declare the activations of one layer, the `index`-th from the input."""
     return Variable(
         layer,
         ("checkpoint", "stimulus", f"feature_{layer}"),
         "float32",
         f"Pooled activations of {layer}.",
+        attributes={"layer_index": index},
     )
 
 

@@ -17,19 +17,14 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.schema import ACTIVATIONS, layer_variable
+from pipeline.schema import TOWER_GROUP, rows_per_chunk
 from pipeline.store.io.chunks import array_of, read, read_marks, read_whole, remedy
-from pipeline.store.layout import as_text, create_variable, ensure_parents
+from pipeline.store.layout import as_text, create_group
 from pipeline.types import Weights
 
-GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
-MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
-CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
-
-
-def rows_per_chunk(n_stimuli: int) -> int:
-    """Return R, the rows of a chunk: one number for all layers of a set."""
-    return min(n_stimuli, MAX_ROWS)
+GROWING = tuple(
+    name for name, variable in TOWER_GROUP.variables.items() if TOWER_GROUP.grows(variable.dims[0])
+)
 
 
 class TowerGroup:
@@ -59,30 +54,16 @@ class TowerGroup:
         attributes
             Recipe, recipe_digest and whatever else describes the tower, JSON-able.
         """
-        n = len(stimulus_ids)
-        rows = rows_per_chunk(n)
-        blocks = -(-n // rows)
-        clash = set(layers) & set(ACTIVATIONS)
+        clash = set(layers) & set(TOWER_GROUP.variables)
         if clash:
             raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}")
-        ensure_parents(root, path)
-        group = root.create_group(path, overwrite=True)
-        create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
-        for name in GROWING:
-            chunks = (1, 1) if name == "complete" else (CHECKPOINT_CHUNK,)
-            shape = (0, blocks) if name == "complete" else (0,)
-            create_variable(group, ACTIVATIONS[name], shape, chunks)
-        for index, (layer, width) in enumerate(layers.items()):
-            create_variable(
-                group,
-                layer_variable(layer),
-                (0, n, width),
-                (1, rows, width),
-                attributes={"layer_index": index},
-            )
-        # last, and in one write: without them the group counts as not there
-        group.update_attributes(
-            {**attributes, "layers": list(layers), "widths": list(layers.values())}
+        group = create_group(
+            root,
+            path,
+            TOWER_GROUP,
+            {"stimulus": len(stimulus_ids)},
+            {**attributes, "layers": list(layers), "widths": list(layers.values())},
+            values={"stimulus": stimulus_ids},
         )
         return cls(group)
 

@@ -17,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.schema import Slot, State, Variable
+from pipeline.schema import GroupKind, Slot, State
 from pipeline.store.io.chunks import (
     array_of,
     arrays_of,
@@ -27,10 +27,7 @@ from pipeline.store.io.chunks import (
     remedy,
     stored_chunks,
 )
-from pipeline.store.layout import as_text, create_variable, ensure_parents
-
-COLUMN_CHUNK = 1024
-"""Slots in a chunk of what is said of single members."""
+from pipeline.store.layout import as_text, create_group
 
 
 @dataclass(frozen=True)
@@ -127,43 +124,30 @@ def pending_pairs(
 class Grid:
     """Pairwise results over one axis, `representation` or `encoder`."""
 
-    def __init__(self, group: zarr.Group, axis: str) -> None:
-        self.group, self.axis = group, axis
+    def __init__(self, group: zarr.Group, kind: GroupKind) -> None:
+        self.group, self.kind, self.axis = group, kind, kind.axis
 
     @classmethod
     def create(
         cls,
         root: zarr.Group,
         path: str,
-        axis: str,
-        table: Mapping[str, Variable],
+        kind: GroupKind,
         *,
-        chunk: int,
-        sizes: Mapping[str, int],
         attributes: Mapping[str, Any],
+        chunk: int | None = None,
     ) -> Grid:
-        """Make an empty grid: the table's variables, with no slots.
+        """Create an empty grid: the declared variables, with no slots.
 
         Parameters
         ----------
+        attributes
+            What the grid holds; for a null with its `aggregates` and `n_permutations`.
         chunk
-            Slots in a chunk along each of the two pairwise dimensions.
-        sizes
-            Sizes of the dimensions other than the axis; each is one chunk.
+            Slots in a chunk along each of the two pairwise dimensions; default: the kind's.
         """
-        ensure_parents(root, path)
-        group = root.create_group(path, overwrite=True)
-        for variable in table.values():
-            pairwise = {f"{axis}_x", f"{axis}_y"} & set(variable.dims)
-            shape = [0 if d.startswith(axis) else sizes[d] for d in variable.dims]
-            chunks = [
-                (chunk if pairwise else COLUMN_CHUNK) if d.startswith(axis) else sizes[d]
-                for d in variable.dims
-            ]
-            create_variable(group, variable, shape, chunks)
-        # last, and in one write: what marks the group as whole
-        group.update_attributes({**attributes, "chunk": chunk})
-        return cls(group, axis)
+        attributes = {**attributes, "chunk": chunk or kind.chunk}
+        return cls(create_group(root, path, kind, {}, attributes), kind)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the group's arrays."""

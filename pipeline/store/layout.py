@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from zarr.errors import GroupNotFoundError
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError, UnreadableError
-from pipeline.schema import Variable
+from pipeline.schema import GroupKind, Variable
 from pipeline.store import paths
 from pipeline.store.io.checksum import ChecksumStore
 from pipeline.store.io.chunks import DAMAGE, array_of, quiet, read_whole, remedy
@@ -122,7 +122,6 @@ def create_variable(
     chunks: Sequence[int],
     *,
     values: Any = None,
-    attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
     """Create one declared array: crc32c always, empty chunks written, dimensions named."""
     array = group.create_array(
@@ -133,12 +132,53 @@ def create_variable(
         fill_value=variable.fill_value,
         compressors=CODECS,
         dimension_names=variable.dims,
-        attributes={"description": variable.description, **(attributes or {})},
+        attributes={"description": variable.description, **variable.attributes},
         config={"write_empty_chunks": True},
     )
     if values is not None:
         array[...] = as_text(values) if variable.dtype == "str" else values
     return array
+
+
+def create_group(
+    root: zarr.Group,
+    path: str,
+    kind: GroupKind,
+    sizes: Mapping[str, int],
+    attributes: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> zarr.Group:
+    """Create a declared group in place of what stands there; its attributes last.
+
+    Parameters
+    ----------
+    sizes
+        As `GroupKind.layouts` takes them.
+    values
+        Name → values of variables that are written at once.
+    """
+    ensure_parents(root, path)
+    group = root.create_group(path, overwrite=True)
+    fill_group(group, kind, sizes, attributes, values=values or {})
+    return group
+
+
+def fill_group(
+    group: zarr.Group,
+    kind: GroupKind,
+    sizes: Mapping[str, int],
+    attributes: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any],
+) -> None:
+    """Create the arrays of a group, and then write its attributes, which mark it as complete."""
+    for name, layout in kind.layouts(attributes, sizes).items():
+        create_variable(
+            group, layout.variable, layout.shape, layout.chunks, values=values.get(name)
+        )
+    # in one write: without the completion marker the group does not count
+    group.update_attributes(dict(attributes))
 
 
 def ensure_parents(root: zarr.Group, path: str) -> None:

@@ -10,8 +10,8 @@ ACTIVATIONS = "activations"
 SCORES = "measures"
 NULLS = "calibration"
 RUNS = "runs"
-PARTS = (STIMULI, ACTIVATIONS, SCORES, NULLS, "competence", "alignment", "convergence", RUNS)
-"""The groups that a store's root may have."""
+PARTS = (STIMULI, ACTIVATIONS, SCORES, NULLS, RUNS)
+"""The groups that a store's root may have, besides one for each kind of final dataset."""
 METADATA = "zarr.json"
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import ENCODER, PROBE, State
+from pipeline.schema import ENCODER, PROBE, SCORE_GROUP, State
 from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import encoders
@@ -446,7 +446,7 @@ class Store:
 def _read_grid(
     group: zarr.Group,
 ) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8], int]:
-    grid = Grid(group, "representation")
+    grid = Grid(group, SCORE_GROUP)
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
     scores = grid.values("score")[at]

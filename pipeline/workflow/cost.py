@@ -28,9 +28,8 @@ from pipeline.measures.footprint import (
     scoring_bytes,
     scoring_operations,
 )
-from pipeline.schema import AGGREGATES
+from pipeline.schema import AGGREGATES, rows_per_chunk
 from pipeline.stimuli import StimulusSet, Subset
-from pipeline.store.activations import rows_per_chunk
 
 if TYPE_CHECKING:
     from pipeline.workflow.representations import Budget, Member

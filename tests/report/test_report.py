@@ -26,15 +26,16 @@ from pipeline.report.absences import left_out, phrase, sentences
 from pipeline.report.findings import COLUMNS
 from pipeline.report.results import load_results
 from pipeline.report.style import count, number, p_value, upper_limit
-from pipeline.schema import SIMILARITY_GRID, State
+from pipeline.schema import DATASETS, SCORE_GROUP, State
 from pipeline.store import Store, open_store, paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import encoders as stored_encoders
+from pipeline.store.datasets import write_dataset
 from pipeline.store.grid import Grid
 from pipeline.store.layout import open_root
 from pipeline.types import Weights
-from pipeline.workflow.stages.analyse import write_dataset
 
+KINDS = {kind.name: kind for kind in DATASETS}
 SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
 SPECS = {"knn10": measure_spec("mutual_knn", k=10), "cka_debiased": measure_spec("cka_debiased")}
 
@@ -96,9 +97,9 @@ def make_store(path: Path, made: Made) -> Store:
             attributes={"label": label, **({"alpha": 0.05, "method": "permutation",
                         "n_permutations": 99, "permutation_seed": 0} if nulls else {})},
         )  # fmt: skip
-        write_dataset(root, f"alignment/{made.subset}/{label}", alignment, "")
+        write_dataset(root, KINDS["alignment"], made.subset, label, alignment, "")
         convergence = convergence_dataset(alignment, n_bootstrap=120)
-        write_dataset(root, f"convergence/{made.subset}/{label}", convergence, "")
+        write_dataset(root, KINDS["convergence"], made.subset, label, convergence, "")
     return open_store(path)
 
 
@@ -159,8 +160,7 @@ def _block(a: Any, b: Any, made: Made, rng: np.random.Generator) -> Any:
 def _write_scores(root: Any, made: Made, label: str, encoders: Any, scores: Any) -> None:
     spec = SPECS[label]
     grid = Grid.create(
-        root, f"measures/{made.subset}/{label}", "representation", SIMILARITY_GRID, chunk=128,
-        sizes={},
+        root, f"measures/{made.subset}/{label}", SCORE_GROUP,
         attributes={
             "measure": spec.identity(),
             "n_stimuli": made.n_stimuli,
@@ -300,7 +300,7 @@ def remake(store: Store, label: str, attributes: dict[str, Any], **changed: Any)
     alignment.attrs.pop("variables")
     alignment.attrs |= attributes
     root = open_root(store.path, "r+")
-    write_dataset(root, f"alignment/{SUBSET}/{label}", alignment, inputs + "x")
+    write_dataset(root, KINDS["alignment"], SUBSET, label, alignment, inputs + "x")
     return open_store(store.path)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.schema import CALIBRATION, SIMILARITY_GRID, Slot, State
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, Slot, State
 from pipeline.store.grid import Grid, PendingPairs, allocate, padded_state
 
 CHUNK = 4
@@ -17,15 +17,13 @@ CHUNK = 4
 def new_grid(table: str = "measures") -> Grid:
     root = zarr.open_group(zarr.storage.MemoryStore(), mode="w", zarr_format=3)
     if table == "measures":
-        return Grid.create(
-            root, "g", "representation", SIMILARITY_GRID, chunk=CHUNK, sizes={}, attributes={"a": 1}
-        )
-    sizes = {"aggregate": 2, "permutation": 3}
-    return Grid.create(root, "g", "encoder", CALIBRATION, chunk=CHUNK, sizes=sizes, attributes={})
+        return Grid.create(root, "g", SCORE_GROUP, chunk=CHUNK, attributes={"a": 1})
+    attributes = {"aggregates": ["max", "mean"], "n_permutations": 3}
+    return Grid.create(root, "g", NULL_GROUP, chunk=CHUNK, attributes=attributes)
 
 
 def reopened(grid: Grid) -> Grid:
-    return Grid(zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.axis)
+    return Grid(zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.kind)
 
 
 def write(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.schema import SIMILARITY_GRID
+from pipeline.schema import SCORE_GROUP
 from pipeline.stimuli import Subset
 from pipeline.stimuli.digits import load_digits
-from pipeline.store import activations, grid
+from pipeline.store import layout
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import tower_groups
 from pipeline.store.grid import Grid, pending_pairs
@@ -60,10 +60,8 @@ def make_grid(root: zarr.Group) -> Grid:
     return Grid.create(
         root,
         "g",
-        "representation",
-        SIMILARITY_GRID,
+        SCORE_GROUP,
         chunk=CHUNK,
-        sizes={},
         attributes={"measure": "m"},
     )
 
@@ -71,7 +69,7 @@ def make_grid(root: zarr.Group) -> Grid:
 @pytest.mark.parametrize("call", range(9))
 def test_create__tower_killed(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
-    with killed_at(activations, "create_variable", call):
+    with killed_at(layout, "create_variable", call):
         make_tower(root)
     assert find_group(root, PATH, "recipe_digest") is None
     assert tower_groups(root, "set-0") == []
@@ -82,20 +80,20 @@ def test_create__tower_killed(tmp_path: Path, call: int) -> None:
 @pytest.mark.parametrize("call", [0, 3])
 def test_create__grid_killed(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
-    with killed_at(grid, "create_variable", call):
+    with killed_at(layout, "create_variable", call):
         make_grid(root)
     assert find_group(root, "g", "chunk") is None
     assert make_grid(root).chunk == CHUNK
 
 
-@pytest.mark.parametrize("call", range(len(SIMILARITY_GRID)))
+@pytest.mark.parametrize("call", range(len(SCORE_GROUP.variables)))
 def test_admit__killed_while_the_arrays_grow(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
     first = dict.fromkeys("abcde", "1")
     with killed_at(zarr.Array, "resize", call):
         make_grid(root).admit(first)
     for wanted in (dict.fromkeys("ab", "1"), first):  # another run may want fewer
-        found = Grid(open_root(tmp_path / "s.zarr", "r+")["g"], "representation")  # type: ignore[arg-type]
+        found = Grid(open_root(tmp_path / "s.zarr", "r+")["g"], SCORE_GROUP)  # type: ignore[arg-type]
         n = len(wanted)
         assert (
             pending_pairs(found, wanted, np.ones((n, n), bool), CHUNK).n_pairs == n * (n + 1) // 2

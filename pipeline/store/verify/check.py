@@ -8,21 +8,28 @@ computes.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import zarr
 
+from pipeline.schema import DATASETS, DatasetKind
 from pipeline.store import paths
 from pipeline.store.io.checksum import METADATA, ChecksumStore, without_checksum
 from pipeline.store.io.lease import at_work, lease
 from pipeline.store.io.location import Location, Record, locate
 from pipeline.store.layout import ROOT_ATTRIBUTES, open_root
-from pipeline.store.verify.parts import VERIFIERS
+from pipeline.store.verify.parts import verifiers
 from pipeline.store.verify.scan import Damage, Scan, Verification
 
 
-def verify(place: str | Path | Location, *, repair: bool = False) -> Verification:
+def verify(
+    place: str | Path | Location,
+    *,
+    repair: bool = False,
+    datasets: Sequence[DatasetKind] = DATASETS,
+) -> Verification:
     """Read everything in a store, and name what is damaged or lost.
 
     Parameters
@@ -32,6 +39,8 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
     repair
         Whether to mark what is damaged as missing, so that the next run makes it again, to make
         metadata again where it follows from the rest, and to remove leftovers.
+    datasets
+        The kinds of final datasets that the store may have.
 
     Returns
     -------
@@ -57,7 +66,7 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
             if broken:
                 _write_root(location)
             root = open_root(location, "r+", lease=held)
-            found = _verify(location, root)
+            found = _verify(location, root, datasets)
             for damage in found.damages:
                 held.check()
                 damage.mend(root)
@@ -67,7 +76,7 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
     broken = _root_damage(location)
     if broken:
         return Verification([broken], running=at_work(location))
-    found = _verify(location, open_root(location))
+    found = _verify(location, open_root(location), datasets)
     found.running = at_work(location)
     return found
 
@@ -121,15 +130,15 @@ def _write_root(location: Location) -> None:
     )
 
 
-def _verify(location: Location, root: zarr.Group) -> Verification:
+def _verify(location: Location, root: zarr.Group, datasets: Sequence[DatasetKind]) -> Verification:
     started = time.monotonic()
     scan = Scan(location, root)
     for path in location.partials():
         mend = partial(_remove, location, path)
         scan.add(path, "left by a killed writer", path, "removed", mend)
-    for part in paths.PARTS:
+    for part, verify_part in verifiers(datasets).items():
         if scan.is_group(part):
-            VERIFIERS[part](scan, part)
+            verify_part(scan, part)
     scan.found.arrays = len(scan.seen)
     scan.found.seconds = time.monotonic() - started
     return scan.found

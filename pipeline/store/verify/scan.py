@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +15,8 @@ from dask.utils import format_bytes
 from zarr.core.sync import sync
 
 from pipeline.errors import StoreError, UnreadableError
-from pipeline.schema import Variable
+from pipeline.schema import ArrayLayout
+from pipeline.store import paths
 from pipeline.store.io.chunks import (
     DAMAGE,
     Index,
@@ -149,22 +150,13 @@ class Scan:
             self.add(path, why, f"{path}/zarr.json", "made again", partial(new_group, path))
         return True
 
-    def metadata(
-        self,
-        path: str,
-        variable: Variable,
-        shape: Sequence[int],
-        chunk: Sequence[int],
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Look at the metadata of a declared array; note where it has to be made again.
+    def metadata(self, group: str, layout: ArrayLayout) -> None:
+        """Check the metadata of a declared array; note where they have to be made again.
 
-        Parameters
-        ----------
-        shape, chunk, attributes
-            With which it is made again: its chunks stay.
+        Its chunks stay.
         """
-        where, _, name = path.rpartition("/")
+        where, name = group, layout.variable.name
+        path = paths.array(group, name)
         parent = self.root[where]
         assert isinstance(parent, zarr.Group)
         try:
@@ -173,7 +165,7 @@ class Scan:
             self.add(
                 path, error.what, f"{path}/zarr.json",
                 "made again from its siblings",
-                partial(_new_array, where, variable, shape, chunk, attributes or {}),
+                partial(_new_array, where, layout),
             )  # fmt: skip
 
     def faults(
@@ -216,19 +208,12 @@ def new_group(path: str, root: zarr.Group) -> None:
     root.create_group(path)
 
 
-def _new_array(
-    where: str,
-    variable: Variable,
-    shape: Sequence[int],
-    chunk: Sequence[int],
-    attributes: Mapping[str, Any],
-    root: zarr.Group,
-) -> None:
+def _new_array(where: str, layout: ArrayLayout, root: zarr.Group) -> None:
     """Write an array's metadata, and leave its chunks."""
-    sync(root.store.delete(f"{where}/{variable.name}/zarr.json"))
+    sync(root.store.delete(paths.metadata(paths.array(where, layout.variable.name))))
     parent = root[where]
     assert isinstance(parent, zarr.Group)
-    create_variable(parent, variable, shape, chunk, attributes=dict(attributes))
+    create_variable(parent, layout.variable, layout.shape, layout.chunks)
 
 
 def drop_chunk(root: zarr.Group, array: zarr.Array[Any], index: Index) -> None:

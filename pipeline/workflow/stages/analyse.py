@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,19 @@ from pipeline.calibration import VERSION
 from pipeline.cluster import Task
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, ENCODER, PROBE, State
+from pipeline.schema import AGGREGATES, COMPETENCE, DATASETS, ENCODER, PROBE, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
-from pipeline.store.io.chunks import array_of, read_whole
-from pipeline.store.layout import (
-    CODECS,
-    delete,
-    ensure_parents,
-    find_group,
-    open_root,
-    subset_rows,
+from pipeline.store.datasets import (
+    inputs_digest,
+    is_current,
+    is_replaced,
+    replace_dataset,
+    stored_datasets,
+    write_dataset,
 )
+from pipeline.store.io.chunks import array_of, read_whole
+from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.cost import competence_cost
 from pipeline.workflow.spec import CalibrateSpec
@@ -36,89 +36,32 @@ from pipeline.workflow.stages.calibrate import find_null
 from pipeline.workflow.stages.compare import find_grid
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 ENCODERS_PER_TASK = 8
-COMPETENCE = ("knn_accuracy", "probe_accuracy")
+MEASURED = ("knn_accuracy", "probe_accuracy")
 _DIGEST = "activations_digest"
-_NEW = ".new"
-"""Ends the group of what is being written, until it has been."""
-
-
-def inputs_digest(*inputs: Any) -> str:
-    """Return the identity of what a dataset was made from."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
-    """Write a final dataset; `inputs`, what it was made from, last. Driver only."""
-    import warnings
-
-    text = {
-        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
-        for name, variable in dataset.variables.items()
-        if variable.dtype.kind in "OU"
-    }
-    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
-    dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
-    ensure_parents(root, path)
-    delete(root, path)
-    with warnings.catch_warnings():
-        # xarray speaks of consolidated metadata, which this store never has
-        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
-        dataset.to_zarr(
-            root.store,
-            group=path,
-            mode="w",
-            zarr_format=3,
-            consolidated=False,
-            write_empty_chunks=True,  # so that a lost one can be told from one of fill
-            encoding={
-                name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
-                for name, variable in dataset.variables.items()
-            },
-        )
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    group.attrs.update(variables=sorted(map(str, dataset.variables)), inputs=inputs)
-
-
-def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
-    """Whether a final dataset is there and was made from these inputs."""
-    group = find_group(root, path, "inputs")
-    return group is not None and group.attrs["inputs"] == inputs
-
-
-def competence_path(subset_key: str) -> str:
-    """Return the group of what was measured on a subset."""
-    return f"competence/{subset_key}"
+RESULTS = tuple(kind for kind in DATASETS if kind.scope == "measure")
+"""Alignment and convergence."""
 
 
 def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, Any]]:
     """Return encoder id → activations_digest, knn_accuracy, probe_accuracy."""
-    path = competence_path(subset_key)
-    return _read_competence(root, path) | _read_competence(root, path + _NEW)
+    found: dict[str, dict[str, Any]] = {}
+    for dataset in stored_datasets(root, COMPETENCE, subset_key, None):
+        if dataset.attrs.get("probe") != PROBE:
+            continue  # what another probe gave is measured anew
+        for i, encoder in enumerate(dataset["encoder"].values):
+            found[str(encoder)] = {
+                _DIGEST: str(dataset[_DIGEST].values[i]),
+                **{name: float(dataset[name].values[i]) for name in MEASURED},
+            }
+    return found
 
 
 def is_settled(root: zarr.Group, subset_key: str) -> bool:
     """Whether the competence of a subset was not being written when a run was killed."""
-    return find_group(root, competence_path(subset_key) + _NEW) is None
-
-
-def _read_competence(root: zarr.Group, path: str) -> dict[str, dict[str, Any]]:
-    group = find_group(root, path, "inputs")
-    if group is None or group.attrs.get("probe") != PROBE:
-        return {}  # what another probe gave is measured anew
-    columns = {
-        name: read_whole(array_of(group, name)) for name in ("encoder", _DIGEST, *COMPETENCE)
-    }
-    return {
-        str(encoder): {
-            _DIGEST: str(columns[_DIGEST][i]),
-            **{name: float(columns[name][i]) for name in COMPETENCE},
-        }
-        for i, encoder in enumerate(columns["encoder"])
-    }
+    return is_replaced(root, COMPETENCE, subset_key, None)
 
 
 def missing_competence(
@@ -196,16 +139,13 @@ def write_competence(
                     [found[i][name] for i in ids],
                     {"description": ENCODER[name].description},
                 )
-                for name in COMPETENCE
+                for name in MEASURED
             },
         },
         coords={"encoder": ids},
         attrs={"probe": PROBE},
     )
-    path, inputs = competence_path(subset_key), inputs_digest(found)
-    for where in (path + _NEW, path):
-        write_dataset(root, where, dataset, inputs)
-    delete(root, path + _NEW)
+    replace_dataset(root, COMPETENCE, subset_key, None, dataset, inputs_digest(found))
 
 
 def read_compared(
@@ -284,7 +224,8 @@ def stale_inputs(
         [competence.get(e.id) for e in _encoders(comparisons)],
         [_progress(root, c, label, spec, calibrate) for c in comparisons],
     )
-    current = all(is_current(root, path, inputs) for path in _paths(comparisons, label))
+    key = comparisons[0].subset.key
+    current = all(is_current(root, kind, key, label, inputs) for kind in RESULTS)
     return None if current else inputs
 
 
@@ -315,13 +256,9 @@ def write_alignment(
         attributes=_settings(label, spec, calibrate),
     )
     results = alignment, convergence_dataset(alignment)
-    for path, dataset in zip(_paths(comparisons, label), results, strict=True):
-        write_dataset(root, path, dataset, inputs)
-
-
-def _paths(comparisons: Sequence[Comparison], label: str) -> tuple[str, str]:
     key = comparisons[0].subset.key
-    return f"alignment/{key}/{label}", f"convergence/{key}/{label}"
+    for kind, dataset in zip(RESULTS, results, strict=True):
+        write_dataset(root, kind, key, label, dataset, inputs)
 
 
 def _encoders(comparisons: Sequence[Comparison]) -> list[Encoder]:

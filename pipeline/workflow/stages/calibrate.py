@@ -22,7 +22,14 @@ from pipeline.calibration import (
 from pipeline.cluster import Task
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, ANALYTIC_CALIBRATION, CALIBRATION, State
+from pipeline.schema import (
+    AGGREGATES,
+    ANALYTIC_CALIBRATION,
+    NULL_GROUP,
+    SCORE_GROUP,
+    GroupKind,
+    State,
+)
 from pipeline.stimuli import Subset
 from pipeline.store.grid import Grid, PendingPairs
 from pipeline.store.io.lease import StoreRef
@@ -51,7 +58,7 @@ def find_null(
     """Return the grid of one measure's null, or None where there is none."""
     path = null_path(subset.key, label, measure, spec)
     group = find_group(root, path, "chunk") if root is not None else None
-    return None if group is None else Grid(group, "encoder")
+    return None if group is None else Grid(group, NULL_GROUP)
 
 
 def ensure_null(
@@ -63,10 +70,8 @@ def ensure_null(
     return find_null(root, subset, label, measure, spec) or Grid.create(
         root,
         null_path(subset.key, label, measure, spec),
-        "encoder",
-        ANALYTIC_CALIBRATION if analytic else CALIBRATION,
+        NULL_GROUP,
         chunk=CHUNK,
-        sizes={"aggregate": len(AGGREGATES), "permutation": count},
         attributes={
             "method": method,
             **({"version": VERSION} if analytic else {}),
@@ -213,7 +218,9 @@ def null_job(job: NullJob) -> int:
             of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
             if label in tails:
                 of_pairs["tail"] = tails[label]
-            grid = _grid(root, null_path(job.subset, label, specs[label], job.calibrate), "encoder")
+            grid = _grid(
+                root, null_path(job.subset, label, specs[label], job.calibrate), NULL_GROUP
+            )
             _write(grid, job, by_aggregate, turned, of_pairs, masks[label])
     return int(job.missing.sum())
 
@@ -248,8 +255,8 @@ def _best_scores(
 
     A pair that could not be compared has no score to tell the tail of, and its null waits for it.
     """
-    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), "encoder")
-    grid = _grid(root, f"measures/{job.subset}/{label}", "representation")
+    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), NULL_GROUP)
+    grid = _grid(root, f"measures/{job.subset}/{label}", SCORE_GROUP)
     encoders = {slot: encoder for encoder, slot in null.members.items()}
     rows, columns = (
         [
@@ -269,10 +276,10 @@ def _best_scores(
     return best, compared
 
 
-def _grid(root: zarr.Group, path: str, axis: str) -> Grid:
+def _grid(root: zarr.Group, path: str, kind: GroupKind) -> Grid:
     group = root[path]
     assert isinstance(group, zarr.Group)
-    return Grid(group, axis)
+    return Grid(group, kind)
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:

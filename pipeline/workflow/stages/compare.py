@@ -15,7 +15,7 @@ from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.panels import resolve_device
-from pipeline.schema import SIMILARITY_GRID, Variable
+from pipeline.schema import SCORE_GROUP, SUBSET
 from pipeline.stimuli import Subset
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.chunks import read
@@ -34,8 +34,6 @@ from pipeline.workflow.representations import Budget, Member, encoder_members, p
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
 
-_ROW = Variable("row", ("stimulus",), "int64", "Row of the base set.")
-
 
 def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
     """Write the rows of a subset if they are not there; return its key. Driver only."""
@@ -44,7 +42,7 @@ def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
         ensure_parents(root, path)
         group = root.require_group(path)
         delete(root, f"{path}/row")
-        create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
+        create_variable(group, SUBSET["row"], (len(subset),), (len(subset),), values=subset.rows)
         group.attrs.update(
             kind=subset.kind,
             base=base,
@@ -78,7 +76,7 @@ def find_grid(
             f"with --replace {label}."
         )
     check_version(stored, label)
-    return Grid(group, "representation")
+    return Grid(group, SCORE_GROUP)
 
 
 def drop_measure(root: zarr.Group, label: str) -> None:
@@ -93,10 +91,8 @@ def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec)
     return find_grid(root, subset, label, spec) or Grid.create(
         root,
         f"measures/{subset.key}/{label}",
-        "representation",
-        SIMILARITY_GRID,
+        SCORE_GROUP,
         chunk=CHUNK,
-        sizes={},
         attributes={
             "measure": spec.identity(),
             "conventions": spec.conventions(),
@@ -261,7 +257,7 @@ def compare_job(job: CompareJob) -> Facts:
         for label in labels:
             group = root[f"measures/{job.subset}/{label}"]
             assert isinstance(group, zarr.Group)
-            grid = Grid(group, "representation")
+            grid = Grid(group, SCORE_GROUP)
             values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
             undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)

@@ -16,10 +16,11 @@ from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
+from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store import paths
-from pipeline.store.activations import TowerGroup, rows_per_chunk
+from pipeline.store.activations import TowerGroup
 from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import delete, find_group, open_root
 from pipeline.types import Weights
