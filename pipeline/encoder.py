@@ -31,6 +31,11 @@ class Encoder:
     attributes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def modality(self) -> str:
+        """What the tower takes: as recorded, else what the tower is called."""
+        return str(self.attributes.get("modality", self.tower))
+
+    @property
     def id(self) -> str:
         """`MODEL@CHECKPOINT#TOWER`."""
         return f"{self.model}@{self.checkpoint}#{self.tower}"

@@ -21,37 +21,32 @@ def print_plan(plan: Plan) -> None:
     """Print what is done already, what would be done, and what that takes."""
     from pipeline.workflow import memory_of_stages
 
-    extract = [m for m in plan.models if m.missing]
     table = new_table(
         "stage", "tasks", "to do", "done already", "operations", "read", "written", "memory"
     )
-    table.add_row("train", str(plan.tasks["train"]), f"{plan.tasks['train']} models", "")
-    blocks = sum(m.n_missing for m in extract)
-    todo = {"extract": f"{len(extract)} models, {blocks} blocks"}
-    done = {"extract": f"{len(plan.models) - len(extract)} of {len(plan.models)} models"}
-    for stage, unit in (
-        ("compare", "pairs of representations"),
-        ("calibrate", "pairs of encoders"),
-        ("competence", "encoders"),
-    ):
-        missing, wanted = plan.pairs[stage]
-        todo[stage] = f"{missing:,} {unit}"
-        done[stage] = f"{wanted - missing:,} of {wanted:,}"
+    untrained = len(plan.context.untrained)
+    table.add_row("train", str(untrained), f"{untrained} models", "")
     memory = memory_of_stages(plan)
-    for stage, what in todo.items():
+    for name, planned in plan.stages.items():
         taken = []
-        if stage in plan.needs:
-            needs = plan.needs[stage]
-            sizes = needs.read, needs.written, memory[stage]
+        if planned.needs is not None:
+            needs = planned.needs
+            sizes = needs.read, needs.written, memory[name]
             taken = [f"{needs.operations:.2g}", *map(bytes_text, sizes)]
-        table.add_row(stage, str(plan.tasks[stage]), what, done[stage], *taken)
-    ready = [label for label in plan.workflow.compare.specs if label not in plan.stale]
-    table.add_row("alignment", "", ", ".join(plan.stale), ", ".join(ready))
+        missing, wanted = planned.n_missing, planned.n_wanted
+        table.add_row(
+            name,
+            str(len(planned.tasks)),
+            f"{missing:,} {planned.stage.counted}",
+            f"{wanted - missing:,} of {wanted:,}",
+            *taken,
+        )
     print_table(table)
     if plan.needs:
         OUT.print("memory: what a worker should have, for one task at a time")
-    rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in plan.comparisons)
-    OUT.print(f"stimuli {plan.stimuli.key}: {len(plan.stimuli)}; compared on {rows}")
+    ctx = plan.context
+    rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in ctx.comparisons)
+    OUT.print(f"stimuli {ctx.stimuli.key}: {len(ctx.stimuli)}; compared on {rows}")
     OUT.print("nothing to do" if plan.is_done else f"store {plan.workflow.store}")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import zarr
 
-from pipeline.cluster import Task
+from pipeline.analysis.competence import COMPETENCE
 from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
 from pipeline.stimuli import Subset
@@ -34,10 +34,10 @@ from pipeline.store.stimuli import write_stimuli
 from pipeline.types import Weights
 from pipeline.workflow import representations as members
 from pipeline.workflow.comparisons import Comparison
-from pipeline.workflow.cost import Cost, compare_cost, competence_cost, extract_cost, null_cost
 from pipeline.workflow.representations import Budget, PreparedCache
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages import analyse, calibrate, compare
+from pipeline.workflow.stages.stage import StageTask
 
 THREE = {"cka": {}, "cka_debiased": {}, "mutual_knn": {}}
 CASES = [
@@ -47,7 +47,6 @@ CASES = [
     ("analytic", THREE, 2**29, CalibrateSpec(method="analytic", n_permutations=99)),
     ("kernel", {"procrustes": {}}, 2**29, None),
 ]
-Work = tuple[Task, Cost]
 
 
 class Made:
@@ -90,7 +89,7 @@ class Made:
 
     def tasks(
         self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
-    ) -> Iterator[Work]:
+    ) -> Iterator[StageTask]:
         """Give the tasks that compare everything, each with what it is said to take."""
         subset, budget = self.stimuli.subset(n), Budget(memory)
         specs = {f"{name}-{tag}": measure_spec(name, **o) for name, o in measures.items()}
@@ -105,15 +104,13 @@ class Made:
             grid = compare.ensure_grid(self.root, subset, label, spec)
             grid.admit(digests)
             todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
-        about = (specs, self.encoders)
-        for task in compare.compare_tasks(todo, *about, StoreRef(self.path), subset, budget, "cpu"):
-            yield task, compare_cost(task.arguments[0], subset)
+        yield from compare.compare_tasks(todo, specs, self.encoders, subset, budget, "cpu")
         if null is not None:
             yield from self._nulls(comparison, specs, null, budget)
 
     def _nulls(
         self, comparison: Comparison, specs: dict[str, Any], null: CalibrateSpec, budget: Budget
-    ) -> Iterator[Work]:
+    ) -> Iterator[StageTask]:
         subset = comparison.subset
         digests, wanted = calibrate.wanted_nulls(comparison)
         todo = {}
@@ -121,22 +118,19 @@ class Made:
             grid = calibrate.ensure_null(self.root, subset, label, spec, null)
             grid.admit(digests)
             todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
-        for task in calibrate.null_tasks(
-            todo, specs, self.encoders, null, StoreRef(self.path), subset, budget
-        ):
-            yield task, null_cost(task.arguments[0], subset)
+        yield from calibrate.null_tasks(todo, specs, self.encoders, null, subset, budget)
 
-    def competence(self, subset: Subset) -> Iterator[Work]:
+    def competence(self, subset: Subset) -> Iterator[StageTask]:
         """Give the tasks that measure competence."""
-        for task in analyse.competence_tasks(self.encoders[:8], self.path, subset):
-            yield task, competence_cost(self.encoders[:8], subset)
+        yield analyse.columns_task(COMPETENCE, subset, self.encoders[:8], 0)
 
 
-def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work:
+def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> StageTask:
     """Give the task of extracting one model."""
     from pipeline.config.model import ModelSpec
     from pipeline.stimuli import StimuliSpec, load_stimuli
-    from pipeline.workflow.stages.extract import extract_tasks, plan_model, prepare_model
+    from pipeline.workflow.models import plan_model
+    from pipeline.workflow.stages.extract import create_towers, extract_task
 
     stimuli = load_stimuli(StimuliSpec())
     spec = ModelSpec(
@@ -149,11 +143,8 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Work
     )
     root = open_root(folder / "s.zarr", "a")
     plan = plan_model(root, spec, stimuli)
-    prepare_model(root, plan, stimuli)
-    (task,) = extract_tasks(
-        [plan], stimuli, StimuliSpec(), StoreRef(str(folder / "s.zarr")), batch_size, "cpu"
-    )
-    return task, extract_cost(plan, stimuli, batch_size, "cpu")
+    create_towers(root, plan, stimuli)
+    return extract_task(plan, stimuli, StimuliSpec(), batch_size, "cpu")
 
 
 def status(name: str) -> int:
@@ -170,7 +161,7 @@ def written_since(store: str, start: int) -> int:
     return sum(file.st_size for file in files if file.st_mtime_ns >= start)
 
 
-def show(case: str, store: str, task: Task, cost: Cost) -> None:
+def show(case: str, store: str, task: StageTask) -> None:
     """Run a task and print what it took, and what it was said to take."""
     members.CACHE = PreparedCache()
     gc.collect()
@@ -179,7 +170,7 @@ def show(case: str, store: str, task: Task, cost: Cost) -> None:
     process = psutil.Process()
     before, code, moved = status("VmRSS"), status("RssFile"), process.io_counters()
     start = time.time_ns()
-    task.function(*task.arguments)
+    task.function(StoreRef(store), task.job)
     after = process.io_counters()
     measured = {
         # less the pages of libraries that were touched for the first time
@@ -187,7 +178,8 @@ def show(case: str, store: str, task: Task, cost: Cost) -> None:
         "read": after.read_chars - moved.read_chars,
         "written": written_since(store, start),
     }
-    said = {"memory": cost.memory, "read": cost.read, "written": cost.written}
+    takes = task.takes
+    said = {"memory": takes.memory, "read": takes.read, "written": takes.written}
     line = {"case": case, "stage": task.name.split()[0], "measured": measured, "said": said}
     print(json.dumps(line), flush=True)
 
@@ -200,9 +192,10 @@ def main(what: str) -> None:
 
             small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
             large = {"img_size": 96, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
-            task, _ = extraction(Path(folder), small, 8)
-            task.function(*task.arguments)  # what is imported late is no part of what is measured
-            show("vit", f"{folder}/s.zarr", *extraction(Path(folder), large, 64))
+            task = extraction(Path(folder), small, 8)
+            # what is imported late is no part of what is measured
+            task.function(StoreRef(f"{folder}/s.zarr"), task.job)
+            show("vit", f"{folder}/s.zarr", extraction(Path(folder), large, 64))
             return
         warm, made = (
             Made(f"{folder}/w.zarr", 64, (8, 8), 2),
@@ -211,15 +204,14 @@ def main(what: str) -> None:
         for case, measures, memory, null in CASES:
             if case == "kernel":  # pair by pair, and so slow
                 made.encoders = made.encoders[:2]
-            for task, _ in warm.tasks(48, measures, memory, null, case):
-                task.function(*task.arguments)
-            for task, cost in made.tasks(1536, measures, memory, null, case):
-                show(case, made.path, task, cost)
-        subset = made.stimuli.subset(1536)
-        for task, _ in warm.competence(warm.stimuli.subset(48)):
-            task.function(*task.arguments)
-        for task, cost in made.competence(subset):
-            show("competence", made.path, task, cost)
+            for task in warm.tasks(48, measures, memory, null, case):
+                task.function(StoreRef(warm.path), task.job)
+            for task in made.tasks(1536, measures, memory, null, case):
+                show(case, made.path, task)
+        for task in warm.competence(warm.stimuli.subset(48)):
+            task.function(StoreRef(warm.path), task.job)
+        for task in made.competence(made.stimuli.subset(1536)):
+            show("competence", made.path, task)
 
 
 if __name__ == "__main__":

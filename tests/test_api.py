@@ -15,6 +15,7 @@ import xarray as xr
 from zoo import MEASURES, Zoo, flip_byte
 
 import pipeline
+from pipeline.analysis.competence import COMPETENCE
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import ALIGNMENT, ENCODER, STIMULI, validate
 from pipeline.store import Store
@@ -209,7 +210,7 @@ def test_text__is_text_for_numpy(zoo_store: Store) -> None:
 
 
 def test_competence__validates(zoo_store: Store) -> None:
-    validate(zoo_store.competence(), ENCODER, ["knn_accuracy", "probe_accuracy"])
+    validate(zoo_store.competence(), dict(COMPETENCE.variables), COMPETENCE.variables)
 
 
 def test_dataset__stage_that_was_not_run(copied: Zoo) -> None:

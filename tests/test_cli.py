@@ -82,7 +82,7 @@ def test_plan__of_an_empty_store_counts_everything(zoo: Zoo) -> None:
     # 597 rows of float32: conv 2 × (4+6+8+12), vit-a 2 × 24, vit-b 2 × 48, clip 2 × (32 + 24)
     written = 4 * 597 * 2 * (30 + 24 + 48 + 56) / 1024
     assert table["extract"][0] == "4"
-    assert table["extract"][1:3] == ["4 models, 10 blocks", "0 of 4 models"]
+    assert table["extract"][1:3] == ["4 models", "0 of 4"]
     assert table["extract"][5] == f"{written:.3g} KiB"
     # image layers 4, 2, 2, 2 and text layers 2, each at two steps
     layers = [4, 2, 2, 2]
@@ -103,7 +103,7 @@ def test_plan__of_a_finished_store(zoo: Zoo) -> None:
     result = consilience(zoo, "plan", "workflow.yaml")
     assert result.exit_code == 0, result.output
     table = rows(result.output)
-    assert table["extract"][-1] == "4 of 4 models"
+    assert table["extract"][-1] == "4 of 4"
     pairs = 196 * len(MEASURES)
     assert table["compare"] == ["0", "0 pairs of representations", f"{pairs} of {pairs}"]
     assert "nothing to do" in result.output
@@ -229,7 +229,7 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.workflow.run._Run.compare", interrupt)
+    monkeypatch.setattr("pipeline.workflow.stages.compare.Compare.create", interrupt)
     result = consilience(
         copied, "run", "workflow.yaml", "--cluster", cluster, "--set", "models.sets=[late]"
     )

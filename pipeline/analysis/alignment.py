@@ -5,23 +5,27 @@ Kernels take bare arrays; `alignment_dataset` puts the labels on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis.analysis import Analysis, ComparisonResults, Inputs
+from pipeline.analysis.competence import COLUMNS
 from pipeline.calibration import VERSION, benjamini_hochberg, calibrate_score, check_level
 from pipeline.encoder import Encoder, related
 from pipeline.errors import InputError
-from pipeline.schema import ALIGNMENT, ENCODER
+from pipeline.schema import ALIGNMENT as VARIABLES
+from pipeline.schema import ENCODER
+from pipeline.types import Float64
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Float = NDArray[np.float64]
+_OF_ENCODERS = ENCODER | {name: column.variable for name, column in COLUMNS.items()}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LayerAggregate:
     matched: float
 
 
-def aggregate_layers(block: Float) -> LayerAggregate:
+def aggregate_layers(block: Float64) -> LayerAggregate:
     """Aggregate the scores of all layer pairs of two encoders.
 
     Parameters
@@ -73,28 +77,13 @@ def matched_depths(n_x: int, n_y: int) -> tuple[NDArray[np.int64], NDArray[np.in
     return at[0], at[1]
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One subset's results: which encoder pairs, their layer scores, their nulls."""
-
-    n_stimuli: int
-    scores: Mapping[tuple[str, str], Float]
-    """(encoder x, encoder y) → layer × layer scores."""
-    nulls: Mapping[tuple[str, str], Float]
-    """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
-    permuted: Collection[tuple[str, str]] = ()
-    """Pairs whose null was had by permuting stimuli."""
-    tails: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(encoder x, encoder y) → upper bound of p from moments; NaN, or not there, without one."""
-
-
 def alignment_dataset(
     encoders: Sequence[Encoder],
-    results: Sequence[Compared],
+    results: Sequence[ComparisonResults],
     *,
     alpha: float,
     maximum: float,
-    competence: Mapping[str, Mapping[str, float]],
+    columns: Mapping[str, Mapping[str, float]],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
     """Join the aggregated, calibrated scores of all encoder pairs with the encoders' metadata.
@@ -105,14 +94,15 @@ def alignment_dataset(
         Level of the threshold.
     maximum
         The highest score of the measure, which calibrates to 1.
-    competence
-        Encoder id → `knn_accuracy`, `probe_accuracy`.
+    columns
+        Encoder id → column → what was measured of the encoder.
 
     Returns
     -------
     xarray.Dataset
         Dimensions `encoder_x, encoder_y`; variables as `pipeline.schema.ALIGNMENT` declares;
-        coordinates `<name>_x` and `<name>_y` for each variable of `pipeline.schema.ENCODER`.
+        coordinates `<name>_x` and `<name>_y` for each variable of `pipeline.schema.ENCODER`, and
+        for each column of competence.
     """
     import xarray as xr
 
@@ -120,7 +110,7 @@ def alignment_dataset(
     index = {e.id: i for i, e in enumerate(encoders)}
     found: dict[str, NDArray[Any]] = {
         name: np.full((n, n), v.fill_value, dtype=v.dtype)
-        for name, v in ALIGNMENT.items()
+        for name, v in VARIABLES.items()
         if v.dims == ("encoder_x", "encoder_y")
     }
     for result in results:
@@ -141,22 +131,22 @@ def alignment_dataset(
         if symmetric:
             found["q"].T[tested] = found["q"][tested]
     variables = {
-        name: (ALIGNMENT[name].dims, values, {"description": ALIGNMENT[name].description})
+        name: (VARIABLES[name].dims, values, {"description": VARIABLES[name].description})
         for name, values in found.items()
     }
     coordinates: dict[str, Any] = {}
     for side in ("encoder_x", "encoder_y"):
         coordinates[side] = (side, [e.id for e in encoders])
-        for name, column in encoder_columns(encoders, competence).items():
+        for name, column in encoder_columns(encoders, columns).items():
             coordinates[f"{name}_{side[-1]}"] = (
                 side,
                 column,
-                {"description": ENCODER[name].description},
+                {"description": _OF_ENCODERS[name].description},
             )
     return xr.Dataset(variables, coords=coordinates, attrs=dict(attributes))
 
 
-def outdated(attributes: Mapping[str, Any]) -> str:
+def calibration_fault(attributes: Mapping[str, Any]) -> str:
     """Say what is wrong with the calibration of a stored alignment dataset.
 
     Parameters
@@ -182,7 +172,7 @@ def outdated(attributes: Mapping[str, Any]) -> str:
 def _calibrate(
     found: dict[str, NDArray[Any]],
     index: Mapping[str, int],
-    result: Compared,
+    result: ComparisonResults,
     alpha: float,
     maximum: float,
 ) -> None:
@@ -207,14 +197,15 @@ def _calibrate(
 
 
 def encoder_columns(
-    encoders: Sequence[Encoder], competence: Mapping[str, Mapping[str, float]]
+    encoders: Sequence[Encoder], columns: Mapping[str, Mapping[str, float]]
 ) -> dict[str, list[Any]]:
-    """Return the declared metadata of encoders, by column."""
+    """Return the declared metadata of encoders, and what was measured of them, by column."""
     nan = float("nan")
     return {
         "model": [e.model for e in encoders],
         "checkpoint": [e.checkpoint for e in encoders],
         "tower": [e.tower for e in encoders],
+        "modality": [e.modality for e in encoders],
         "family": [str(e.attributes.get("family")) for e in encoders],
         "step": [e.step for e in encoders],
         "initial": [e.initial for e in encoders],
@@ -222,6 +213,27 @@ def encoder_columns(
         "n_parameters": [float(e.attributes.get("n_parameters", nan)) for e in encoders],
         "flops": [float(e.attributes.get("flops", nan)) for e in encoders],
         "samples_seen": [e.samples_seen for e in encoders],
-        "knn_accuracy": [competence.get(e.id, {}).get("knn_accuracy", nan) for e in encoders],
-        "probe_accuracy": [competence.get(e.id, {}).get("probe_accuracy", nan) for e in encoders],
+        **{name: [columns.get(e.id, {}).get(name, nan) for e in encoders] for name in COLUMNS},
     }
+
+
+def _compute(inputs: Inputs) -> xr.Dataset:
+    return alignment_dataset(
+        inputs.encoders,
+        inputs.results,
+        alpha=inputs.alpha,
+        maximum=inputs.maximum,
+        columns=inputs.columns,
+        attributes=inputs.attributes,
+    )
+
+
+ALIGNMENT = Analysis(
+    name="alignment",
+    version=2,  # 1 had no modalities, and no competence of text towers
+    scope="measure",
+    needs=("scores", "competence"),
+    variables=VARIABLES,
+    compute=_compute,
+    fault_of=calibration_fault,
+)

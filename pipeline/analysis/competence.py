@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis.analysis import Analysis, Column, Footprint, Inputs
 from pipeline.measures import measure_spec, prepare
+from pipeline.measures.footprint import DOUBLE, preparing_bytes, preparing_operations
+from pipeline.schema import Variable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 FOLDS = 5
 NEIGHBOURS = 10
@@ -78,3 +86,72 @@ def probe_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], seed: int 
     probe = make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES))
     predicted = cross_val_predict(probe, x.astype(np.float64), labels, cv=folds)
     return float(np.mean(predicted == labels))
+
+
+COLUMNS = {
+    column.variable.name: column
+    for column in (
+        Column(
+            Variable(
+                "knn_accuracy",
+                ("encoder",),
+                "float64",
+                "Leave-one-out 10-nearest-neighbour accuracy on the last layer, cosine.",
+            ),
+            knn_accuracy,
+        ),
+        Column(
+            Variable(
+                "probe_accuracy",
+                ("encoder",),
+                "float64",
+                "5-fold cross-validated accuracy of a linear probe on the last layer.",
+            ),
+            probe_accuracy,
+        ),
+    )
+}
+PROBE = "ridge on standardised features, penalty by leave-one-out within the training folds"
+"""How `probe_accuracy` is measured; recorded with it, so that no other kind is mixed with it."""
+
+
+def competence_dataset(inputs: Inputs) -> xr.Dataset:
+    """Put what was measured of encoders into one dataset, `(encoder,)`."""
+    import xarray as xr
+
+    ids = sorted(inputs.columns)
+    return xr.Dataset(
+        {
+            name: (
+                "encoder",
+                [inputs.columns[i][name] for i in ids],
+                {"description": column.variable.description},
+            )
+            for name, column in COLUMNS.items()
+        },
+        coords={"encoder": ids},
+    )
+
+
+def _footprint(n: int, widths: NDArray[np.int64]) -> Footprint:
+    spec = {"knn": measure_spec("mutual_knn")}
+    least = np.minimum(n, widths)
+    # a decomposition of each fold's training part serves all penalties
+    fits = float((FOLDS * (2 * n * widths * least + 10 * least**3)).sum())
+    widest = int(widths.max())
+    probe = DOUBLE * (6.0 * n * widest + 3.0 * min(n, widest) ** 2)
+    return Footprint(
+        preparing_operations(n, widths, spec) + fits, max(probe, preparing_bytes(n, widest, spec))
+    )
+
+
+COMPETENCE = Analysis(
+    name="competence",
+    version=1,
+    scope="subset",
+    variables={name: column.variable for name, column in COLUMNS.items()},
+    compute=competence_dataset,
+    columns=COLUMNS,
+    footprint=_footprint,
+    conventions={"probe": PROBE},
+)

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.analysis.analysis import Analysis
+from pipeline.analysis.competence import COLUMNS
+from pipeline.schema import Variable
+from pipeline.types import Float64
+
 if TYPE_CHECKING:
     import xarray as xr
 
-Float = NDArray[np.float64]
-
-PREDICTORS = ("n_parameters", "flops", "samples_seen", "knn_accuracy", "probe_accuracy")
+PREDICTORS = ("n_parameters", "flops", "samples_seen", *COLUMNS)
 LOGARITHMIC = frozenset({"n_parameters", "flops", "samples_seen"})
 """Predictors taken as log10: their slopes are per tenfold increase."""
 VALUES = {"raw": "score", "calibrated": "calibrated"}
@@ -59,7 +62,7 @@ TREND_PROSE = {
 
 
 def trend(
-    values: Float, predictor: Float, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+    values: Float64, predictor: Float64, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> Trend:
     """Regress the alignment of pairs on a predictor of their models.
 
@@ -123,7 +126,7 @@ def pair_weights(
     j: NDArray[np.int64],
     n_bootstrap: int,
     rng: np.random.Generator,
-) -> Float:
+) -> Float64:
     """Return `(n_bootstrap, pairs)`: how often each pair occurs among models drawn anew.
 
     A model paired with a second copy of itself says nothing and is not counted.
@@ -134,7 +137,7 @@ def pair_weights(
     return counts[:, i] * counts[:, j]
 
 
-def _line(x: Float, y: Float, weights: Float) -> tuple[Float, Float]:
+def _line(x: Float64, y: Float64, weights: Float64) -> tuple[Float64, Float64]:
     """Return weighted least-squares slopes and intercepts, one for each row of weights."""
     total = weights.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -145,19 +148,19 @@ def _line(x: Float, y: Float, weights: Float) -> tuple[Float, Float]:
     return slope, my - slope * mx
 
 
-def _correlation(x: Float, y: Float, weights: Float) -> Float:
+def _correlation(x: Float64, y: Float64, weights: Float64) -> Float64:
     slope, _ = _line(x, y, weights)
     back, _ = _line(y, x, weights)
     return np.sign(slope) * np.sqrt(np.clip(slope * back, 0, 1))
 
 
-def _ranks(values: Float) -> Float:
+def _ranks(values: Float64) -> Float64:
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(values), dtype=np.float64)
 
 
-def _interval(draws: Float) -> tuple[float, float]:
+def _interval(draws: Float64) -> tuple[float, float]:
     draws = draws[np.isfinite(draws)]
     if len(draws) < 100:
         return np.nan, np.nan
@@ -166,7 +169,7 @@ def _interval(draws: Float) -> tuple[float, float]:
 
 
 def mean_alignment(
-    values: Float, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+    values: Float64, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> tuple[float, float, float, int]:
     """Return the mean over pairs, its 95% interval over the bootstrap of models, and the pairs.
 
@@ -199,30 +202,60 @@ def convergence_dataset(
     Parameters
     ----------
     alignment
-        As `pipeline.analysis.alignment.alignment_dataset` gives it. Image towers are used.
+        As `pipeline.analysis.alignment.alignment_dataset` gives it.
 
     Returns
     -------
     xarray.Dataset
-        `(condition, value, predictor)`: the fields of `Trend`. `condition` is `final`, or `init`,
-        the random-init control; `value` is `raw` or `calibrated`. `(stage, value)`: `mean`,
+        Each modality has its own: pairs of encoders of two are left out. `(modality, condition,
+        value, predictor)`: the fields of `Trend`. `condition` is `final`, or `init`, the
+        random-init control; `value` is `raw` or `calibrated`. `(modality, stage, value)`: `mean`,
         `mean_low`, `mean_high` and `n_pairs_stage` of unrelated models at equal training step,
-        and at the end of each. `(stage)`: `to_final`, the raw alignment of a model with its own
-        end, `probe_accuracy`, and `step`.
+        and at the end of each. `(modality, stage)`: `to_final`, the raw alignment of a model with
+        its own end, `probe_accuracy`, and `step`. A modality lacks stages that only others have.
     """
     import xarray as xr
 
-    image = alignment.isel(
-        encoder_x=np.flatnonzero(alignment.tower_x.values.astype(str) == "image"),
-        encoder_y=np.flatnonzero(alignment.tower_y.values.astype(str) == "image"),
+    modality = alignment.modality_x.values.astype(str)
+    modalities = list(dict.fromkeys(modality.tolist()))
+    found = [
+        _of_modality(
+            alignment.isel(encoder_x=(modality == each), encoder_y=(modality == each)),
+            n_bootstrap,
+            seed,
+        )
+        for each in modalities
+    ]
+    names = {str(stage) for each in found for stage in each.stage.values}
+    # steps in their order, and then the end
+    stages = sorted(
+        names, key=lambda n: (n == "end", int(n.removeprefix("step ") if n != "end" else 0))
     )
-    masks = {"final": image.final_x.values, "init": image.initial_x.values}
+    fill = {"n_pairs_stage": 0, "step": -1}
+    return xr.concat(
+        [
+            each.reindex(
+                stage=stages,
+                fill_value=fill | dict.fromkeys(set(each.data_vars) - fill.keys(), np.nan),
+            )
+            for each in found
+        ],
+        xr.DataArray(modalities, dims="modality", name="modality"),
+        combine_attrs="identical",
+    )
+
+
+def _of_modality(same: xr.Dataset, n_bootstrap: int, seed: int) -> xr.Dataset:
+    """Summarise the encoders of one modality."""
+    import xarray as xr
+
+    masks = {"final": same.final_x.values, "init": same.initial_x.values}
     trends = [
         [
             [
                 trend(
-                    _apart(image, masks[condition], name),
-                    _predictor(image, predictor, masks[condition]),
+                    _apart(same, masks[condition], name),
+                    _predictor(same, predictor, masks[condition]),
                     n_bootstrap=n_bootstrap,
                     seed=seed,
                 )
@@ -241,7 +274,7 @@ def convergence_dataset(
         )
         for field, prose in TREND_PROSE.items()
     }
-    variables.update(_training(image, n_bootstrap, seed))
+    variables.update(_training(same, n_bootstrap, seed))
     return xr.Dataset(
         variables,
         coords={
@@ -258,23 +291,23 @@ def convergence_dataset(
     )
 
 
-def _apart(image: xr.Dataset, mask: NDArray[np.bool_], name: str) -> Float:
+def _apart(same: xr.Dataset, mask: NDArray[np.bool_], name: str) -> Float64:
     """Return the values among the chosen encoders, NaN for related pairs."""
-    values = np.where(image.related.values.astype(bool), np.nan, image[name].values)
+    values = np.where(same.related.values.astype(bool), np.nan, same[name].values)
     return np.asarray(values[np.ix_(mask, mask)], dtype=np.float64)
 
 
-def _predictor(image: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float:
-    values = np.asarray(image[f"{name}_x"].values[mask], dtype=np.float64)
+def _predictor(same: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float64:
+    values = np.asarray(same[f"{name}_x"].values[mask], dtype=np.float64)
     if name in LOGARITHMIC:
         with np.errstate(divide="ignore"):
             values = np.where(values > 0, np.log10(values), np.nan)
     return values
 
 
-def _training(image: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
-    step, final = image.step_x.values, image.final_x.values
-    models = image.model_x.values.astype(str)
+def _training(same: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    step, final = same.step_x.values, same.final_x.values
+    models = same.model_x.values.astype(str)
     # a step that some models lack, like each one's own last, would compare other populations
     counts = {int(s): int((step == s).sum()) for s in np.unique(step[step >= 0])}
     common = [s for s, n in counts.items() if n >= max([2, *counts.values()])]
@@ -285,16 +318,16 @@ def _training(image: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
     to_final, accuracy = [], []
     for mask, _ in stages.values():
         found = [
-            mean_alignment(_apart(image, mask, name), n_bootstrap=n_bootstrap, seed=seed)
+            mean_alignment(_apart(same, mask, name), n_bootstrap=n_bootstrap, seed=seed)
             for name in VALUES.values()
         ]
         for k, name in enumerate(rows):
             rows[name].append([f[k] for f in found])
         own = models[mask][:, None] == models[final]
-        to_own = image.score.values[np.ix_(mask, final)][own]
+        to_own = same.score.values[np.ix_(mask, final)][own]
         to_own = to_own[np.isfinite(to_own)]
         to_final.append(float(to_own.mean()) if len(to_own) else np.nan)
-        probes = image.probe_accuracy_x.values[mask]
+        probes = same.probe_accuracy_x.values[mask]
         probes = probes[np.isfinite(probes)]
         accuracy.append(float(probes.mean()) if len(probes) else np.nan)
     prose = {
@@ -321,3 +354,18 @@ def _training(image: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
         ),
         "stage": ("stage", list(stages)),
     }
+
+
+_TREND = ("modality", "condition", "value", "predictor")
+
+CONVERGENCE = Analysis(
+    name="convergence",
+    version=2,  # 1 was of image towers alone
+    scope="measure",
+    needs=("alignment",),
+    variables={
+        name: Variable(name, _TREND, "int64" if name.startswith("n_") else "float64", prose)
+        for name, prose in TREND_PROSE.items()
+    },
+    compute=lambda inputs: convergence_dataset(inputs.datasets["alignment"]),
+)

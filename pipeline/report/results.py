@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis.alignment import outdated
+from pipeline.analysis import ALIGNMENT
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError
 from pipeline.schema import SCORE_GROUP
@@ -143,7 +143,7 @@ def load_results(store: Store, subset: str | None = None) -> Results:
         store,
         key,
         {label: store.alignment(label, key) for label in ready},
-        {label: store.convergence(label, key) for label in ready},
+        {label: store.convergence(label, key).isel(modality=0) for label in ready},
         tuple(label for label in labels if label not in made),
         faults,
     )
@@ -155,7 +155,7 @@ def _fault(store: Store, key: str, label: str) -> str:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = outdated(_group(store.root, f"alignment/{key}/{label}").attrs)
+    why = ALIGNMENT.fault(_group(store.root, f"alignment/{key}/{label}").attrs)
     remedy = "A run of a workflow that compares by it makes it anew."
     return f"{label}, because {why}. {remedy}" if why else ""
 

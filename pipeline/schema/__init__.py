@@ -1,8 +1,6 @@
 """What a store holds, declared once: the format, every variable and kind of group."""
 
 from pipeline.schema.groups import (
-    COMPETENCE,
-    DATASETS,
     NULL_GROUP,
     RUN_GROUP,
     SCORE_GROUP,
@@ -10,7 +8,6 @@ from pipeline.schema.groups import (
     SUBSET_GROUP,
     TOWER_GROUP,
     ArrayLayout,
-    DatasetKind,
     GroupKind,
     rows_per_chunk,
 )
@@ -24,7 +21,6 @@ from pipeline.schema.variables import (
     FORMAT,
     FORMAT_VERSION,
     LOG,
-    PROBE,
     SIMILARITY_GRID,
     STIMULI,
     SUBSET,
@@ -41,14 +37,11 @@ __all__ = [
     "ALIGNMENT",
     "ANALYTIC_CALIBRATION",
     "CALIBRATION",
-    "COMPETENCE",
-    "DATASETS",
     "ENCODER",
     "FORMAT",
     "FORMAT_VERSION",
     "LOG",
     "NULL_GROUP",
-    "PROBE",
     "RUN_GROUP",
     "SCORE_GROUP",
     "SIMILARITY_GRID",
@@ -58,7 +51,6 @@ __all__ = [
     "SUBSET_GROUP",
     "TOWER_GROUP",
     "ArrayLayout",
-    "DatasetKind",
     "GroupKind",
     "Slot",
     "State",

@@ -7,15 +7,13 @@ marker from here. Plain records: nothing here imports zarr.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from pipeline.schema.variables import (
     ACTIVATIONS,
-    ALIGNMENT,
     ANALYTIC_CALIBRATION,
     CALIBRATION,
-    ENCODER,
     LOG,
     SIMILARITY_GRID,
     STIMULI,
@@ -192,49 +190,3 @@ NULL_GROUP = GroupKind(
     chunks=_pair_chunks("encoder"),
 )
 RUN_GROUP = GroupKind("runs", {LOG.name: LOG})
-
-
-@dataclass(frozen=True)
-class DatasetKind:
-    """One kind of final dataset: small, written whole and read whole.
-
-    Attributes
-    ----------
-    name
-        The folder that it stands in.
-    scope
-        Whether there is one for each subset, or for each measure on it.
-    version
-        Of the computation. A dataset of another version is stale.
-    variables
-        Those that are declared; others may be there.
-    required
-        Names of the variables without which it cannot be used.
-    """
-
-    name: str
-    scope: Literal["subset", "measure"]
-    version: int = 1
-    variables: Mapping[str, Variable] = field(default_factory=dict)
-    required: tuple[str, ...] = ()
-
-    mark = "inputs"
-    """Completion marker: the identity of what the dataset was made from."""
-
-    def stamp(self, inputs: str) -> str:
-        """Return what a current dataset has as its completion marker."""
-        # version 1 adds nothing: it is what stores have had from the start
-        return inputs if self.version == 1 else f"{inputs}-v{self.version}"
-
-
-COMPETENCE = DatasetKind("competence", "subset", variables=ENCODER)
-DATASETS = (
-    COMPETENCE,
-    DatasetKind(
-        "alignment",
-        "measure",
-        variables=ALIGNMENT,
-        required=("score", "calibrated", "p", "related"),
-    ),
-    DatasetKind("convergence", "measure"),
-)

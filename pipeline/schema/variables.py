@@ -263,7 +263,8 @@ ALIGNMENT = _table(
 ENCODER = _table(
     Variable("model", ("encoder",), "str", "Model id."),
     Variable("checkpoint", ("encoder",), "str", "Checkpoint label."),
-    Variable("tower", ("encoder",), "str", "image or text."),
+    Variable("tower", ("encoder",), "str", "Tower of the model."),
+    Variable("modality", ("encoder",), "str", "What the tower takes: image or text."),
     Variable("family", ("encoder",), "str", "Family of the model."),
     Variable("step", ("encoder",), "int64", "Training step; -1 where unknown.", fill=-1),
     Variable("initial", ("encoder",), "bool", "At initialisation."),
@@ -286,21 +287,7 @@ ENCODER = _table(
         "float64",
         "Stimuli seen in training up to this checkpoint, with repetition.",
     ),
-    Variable(
-        "knn_accuracy",
-        ("encoder",),
-        "float64",
-        "Leave-one-out 10-nearest-neighbour accuracy on the last layer, cosine.",
-    ),
-    Variable(
-        "probe_accuracy",
-        ("encoder",),
-        "float64",
-        "5-fold cross-validated accuracy of a linear probe on the last layer.",
-    ),
 )
-PROBE = "ridge on standardised features, penalty by leave-one-out within the training folds"
-"""How `probe_accuracy` was measured; recorded with it, so that no other kind is mixed with it."""
 
 
 def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[str] = ()) -> None:

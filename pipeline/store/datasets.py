@@ -11,8 +11,6 @@ import numpy as np
 import zarr
 
 from pipeline.errors import StoreError
-from pipeline.schema import DatasetKind
-from pipeline.store import paths
 from pipeline.store.io.chunks import DAMAGE, array_of, chunks, is_there, key_of, remedy
 from pipeline.store.layout import CODECS, delete, ensure_parents, find_group
 
@@ -20,101 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-NEW = ".new"
-"""Ends the name of a group that `replace_dataset` writes first."""
-
-
-def inputs_digest(*inputs: Any) -> str:
-    """Return the identity of what a dataset is made from."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def write_dataset(
-    root: zarr.Group,
-    kind: DatasetKind,
-    subset: str,
-    label: str | None,
-    dataset: xr.Dataset,
-    inputs: str,
-) -> None:
-    """Write a final dataset in place of the one that is there. Driver only.
-
-    Parameters
-    ----------
-    inputs
-        The identity of what it was made from: with it, the completion marker is written last.
-    """
-    _write(root, paths.dataset(kind.name, subset, label), dataset, kind.stamp(inputs))
-
-
-def replace_dataset(
-    root: zarr.Group,
-    kind: DatasetKind,
-    subset: str,
-    label: str | None,
-    dataset: xr.Dataset,
-    inputs: str,
-) -> None:
-    """Write a final dataset so that a kill at any time leaves it or its predecessor. Driver only.
-
-    It is written beside its predecessor, then in its place; `stored_datasets` finds both.
-    """
-    path = paths.dataset(kind.name, subset, label)
-    for where in (path + NEW, path):
-        _write(root, where, dataset, kind.stamp(inputs))
-    delete(root, path + NEW)
-
-
-def is_replaced(root: zarr.Group, kind: DatasetKind, subset: str, label: str | None) -> bool:
-    """Whether no `replace_dataset` was interrupted."""
-    return find_group(root, paths.dataset(kind.name, subset, label) + NEW) is None
-
-
-def stored_datasets(
-    root: zarr.Group, kind: DatasetKind, subset: str, label: str | None
-) -> list[xr.Dataset]:
-    """Return a final dataset and then, where `replace_dataset` was interrupted, its successor."""
-    path = paths.dataset(kind.name, subset, label)
-    groups = (find_group(root, where, kind.mark) for where in (path, path + NEW))
-    return [read_dataset(group) for group in groups if group is not None]
-
-
-def is_current(
-    root: zarr.Group, kind: DatasetKind, subset: str, label: str | None, inputs: str
-) -> bool:
-    """Whether a final dataset is there, of this version, and was made from these inputs."""
-    group = find_group(root, paths.dataset(kind.name, subset, label), kind.mark)
-    return group is not None and group.attrs[kind.mark] == kind.stamp(inputs)
-
-
-def _write(root: zarr.Group, path: str, dataset: xr.Dataset, stamp: str) -> None:
-    text = {
-        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
-        for name, variable in dataset.variables.items()
-        if variable.dtype.kind in "OU"
-    }
-    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
-    dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
-    ensure_parents(root, path)
-    delete(root, path)
-    with warnings.catch_warnings():
-        # xarray warns of consolidated metadata, which this store never has
-        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
-        dataset.to_zarr(
-            root.store,
-            group=path,
-            mode="w",
-            zarr_format=3,
-            consolidated=False,
-            write_empty_chunks=True,  # so that a lost chunk can be told from one of fill values
-            encoding={
-                name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
-                for name, variable in dataset.variables.items()
-            },
-        )
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    group.attrs.update(variables=sorted(map(str, dataset.variables)), inputs=stamp)
+MARK = "inputs"
+"""Completion marker of a final dataset: the identity of what it was made from."""
 
 
 def read_dataset(group: zarr.Group) -> xr.Dataset:
@@ -174,3 +79,45 @@ def variables(group: zarr.Group) -> list[zarr.Array[Any]]:
     """
     names: Any = group.attrs["variables"]
     return [array_of(group, name) for name in names]
+
+
+def inputs_digest(*inputs: Any) -> str:
+    """Return the identity of what a dataset was made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
+    """Write a final dataset; `inputs`, the identity of what it was made from, last. Driver only."""
+    text = {
+        name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "OU"
+    }
+    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
+    dataset = dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+    ensure_parents(root, path)
+    delete(root, path)
+    with warnings.catch_warnings():
+        # xarray warns of consolidated metadata, which this store never has
+        warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
+        dataset.to_zarr(
+            root.store,
+            group=path,
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,  # so that a lost chunk can be told from one of fill values
+            encoding={
+                name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
+                for name, variable in dataset.variables.items()
+            },
+        )
+    group = root[path]
+    assert isinstance(group, zarr.Group)
+    group.attrs.update({"variables": sorted(map(str, dataset.variables)), MARK: inputs})
+
+
+def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
+    """Whether a final dataset is there and was made from these inputs."""
+    group = find_group(root, path, MARK)
+    return group is not None and group.attrs[MARK] == inputs

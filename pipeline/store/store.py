@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import ENCODER, PROBE, SCORE_GROUP, State
+from pipeline.schema import SCORE_GROUP, State
 from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
 from pipeline.store.catalog import encoders
@@ -203,8 +203,8 @@ class Store:
 
     @property
     def subsets(self) -> list[str]:
-        """Keys of the subsets on which image towers were compared."""
-        return [key for key, about in self._compared.items() if about.get("kind") == "images"]
+        """Keys of the subsets on which encoders were compared."""
+        return [key for key, about in self._compared.items() if about.get("base") == key]
 
     @property
     def _compared(self) -> dict[str, dict[str, Any]]:
@@ -331,11 +331,11 @@ class Store:
 
     def _check_calibration(self, key: str, label: str) -> None:
         """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.analysis.alignment import outdated
+        from pipeline.analysis.alignment import ALIGNMENT
 
         path = paths.dataset("alignment", key, label)
         group = find_group(self.root, path)
-        if group is not None and (why := outdated(dict(group.attrs))):
+        if group is not None and (why := ALIGNMENT.fault(dict(group.attrs))):
             raise StoreError(
                 f"{self.path}: {path} cannot be used: {why}",
                 f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
@@ -352,13 +352,14 @@ class Store:
         """
         path = paths.dataset("competence", self.subset(subset))
         dataset = self._dataset(path)
-        if dataset.attrs.get("probe") != PROBE:
+        from pipeline.analysis.competence import COMPETENCE
+
+        if why := COMPETENCE.fault(dataset.attrs):
             raise StoreError(
-                f"{self.path}: {path} was measured by another probe than this version's ({PROBE}), "
-                "and cannot be compared with it",
+                f"{self.path}: {path} cannot be used: {why}",
                 "`consilience run WORKFLOW` measures it anew.",
             )
-        schema.validate(dataset, ENCODER)
+        schema.validate(dataset, dict(COMPETENCE.variables))
         return dataset
 
     def rows(self, subset: str) -> NDArray[np.int64]:

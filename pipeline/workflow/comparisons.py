@@ -1,17 +1,20 @@
-"""Which encoders meet which."""
+"""Which encoders meet which, and on which rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.encoder import Encoder
+from pipeline.errors import InputError
 from pipeline.stimuli import Subset
+from pipeline.types import Mask, Modality
 
-Mask = NDArray[np.bool_]
+if TYPE_CHECKING:
+    from pipeline.workflow.spec import Workflow
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,46 @@ class Comparison:
 
     subset: Subset
     encoders: Sequence[Encoder]
-    wanted: Mask
-    calibrated: Mask
+    compare_mask: Mask
+    """`(encoder, encoder)`: the pairs that are compared."""
+    calibrate_mask: Mask
     """The pairs among them whose null is wanted too."""
+
+
+def comparisons_of(
+    workflow: Workflow, subset: Subset, encoders: Sequence[Encoder]
+) -> list[Comparison]:
+    """Return who meets whom on which rows.
+
+    Pairs of encoders meet on the subset. Those with a text tower meet on its distinct captions,
+    since repeated captions would be exact ties.
+
+    Raises
+    ------
+    InputError
+        Where the distinct captions are fewer than the measures need.
+    """
+    pairs = workflow.compare.pairs
+    pairs_of_null = workflow.calibrate.pairs if workflow.calibrate else ()
+
+    def comparison(subset: Subset, some: Sequence[Encoder], only: Any = True) -> Comparison:
+        calibrated = wanted_pairs(some, pairs_of_null) & ~np.eye(len(some), dtype=bool) & only
+        # what is calibrated is also compared: a null says nothing without its score
+        return Comparison(subset, some, wanted_pairs(some, pairs) & only | calibrated, calibrated)
+
+    text = with_modality(encoders, "text")
+    apart = [e for e, is_text in zip(encoders, text.diagonal(), strict=True) if not is_text]
+    found = [comparison(subset, apart)] if apart else []
+    if text.any():
+        captions = subset.distinct_captions()
+        needed = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
+        if len(captions) < needed:
+            raise InputError(
+                f"subset: its {len(subset)} rows have {len(captions)} distinct captions, too few "
+                f"for these measures, which need {needed}. Raise subset.n, or lower k."
+            )
+        found.append(comparison(captions, encoders, text))
+    return found
 
 
 def wanted_pairs(encoders: Sequence[Encoder], kinds: Iterable[str]) -> Mask:
@@ -51,12 +91,12 @@ def wanted_pairs(encoders: Sequence[Encoder], kinds: Iterable[str]) -> Mask:
     return wanted
 
 
-def with_text(encoders: Sequence[Encoder]) -> Mask:
-    """Return the pairs in which at least one encoder is a text tower."""
-    text = np.array([e.tower == "text" for e in encoders], dtype=bool)
-    return np.asarray(text[:, None] | text)
+def with_modality(encoders: Sequence[Encoder], modality: Modality) -> Mask:
+    """Return the pairs `(encoder, encoder)` in which at least one is of a modality."""
+    of_it = np.array([e.modality == modality for e in encoders], dtype=bool)
+    return np.asarray(of_it[:, None] | of_it)
 
 
-def spread(mask: Mask, counts: Sequence[int]) -> Mask:
+def expand_to_layers(mask: Mask, counts: Sequence[int]) -> Mask:
     """Repeat a mask over encoders for the layers of each."""
     return np.repeat(np.repeat(mask, counts, axis=0), counts, axis=1)

@@ -11,20 +11,8 @@ from pipeline.cluster.workers import Room
 from pipeline.errors import InputError
 from pipeline.workflow.plan import Plan
 
-IDLE = 256 * 2**20
-"""A worker with what it imports to compare, as measured."""
-WITH_MODELS = 2**30
-"""A worker that has imported torch, timm and open_clip, as measured."""
 ENDS, PAUSES = 0.95, 0.8
 """Shares of its memory at which Dask ends a worker, and gives it nothing more to do."""
-
-_REMEDIES = {
-    "extract": "Lower extract.batch_size (now {batch_size})",
-    "compare": "Lower compare.memory (now {memory}) or subset.n (now {n})",
-    "calibrate": "Lower calibrate.n_permutations, compare.memory (now {memory}) or subset.n "
-    "(now {n})",
-    "competence": "Lower subset.n (now {n})",
-}
 
 
 def memory_of_stages(plan: Plan, threads: int = 1) -> dict[str, float]:
@@ -41,14 +29,16 @@ def memory_of_stages(plan: Plan, threads: int = 1) -> dict[str, float]:
     worker in the middle of a task nor leaves it idle for ever after one.
     """
     found = {}
-    idle, left = float(IDLE), 0.0
-    for stage, needs in plan.needs.items():
-        if stage == "extract":
-            idle = float(WITH_MODELS)
+    idle, left = 0.0, 0.0
+    for name, planned in plan.stages.items():
+        needs = planned.needs
+        if needs is None:
+            continue
+        idle = max(idle, float(planned.stage.worker_baseline))
         resting = idle + left + needs.held
         peak = resting + threads * (needs.memory - needs.held)
-        found[stage] = max(peak / ENDS, resting / PAUSES)
-        if stage == "extract":  # decoded images stay; what is prepared is kept within one budget
+        found[name] = max(peak / ENDS, resting / PAUSES)
+        if planned.stage.leaves_memory:
             left += needs.held
     return found
 
@@ -70,20 +60,14 @@ def check_memory(plan: Plan, rooms: Sequence[Room], cluster: ClusterSpec) -> Non
     """
     local = cluster if isinstance(cluster, LocalSpec) else None
     for room in rooms:
-        for stage, needed in memory_of_stages(plan, room.threads).items():
+        for name, needed in memory_of_stages(plan, room.threads).items():
             if needed <= room.memory:
                 continue
-            workflow = plan.workflow
-            lower = _REMEDIES[stage].format(
-                batch_size=workflow.extract.batch_size,
-                memory=workflow.compare.memory,
-                n=len(plan.subset),
-            )
             raise InputError(
-                f"{stage}: a worker needs up to {format_bytes(round(needed))} of memory, and "
+                f"{name}: a worker needs up to {format_bytes(round(needed))} of memory, and "
                 f"{'each' if local else 'one'} has {format_bytes(room.memory)}"
                 + (f" for {room.threads} tasks at a time" if room.threads > 1 else "")
-                + f". {lower}, "
+                + f". {plan.stages[name].stage.remedy(plan.context)}, "
                 + (
                     f"raise cluster.memory_limit (now {local.memory_limit}), or run "
                     f"fewer workers (cluster.n_workers, now {len(rooms)})."

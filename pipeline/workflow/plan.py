@@ -6,18 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import zarr
 
-from pipeline.config.registry import Registry, load_registry
-from pipeline.encoder import Encoder, in_training_order
+from pipeline.config.registry import load_registry
 from pipeline.errors import ConsilienceError, InputError
-from pipeline.stimuli import StimulusSet, Subset, load_stimuli
+from pipeline.stimuli import StimulusSet, load_stimuli
 from pipeline.store import paths
-from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import tower_encoders
-from pipeline.store.grid import PendingPairs, pending_pairs
-from pipeline.store.io.lease import StoreRef
 from pipeline.store.io.location import locate
 from pipeline.store.layout import find_group, open_root
 from pipeline.training import (
@@ -27,52 +21,71 @@ from pipeline.training import (
     load_recipes,
     planned_steps,
 )
-from pipeline.workflow.comparisons import Comparison, Mask, wanted_pairs, with_text
-from pipeline.workflow.cost import (
-    Cost,
-    Needs,
-    compare_cost,
-    competence_cost,
-    extract_cost,
-    kept_by_all,
-    null_cost,
-)
+from pipeline.workflow.budgets import Needs
+from pipeline.workflow.context import Context
+from pipeline.workflow.models import expected_encoders, plan_model
 from pipeline.workflow.spec import Workflow
-from pipeline.workflow.stages import analyse, calibrate, compare
-from pipeline.workflow.stages.extract import ModelPlan, plan_model, step_of
+from pipeline.workflow.stages import STAGES, Stage
+from pipeline.workflow.stages.stage import StageTask
 
 
-@dataclass
+@dataclass(frozen=True)
+class PlannedStage:
+    """What one stage has to do."""
+
+    stage: Stage[Any]
+    pending: Any
+    tasks: Sequence[StageTask]
+    n_missing: int
+    n_wanted: int
+    needs: Needs | None
+    """What its tasks take; None where there are none."""
+
+    @classmethod
+    def of(cls, stage: Stage[Any], ctx: Context) -> PlannedStage:
+        """Ask a stage. Reads only."""
+        pending = stage.pending(ctx)
+        tasks = list(stage.tasks(ctx, pending))
+        costs = [task.takes for task in tasks]
+        needs = Needs.of(costs, stage.resident(ctx)) if costs else None
+        return cls(stage, pending, tasks, *stage.summary(ctx, pending), needs)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a workflow has done already and what it will do."""
 
-    workflow: Workflow
-    registry: Registry
-    stimuli: StimulusSet
-    subset: Subset
-    untrained: list[TrainingRecipe]
-    models: list[ModelPlan]
-    comparisons: list[Comparison]
-    pairs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Stage → (missing, wanted): unordered pairs over subsets and measures, or encoders."""
-    tasks: dict[str, int] = field(default_factory=dict)
-    """Stage → tasks to run."""
-    needs: dict[str, Needs] = field(default_factory=dict)
-    """Stage → what its tasks take; stages with nothing to do are left out."""
-    replaced: frozenset[str] = frozenset()
-    """Labels of measures of which all that is stored is dropped."""
-    stale: list[str] = field(default_factory=list)
-    """Labels of the measures whose alignment and convergence are to be made (anew)."""
+    context: Context
+    stages: Mapping[str, PlannedStage] = field(default_factory=dict)
+    """By name, in the order in which they run."""
+
+    @property
+    def workflow(self) -> Workflow:
+        """What is planned."""
+        return self.context.workflow
+
+    @property
+    def n_tasks(self) -> dict[str, int]:
+        """Stage → tasks to run, training included."""
+        return {
+            "train": len(self.context.untrained),
+            **{name: len(planned.tasks) for name, planned in self.stages.items()},
+        }
+
+    @property
+    def needs(self) -> dict[str, Needs]:
+        """Stage → what its tasks take; stages with no tasks are left out."""
+        return {name: p.needs for name, p in self.stages.items() if p.needs is not None}
 
     @property
     def needs_workers(self) -> bool:
         """Whether there is something to run on a cluster."""
-        return any(n for stage, n in self.tasks.items() if stage != "train")
+        return any(planned.tasks for planned in self.stages.values())
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to compute."""
-        return not any(self.tasks.values()) and not self.stale
+        return not self.context.untrained and not any(p.pending for p in self.stages.values())
 
 
 def plan_workflow(
@@ -84,6 +97,24 @@ def plan_workflow(
     ------
     InputError, StoreError
         For everything that can be known to be wrong before a task runs.
+    """
+    ctx = read_context(workflow, replace=replace, root=root)
+    stages: dict[str, PlannedStage] = {}
+    for stage in STAGES:
+        stages[stage.name] = PlannedStage.of(stage, ctx)
+        ctx.changing = ctx.changing or bool(stages[stage.name].pending)
+    return Plan(ctx, stages)
+
+
+def read_context(
+    workflow: Workflow, *, replace: Sequence[str] = (), root: zarr.Group | None = None
+) -> Context:
+    """Read and check the files of a workflow, and compare its models with its store.
+
+    Raises
+    ------
+    InputError, StoreError
+        As `plan_workflow`.
     """
     if root is None and not locate(workflow.store).is_empty():
         root = open_root(workflow.store, "r")
@@ -137,26 +168,19 @@ def plan_workflow(
             )
         except ConsilienceError as error:
             raise InputError(f"{registry.entries[spec.id].where}: {error}") from None
-    plan = Plan(
+    ctx = Context(
         workflow,
+        root,
         registry,
         stimuli,
         subset,
         untrained,
         models,
-        comparisons_of(workflow, subset, expected_encoders(root, models, stimuli)),
-        replaced=replaced,
+        replaced,
+        changing=bool(untrained or replaced),
     )
-    plan.tasks["train"] = len(untrained)
-    plan.tasks["extract"] = sum(bool(m.missing) for m in models)
-    settings = workflow.extract
-    costs = [
-        extract_cost(m, stimuli, settings.batch_size, settings.device) for m in models if m.missing
-    ]
-    _add_needs(plan, "extract", costs)
-    _plan_pairs(plan, root)
-    _plan_results(plan, root)
-    return plan
+    ctx.meet(expected_encoders(root, models, stimuli))
+    return ctx
 
 
 def _check_trainings(
@@ -186,156 +210,3 @@ def _check_trainings(
             f"{first.directory}. Trained anew they get other weights: name another store with "
             f"--store, or drop what is stored of each with --replace {first.model.id}."
         )
-
-
-def expected_encoders(
-    root: zarr.Group | None, models: Sequence[ModelPlan], stimuli: StimulusSet
-) -> list[Encoder]:
-    """Return the encoders that will be in the store once everything is extracted."""
-    expected = []
-    for model in models:
-        steps = {label: step_of(c) for label, c in model.checkpoints.items()}
-        ordered = in_training_order(steps.items())
-        for tower in model.spec.towers:
-            stored = {
-                e.checkpoint: e
-                for e in stored_encoders(None if model.replace else root, model, tower, stimuli)
-            }
-            if model.described is not None:
-                layers, widths = model.described[tower].layers, model.described[tower].widths
-            else:
-                known = next(iter(stored.values()))
-                layers, widths = known.layers, known.attributes["widths"]
-            expected += [
-                stored.get(label)
-                or Encoder(
-                    model.spec.id,
-                    label,
-                    tower,
-                    steps[label],
-                    tuple(layers),
-                    initial=steps[label] == 0,
-                    final=label == ordered[-1],
-                    attributes={"widths": widths},
-                )
-                for label in ordered
-            ]
-    return expected
-
-
-def stored_encoders(
-    root: zarr.Group | None, model: ModelPlan, tower: str, stimuli: StimulusSet
-) -> list[Encoder]:
-    """Return the complete encoders of a model's tower that the workflow names."""
-    path = paths.tower(stimuli.key, model.spec.id, tower)
-    group = find_group(root, path, "recipe_digest") if root is not None else None
-    if group is None:
-        return []
-    found = tower_encoders(model.spec.id, tower, TowerGroup(group), stimuli.key)
-    return [e for e in found if e.checkpoint in model.checkpoints]
-
-
-def comparisons_of(
-    workflow: Workflow, subset: Subset, encoders: Sequence[Encoder]
-) -> list[Comparison]:
-    """Return who meets whom on which rows.
-
-    Image towers meet on the subset. Pairs with a text tower meet on its distinct captions, since
-    repeated captions would be exact ties.
-    """
-    images = [e for e in encoders if e.tower == "image"]
-    kinds = workflow.compare.pairs
-    of_null = workflow.calibrate.pairs if workflow.calibrate else ()
-
-    def comparison(subset: Subset, some: Sequence[Encoder], only: Any = True) -> Comparison:
-        calibrated = wanted_pairs(some, of_null) & ~np.eye(len(some), dtype=bool) & only
-        # what is calibrated is also compared: a null says nothing without its score
-        return Comparison(subset, some, wanted_pairs(some, kinds) & only | calibrated, calibrated)
-
-    found = [comparison(subset, images)] if images else []
-    if any(e.tower == "text" for e in encoders):
-        captions = subset.distinct_captions()
-        needed = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
-        if len(captions) < needed:
-            raise InputError(
-                f"subset: its {len(subset)} rows have {len(captions)} distinct captions, too few "
-                f"for these measures, which need {needed}. Raise subset.n, or lower k."
-            )
-        found.append(comparison(captions, encoders, with_text(encoders)))
-    return found
-
-
-def _plan_pairs(plan: Plan, root: zarr.Group | None) -> None:
-    """Count what is missing of similarities and nulls, by the tasks that a run would make."""
-    workflow, specs = plan.workflow, plan.workflow.compare.specs
-    roots = {label: None if label in plan.replaced else root for label in specs}
-    settings, device = workflow.calibrate, workflow.compare.device
-    budget = workflow.compare.budget
-    pairs = {"compare": [0, 0], "calibrate": [0, 0]}
-    costs: dict[str, list[Cost]] = {"compare": [], "calibrate": []}
-    kept = 0.0
-
-    def count(stage: str, todo: Mapping[str, PendingPairs], wanted: Mask) -> None:
-        pairs[stage][0] += sum(each.n_pairs for each in todo.values())
-        pairs[stage][1] += len(todo) * int(np.triu(wanted).sum())
-
-    for c in plan.comparisons:
-        digests, wanted = compare.wanted_scores(c)
-        todo = {
-            label: compare.outstanding_scores(
-                compare.find_grid(roots[label], c.subset, label, spec), digests, wanted, spec
-            )
-            for label, spec in specs.items()
-        }
-        count("compare", todo, wanted)
-        tasks = compare.compare_tasks(
-            todo, specs, c.encoders, StoreRef(workflow.store), c.subset, budget, device
-        )
-        costs["compare"] += [compare_cost(task.arguments[0], c.subset) for task in tasks]
-        kept += kept_by_all(c.encoders, c.subset, specs)
-        if settings is None:
-            continue
-        digests, wanted = calibrate.wanted_nulls(c)
-        todo = {
-            label: pending_pairs(
-                calibrate.find_null(roots[label], c.subset, label, spec, settings),
-                digests,
-                wanted,
-                calibrate.CHUNK,
-            )
-            for label, spec in specs.items()
-        }
-        count("calibrate", todo, wanted)
-        tasks = calibrate.null_tasks(
-            todo, specs, c.encoders, settings, StoreRef(workflow.store), c.subset, budget
-        )
-        costs["calibrate"] += [null_cost(task.arguments[0], c.subset) for task in tasks]
-    for name, (n_missing, n_wanted) in pairs.items():
-        plan.pairs[name] = (n_missing, n_wanted)
-        plan.tasks[name] = len(costs[name])
-        # a worker keeps what it has prepared, for other tasks too
-        _add_needs(plan, name, costs[name], at_least=min(float(budget.memory), kept))
-
-
-def _add_needs(plan: Plan, stage: str, costs: Sequence[Cost], *, at_least: float = 0.0) -> None:
-    if costs:
-        plan.needs[stage] = Needs.of(costs, at_least)
-
-
-def _plan_results(plan: Plan, root: zarr.Group | None) -> None:
-    workflow, images = plan.workflow, plan.comparisons[0]
-    known = {} if root is None else analyse.read_competence(root, images.subset.key)
-    unmeasured = analyse.missing_competence(known, images)
-    plan.pairs["competence"] = len(unmeasured), len(analyse.missing_competence({}, images))
-    parts = analyse.competence_parts(unmeasured)
-    plan.tasks["competence"] = len(parts)
-    _add_needs(plan, "competence", [competence_cost(part, images.subset) for part in parts])
-    changing = plan.needs_workers or plan.untrained or any(m.renamed for m in plan.models)
-    plan.stale = [
-        label
-        for label, spec in workflow.compare.specs.items()
-        if root is None
-        or changing
-        or label in plan.replaced
-        or analyse.stale_inputs(root, label, spec, plan.comparisons, workflow.calibrate, known)
-    ]

@@ -18,6 +18,14 @@ from pipeline import __version__
 from pipeline.cluster import worker_folder
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
+from pipeline.measures.footprint import (
+    SINGLE,
+    kept_bytes,
+    preparing_bytes,
+    preparing_operations,
+)
+from pipeline.schema import rows_per_chunk
+from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.scratch import Held, Scratch
@@ -191,3 +199,61 @@ def prepare_members(
 ) -> list[Prepared]:
     """Return prepared representations, restricted to a subset's rows."""
     return CACHE.get(store, subset, members, specs, budget)
+
+
+READ_AT_ONCE = 10
+"""Chunks of an array that zarr reads at a time."""
+
+
+class PreparedFootprint:
+    """What the representations of a task take: operations, and bytes of memory and store."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        subset: Subset,
+        specs: Mapping[str, MeasureSpec],
+        budget: Budget,
+    ) -> None:
+        n, base = len(subset), len(subset.base)
+        self.widths = np.array([m.width for m in members], dtype=np.int64)
+        kept = kept_bytes(n, self.widths, specs)
+        movable, fixed = float(kept.movable.sum()), float(kept.fixed.sum())
+        self.spilled = movable + fixed > budget.memory
+        self.held = movable + fixed
+        if self.spilled:
+            left = fixed + max(0.0, movable - budget.scratch)
+            self.held = max(float(budget.memory), left)
+            self.held += float((kept.movable + kept.fixed).max())  # before it is moved
+        widest = int(self.widths.max())
+        layers = [m.width for m in members if m.stack]
+        self.working = max(
+            reading_bytes(base, n, widest),
+            SINGLE * float(n * widest) + preparing_bytes(n, widest, specs, layers),
+        )
+        self.operations = preparing_operations(n, self.widths, specs)
+        self.read = SINGLE * float(stored_rows(base) * self.widths.sum())
+        if any(m.stack for m in members):  # thresholds are found in passes of their own
+            self.read *= 4
+
+
+def prepared_bytes(
+    encoders: Sequence[Encoder], subset: Subset, specs: Mapping[str, MeasureSpec]
+) -> float:
+    """Give what all representations take once they are prepared, in bytes."""
+    widths = np.array([w for e in encoders for w in e.attributes["widths"]], dtype=np.int64)
+    kept = kept_bytes(len(subset), widths, specs)
+    return float((kept.movable + kept.fixed).sum())
+
+
+def reading_bytes(base: int, n: int, width: int) -> float:
+    """Give what reading a layer takes: all its rows, which are finite, and those chosen."""
+    # of each chunk there are the bytes that were read and the array they give
+    in_flight = 2 * min(stored_rows(base), READ_AT_ONCE * rows_per_chunk(base))
+    return float(width * (SINGLE * (base + in_flight + n) + base))
+
+
+def stored_rows(n: int) -> int:
+    """Give the rows that a layer has on disk: its last chunk is as long as the others."""
+    rows = rows_per_chunk(n)
+    return -(-n // rows) * rows

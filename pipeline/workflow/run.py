@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from rich.console import Console
 
 from pipeline.cluster import (
     ClusterSpec,
     Executor,
-    Task,
     cpu_count,
     describe_failure,
     executor,
@@ -33,25 +31,18 @@ from pipeline.cluster.workers import (
     rooms_to_be,
     timed,
 )
-from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.progress import stage
-from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
 from pipeline.store.layout import has_parts, open_root, sweep_partial
-from pipeline.store.stimuli import write_stimuli
 from pipeline.training import TrainingRecipe, train_all
-from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.log import RunLog, at, run_log
 from pipeline.workflow.memory import check_memory
-from pipeline.workflow.plan import Plan, comparisons_of, plan_workflow, stored_encoders
+from pipeline.workflow.plan import Plan, PlannedStage, plan_workflow
 from pipeline.workflow.spec import Workflow
-from pipeline.workflow.stages import analyse, calibrate, compare
-from pipeline.workflow.stages.extract import extract_tasks, prepare_model
-
-SAVE_SECONDS = 60.0
-"""How much work of the competence stage may be lost with the driver."""
+from pipeline.workflow.stages.compare import drop_measure
+from pipeline.workflow.stages.stage import StageTask
 
 
 @dataclass
@@ -145,10 +136,11 @@ def run_workflow(
             plan = plan_workflow(workflow, replace=replace)
             if plan.needs:
                 check_memory(plan, rooms_to_be(where), where)
-            if plan.untrained:
-                report.tasks["train"] = len(plan.untrained)
-                _train(plan.untrained, console)
-                report.finished["train"] = len(plan.untrained)
+            untrained = plan.context.untrained
+            if untrained:
+                report.tasks["train"] = len(untrained)
+                _train(untrained, console)
+                report.finished["train"] = len(untrained)
                 plan = plan_workflow(workflow, replace=replace)
             pool = stack.enter_context(executor(where))
             if plan.needs_workers:
@@ -167,7 +159,7 @@ def run_workflow(
             log = None
             if not plan.is_done:
                 log = stack.enter_context(run_log(root, location, **_about(plan, where, held)))
-            _Run(root, plan, pool, console, report, held, log).all_stages()
+            _Run(root, plan, pool, console, report, held, log).run_stages()
             if log is not None:
                 log.end("failures" if report.failures else "done", failures=report.failures)
     except KeyboardInterrupt as stop:
@@ -192,9 +184,9 @@ def _about(plan: Plan, spec: ClusterSpec, held: Lease) -> dict[str, Any]:
         "lock": held.token,
         "workflow": plan.workflow.model_dump(mode="json"),
         "cluster": spec.model_dump(mode="json"),
-        "stimuli": plan.stimuli.key,
-        "subsets": [c.subset.key for c in plan.comparisons],
-        "tasks": plan.tasks,
+        "stimuli": plan.context.stimuli.key,
+        "subsets": [c.subset.key for c in plan.context.comparisons],
+        "tasks": plan.n_tasks,
         "needs": {stage: asdict(needs) for stage, needs in plan.needs.items()},
     }
 
@@ -224,70 +216,71 @@ class _Run:
         held: Lease,
         log: RunLog | None,
     ) -> None:
-        self.root, self.plan, self.pool, self.lease = root, plan, pool, held
+        self.plan, self.pool, self.lease = plan, pool, held
         self.console, self.report, self.log = console, report, log
-        self.workflow = plan.workflow
-        self.specs = plan.workflow.compare.specs
-        self.budget = plan.workflow.compare.budget
+        self.workflow, self.ctx = plan.workflow, plan.context
+        self.ctx.root, self.ctx.changing = root, False
         # workers may stand in another folder
         self.site = StoreRef(absolute(plan.workflow.store), held.token)
 
-    def all_stages(self) -> None:
+    def run_stages(self) -> None:
+        ctx = self.ctx
         if not self.plan.is_done:
             sweep_partial(self.workflow.store)
-        write_stimuli(self.root, self.plan.stimuli)
-        for label in self.plan.replaced:
-            compare.drop_measure(self.root, label)
-        encoders = self.extract()
-        if not encoders:  # every model failed: the report names them; there is nothing to compare
-            return
-        comparisons = comparisons_of(self.workflow, self.plan.subset, encoders)
-        subset = comparisons[0].subset.key
-        for comparison in comparisons:
-            compare.ensure_subset(self.root, comparison.subset, subset)
-        self.compare(comparisons)
-        self.calibrate(comparisons)
-        competence = self.measure_competence(comparisons[0])
-        self.aggregate(comparisons, competence)
-        self.write_report(subset)
+        assert ctx.root is not None
+        for label in ctx.replaced:
+            drop_measure(ctx.root, label)
+        ctx.replaced = frozenset()
+        changed = False
+        for planned in self.plan.stages.values():
+            stage = planned.stage
+            # what an earlier stage has written changes what is pending of this one
+            now = PlannedStage.of(stage, ctx) if changed else planned
+            changed = changed or bool(now.pending)
+            stage.create(ctx, now.pending)
+            for task, result in self.run_tasks(now):
+                for failure in stage.collect(ctx, now.pending, task, result):
+                    self.report.failures[failure.what] = failure.why
+            stage.finish(ctx, now.pending)
+            if not ctx.encoders:  # every model failed: the report names them
+                return
+        self.write_report()
         if any(self.report.tasks.values()):
             sweep_partial(self.workflow.store)  # what workers that died have left
 
-    def tasks(
-        self, name: str, unit: str, tasks: Sequence[Task], size: Callable[[Task], int]
-    ) -> Iterator[tuple[Task, Any]]:
-        """Yield (task, result) of those that succeed; note the others as failures.
-
-        Parameters
-        ----------
-        size
-            Gives the units that a task stands for.
-        """
-        report = self.report
+    def run_tasks(self, planned: PlannedStage) -> Iterator[tuple[StageTask, Any]]:
+        """Yield (task, result) of those that succeed; note the others as failures."""
+        name, tasks, report = planned.stage.name, planned.tasks, self.report
         report.tasks[name] = len(tasks)
         if not tasks:
             return
-        total = sum(size(task) for task in tasks)
+        total = sum(task.size for task in tasks)
         cost = sum(task.cost for task in tasks)
         self.note("stage", stage=name, tasks=len(tasks))
         topic = f"consilience-{uuid.uuid4().hex[:8]}"
         known = {task.name: task for task in tasks}
         measured = [
-            replace(task, function=timed(task.function, topic, task.name)) for task in tasks
+            replace(
+                task,
+                function=timed(task.function, topic, task.name),
+                arguments=(self.site, task.job),
+            )
+            for task in tasks
         ]
 
         def hear(part: str, done: int) -> None:
             task = known[part]
-            shown.within(part, done, task.cost * done / size(task))
+            shown.within(part, done, task.cost * done / task.size)
 
         client = self.pool.start()
         with (
-            stage(self.console, name, total, unit, cost=cost) as shown,
+            stage(self.console, name, total, planned.stage.unit, cost=cost) as shown,
             heard(client, topic, hear),
         ):
             for outcome in self.pool.run(measured):
                 self.lease.check()
                 task, before = outcome.task, set(report.failures)
+                assert isinstance(task, StageTask)
                 if outcome.error is not None:
                     errors = [describe_failure(outcome)]
                     report.failures[task.name] = errors[0]
@@ -295,7 +288,7 @@ class _Run:
                     yield task, outcome.result.result
                     report.finished[name] = report.finished.get(name, 0) + 1
                     errors = [report.failures[each] for each in report.failures.keys() - before]
-                shown.advance(size(task), cost=task.cost, failed=len(errors), part=task.name)
+                shown.advance(task.size, cost=task.cost, failed=len(errors), part=task.name)
                 self.note("task", **_record(name, task, outcome.result, errors))
 
     def note(self, event: str, **what: Any) -> None:
@@ -303,98 +296,11 @@ class _Run:
         if self.log is not None:
             self.log.write(event, **what)
 
-    def extract(self) -> list[Encoder]:
-        plan, settings = self.plan, self.workflow.extract
-        for model in plan.models:
-            prepare_model(self.root, model, plan.stimuli)
-        tasks = extract_tasks(
-            plan.models,
-            plan.stimuli,
-            self.workflow.stimuli,
-            self.site,
-            settings.batch_size,
-            settings.device,
-        )
-        for task, errors in self.tasks("extract", "stimuli", tasks, _n_stimuli):
-            for label, error in errors.items():
-                self.report.failures[f"{task.name.removeprefix('extract ')}@{label}"] = error
-        return [
-            encoder
-            for model in plan.models
-            for tower in model.spec.towers
-            for encoder in stored_encoders(self.root, model, tower, plan.stimuli)
-        ]
-
-    def compare(self, comparisons: Sequence[Comparison]) -> None:
-        tasks: list[Task] = []
-        grids: dict[str, dict[str, Grid]] = {}
-        for c in comparisons:
-            digests, wanted = compare.wanted_scores(c)
-            todo: dict[str, PendingPairs] = {}
-            grids[c.subset.key] = {}
-            for label, spec in self.specs.items():
-                grid = compare.ensure_grid(self.root, c.subset, label, spec)
-                grid.admit(digests)
-                grids[c.subset.key][label] = grid
-                todo[label] = compare.outstanding_scores(grid, digests, wanted, spec)
-            tasks += compare.compare_tasks(
-                todo,
-                self.specs,
-                c.encoders,
-                self.site,
-                c.subset,
-                self.budget,
-                self.workflow.compare.device,
-            )
-        for task, facts in self.tasks("compare", "pairs", tasks, _n_pairs):
-            compare.record_facts(grids[task.arguments[0].subset], facts)
-
-    def calibrate(self, comparisons: Sequence[Comparison]) -> None:
-        settings = self.workflow.calibrate
-        if settings is None:
-            return
-        tasks: list[Task] = []
-        for c in comparisons:
-            digests, wanted = calibrate.wanted_nulls(c)
-            todo: dict[str, PendingPairs] = {}
-            for label, spec in self.specs.items():
-                grid = calibrate.ensure_null(self.root, c.subset, label, spec, settings)
-                grid.admit(digests)
-                todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
-            tasks += calibrate.null_tasks(
-                todo, self.specs, c.encoders, settings, self.site, c.subset, self.budget
-            )
-        for _ in self.tasks("calibrate", "pairs", tasks, _n_nulls):
-            pass
-
-    def measure_competence(self, images: Comparison) -> Mapping[str, Mapping[str, Any]]:
-        known = analyse.read_competence(self.root, images.subset.key)
-        missing = analyse.missing_competence(known, images)
-        tasks = analyse.competence_tasks(missing, self.site.place, images.subset)
-        found, written = dict(known), time.monotonic()
-        for _, result in self.tasks("competence", "encoders", tasks, _n_encoders):
-            found |= result
-            if time.monotonic() - written > SAVE_SECONDS:  # one dataset, written whole each time
-                analyse.write_competence(self.root, images.subset.key, found)
-                written = time.monotonic()
-        if tasks or not analyse.is_settled(self.root, images.subset.key):
-            analyse.write_competence(self.root, images.subset.key, found)
-        return found
-
-    def aggregate(
-        self, comparisons: Sequence[Comparison], competence: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        for label, spec in self.specs.items():
-            made_from = (self.root, label, spec, comparisons, self.workflow.calibrate, competence)
-            inputs = analyse.stale_inputs(*made_from)
-            if inputs is not None:
-                analyse.write_alignment(*made_from, inputs)
-
-    def write_report(self, subset: str) -> None:
+    def write_report(self) -> None:
         from pipeline.report import default_folder, findings, is_current, notes, write_report
         from pipeline.store import open_store
 
-        store = open_store(self.workflow.store)
+        store, subset = open_store(self.workflow.store), self.ctx.key
         folder = default_folder(store, subset)
         if not is_current(store, folder, subset):
             with stage(self.console, "report", 1, "page") as shown:
@@ -408,7 +314,7 @@ class _Run:
         self.report.notes = notes(store, subset=subset)
 
 
-def _record(stage: str, task: Task, measured: Any, errors: Sequence[str]) -> dict[str, Any]:
+def _record(stage: str, task: StageTask, measured: Any, errors: Sequence[str]) -> dict[str, Any]:
     """Return what the log says of a task."""
     found: dict[str, Any] = {"stage": stage, "name": task.name, "operations": task.cost}
     if measured is not None:
@@ -422,29 +328,3 @@ def _record(stage: str, task: Task, measured: Any, errors: Sequence[str]) -> dic
             "memory": measured.memory,
         }
     return {**found, "errors": list(errors)}
-
-
-def _n_stimuli(task: Task) -> int:
-    """Count forward passes: stimuli of every checkpoint and tower."""
-    missing = task.arguments[0].missing
-    return sum(
-        stop - start
-        for towers in missing.values()
-        for blocks in towers.values()
-        for start, stop in blocks
-    )
-
-
-def _n_pairs(task: Task) -> int:
-    job = task.arguments[0]
-    masks = job.missing.values()
-    return int(sum((np.triu(mask) if job.i == job.j else mask).sum() for mask in masks))
-
-
-def _n_nulls(task: Task) -> int:
-    job = task.arguments[0]
-    return int(job.missing.sum()) * len(job.specs)
-
-
-def _n_encoders(task: Task) -> int:
-    return len(task.arguments[-1])

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from pipeline.analysis import ComparisonResults
 from pipeline.analysis.alignment import (
-    Compared,
     LayerAggregate,
     aggregate_layers,
     alignment_dataset,
     encoder_columns,
     matched_depths,
 )
+from pipeline.analysis.competence import COLUMNS
 from pipeline.calibration import benjamini_hochberg, calibrate_score
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError
@@ -177,11 +178,11 @@ def nulls(pairs: list[tuple[str, str]], seed: int = 1) -> dict[tuple[str, str], 
 PAIRS = [(A, B), (B, A), (A, C), (C, A), (B, C), (C, B), (A, A), (A, START), (START, A)]
 
 
-def dataset(results: list[Compared], **options: Any) -> Any:
+def dataset(results: list[ComparisonResults], **options: Any) -> Any:
     given: dict[str, Any] = {
         "alpha": 0.05,
         "maximum": 1.0,
-        "competence": {},
+        "columns": {},
         "attributes": {},
         **options,
     }
@@ -189,7 +190,9 @@ def dataset(results: list[Compared], **options: Any) -> Any:
 
 
 def test_alignment_dataset__is_what_is_declared() -> None:
-    made = dataset([Compared(64, blocks(PAIRS), nulls(PAIRS))], attributes={"label": "knn"})
+    made = dataset(
+        [ComparisonResults(64, blocks(PAIRS), nulls(PAIRS))], attributes={"label": "knn"}
+    )
     validate(made, ALIGNMENT, ALIGNMENT)
     for side in "xy":
         for name in ENCODER:
@@ -201,7 +204,7 @@ def test_alignment_dataset__is_what_is_declared() -> None:
 
 def test_alignment_dataset__scores_of_each_direction() -> None:
     given = blocks(PAIRS)
-    made = dataset([Compared(64, given, {})])
+    made = dataset([ComparisonResults(64, given, {})])
     for x, y in PAIRS:
         at = made.sel(encoder_x=x, encoder_y=y)
         best = aggregate_layers(given[x, y])
@@ -214,7 +217,7 @@ def test_alignment_dataset__scores_of_each_direction() -> None:
 
 
 def test_alignment_dataset__pairs_that_were_not_compared() -> None:
-    made = dataset([Compared(64, blocks(PAIRS), nulls(PAIRS))])
+    made = dataset([ComparisonResults(64, blocks(PAIRS), nulls(PAIRS))])
     at = made.sel(encoder_x=D, encoder_y=A)
     for name in ("score", "mean", "matched", "threshold", "calibrated", "calibrated_mean", "p"):
         assert np.isnan(at[name])
@@ -223,7 +226,7 @@ def test_alignment_dataset__pairs_that_were_not_compared() -> None:
 
 def test_alignment_dataset__several_subsets() -> None:
     one, two = blocks([(A, B)], 1), blocks([(A, C)], 2)
-    made = dataset([Compared(64, one, {}), Compared(20, two, nulls([(A, C)]))])
+    made = dataset([ComparisonResults(64, one, {}), ComparisonResults(20, two, nulls([(A, C)]))])
     assert made.n_stimuli.sel(encoder_x=A).values.tolist() == [0, 64, 20, 0, 0, 0]
     assert np.isfinite(made.p.sel(encoder_x=A, encoder_y=C))
     assert np.isnan(made.p.sel(encoder_x=A, encoder_y=B))
@@ -234,7 +237,7 @@ def test_alignment_dataset__calibrated_as_calibrate_score_does(
     alpha: float, maximum: float
 ) -> None:
     given, chance = blocks(PAIRS), nulls(PAIRS)
-    made = dataset([Compared(64, given, chance)], alpha=alpha, maximum=maximum)
+    made = dataset([ComparisonResults(64, given, chance)], alpha=alpha, maximum=maximum)
     for x, y in PAIRS:
         at = made.sel(encoder_x=x, encoder_y=y)
         null = chance[x, y].astype(np.float64)
@@ -251,23 +254,23 @@ def test_alignment_dataset__p_below_what_draws_tell() -> None:
     chance = {p: np.full((2, N_NULL), 0.1, np.float32) for p in pairs}
     given = {(A, B): np.full((2, 2), 0.5), (A, C): np.full((2, 2), 0.5), (B, C): np.zeros((2, 2))}
     bounds = {(A, B): 1e-12, (A, C): 0.5, (B, C): 1e-12}
-    made = dataset([Compared(64, given, chance, tails=bounds)])
+    made = dataset([ComparisonResults(64, given, chance, tails=bounds)])
     p = [float(made.p.sel(encoder_x=x, encoder_y=y)) for x, y in pairs]
     assert p == [1e-12, 1 / (N_NULL + 1), 1.0]
     assert float(made.q.sel(encoder_x=A, encoder_y=B)) == pytest.approx(3e-12)
-    without = dataset([Compared(64, given, chance)])
+    without = dataset([ComparisonResults(64, given, chance)])
     for name in ("calibrated", "threshold", "calibrated_mean"):
         np.testing.assert_array_equal(made[name], without[name])
 
 
 def test_alignment_dataset__level_that_no_p_reaches() -> None:
     with pytest.raises(InputError, match=r"smallest possible p is 1/40, above alpha=0.02"):
-        dataset([Compared(64, blocks(PAIRS), nulls(PAIRS))], alpha=0.02)
+        dataset([ComparisonResults(64, blocks(PAIRS), nulls(PAIRS))], alpha=0.02)
 
 
 def test_alignment_dataset__undefined_stays_undefined() -> None:
     given = {(A, B): np.full((2, 2), NAN), (A, C): np.ones((2, 2))}
-    made = dataset([Compared(64, given, nulls([(A, B), (A, C)]))])
+    made = dataset([ComparisonResults(64, given, nulls([(A, B), (A, C)]))])
     at = made.sel(encoder_x=A, encoder_y=B)
     assert np.isnan([at.score, at.p, at.calibrated, at.threshold, at.q]).all()
     assert (at.layer_x, at.layer_y) == (-1, -1)
@@ -279,7 +282,7 @@ def test_alignment_dataset__q_over_unordered_pairs() -> None:
     given = blocks(PAIRS)
     for x, y in PAIRS:  # a symmetric measure: both directions have one p
         given[y, x], chance[y, x] = given[x, y].T, chance[x, y]
-    made = dataset([Compared(64, given, chance)])
+    made = dataset([ComparisonResults(64, given, chance)])
     unordered = [(A, B), (A, C), (B, C), (A, START)]  # without (A, A)
     ps = [float(made.p.sel(encoder_x=x, encoder_y=y)) for x, y in unordered]
     assert len(set(ps)) > 1
@@ -291,7 +294,7 @@ def test_alignment_dataset__q_over_unordered_pairs() -> None:
 
 
 def test_alignment_dataset__nulls_of_pairs_without_scores() -> None:
-    made = dataset([Compared(64, blocks([(A, B)]), nulls([(A, B), (A, C)]))])
+    made = dataset([ComparisonResults(64, blocks([(A, B)]), nulls([(A, B), (A, C)]))])
     assert np.isfinite(made.p).sum() == 1
 
 
@@ -307,7 +310,7 @@ def test_alignment_dataset__related() -> None:
 def test_encoder_columns__metadata() -> None:
     known = {A: {"knn_accuracy": 0.5, "probe_accuracy": 0.75}, B: {"knn_accuracy": 0.25}}
     columns = encoder_columns(ENCODERS, known)
-    assert set(columns) == set(ENCODER)
+    assert set(columns) == set(ENCODER) | set(COLUMNS)
     assert columns["model"][3] == "timm/a"
     assert columns["checkpoint"][3] == "start"
     assert columns["initial"] == [False, False, False, True, False, False]

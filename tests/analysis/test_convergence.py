@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 from scipy.stats import binomtest, kstest, linregress, spearmanr
 
-from pipeline.analysis.alignment import Compared, alignment_dataset
+from pipeline.analysis import ComparisonResults
+from pipeline.analysis.alignment import alignment_dataset
 from pipeline.analysis.convergence import (
     CONDITIONS,
     MINIMUM_MODELS,
@@ -330,26 +331,32 @@ def alignment(chosen: list[Encoder]) -> xr.Dataset:
     }
     return alignment_dataset(
         chosen,
-        [Compared(64, scores, nulls)],
+        [ComparisonResults(64, scores, nulls)],
         alpha=0.05,
         maximum=1.0,
-        competence=competence,
+        columns=competence,
         attributes={},
     )
 
 
+def of_images(chosen: list[Encoder], **options: int) -> xr.Dataset:
+    return convergence_dataset(alignment(chosen), **options).sel(modality="image")
+
+
 @pytest.fixture(scope="module")
 def made() -> xr.Dataset:
-    return convergence_dataset(alignment(encoders()), n_bootstrap=150, seed=3)
+    return of_images(encoders(), n_bootstrap=150, seed=3)
 
 
 def test_convergence_dataset__shape(made: xr.Dataset) -> None:
+    found = convergence_dataset(alignment(encoders()), n_bootstrap=120)
+    assert found.modality.values.tolist() == ["image"]
     assert made.condition.values.tolist() == list(CONDITIONS)
     assert made.value.values.tolist() == ["raw", "calibrated"]
     assert made.predictor.values.tolist() == list(PREDICTORS)
     for name, prose in TREND_PROSE.items():
-        assert made[name].dims == ("condition", "value", "predictor")
-        assert made[name].attrs["description"] == prose
+        assert found[name].dims == ("modality", "condition", "value", "predictor")
+        assert found[name].attrs["description"] == prose
     assert made.attrs["bootstrap"] == "over models"
     assert made.attrs["seed"] == 3
     assert made.attrs["log10_predictors"] == ["flops", "n_parameters", "samples_seen"]
@@ -403,15 +410,27 @@ def test_convergence_dataset__control_at_initialisation(made: xr.Dataset) -> Non
 
 
 def test_convergence_dataset__related_pairs_are_left_out() -> None:
-    found = convergence_dataset(alignment(encoders(related=(1, 4))), n_bootstrap=120)
+    found = of_images(encoders(related=(1, 4)), n_bootstrap=120)
     pairs = found.sel(condition="final", value="raw", predictor="n_parameters").n_pairs
     assert int(pairs) == 14
     assert int(found.n_pairs_stage.sel(stage="end", value="raw")) == 14
 
 
-def test_convergence_dataset__text_towers_are_left_out(made: xr.Dataset) -> None:
-    both = convergence_dataset(alignment(encoders(text=True)), n_bootstrap=150, seed=3)
-    xr.testing.assert_identical(both, made)
+def test_convergence_dataset__each_modality_has_its_own() -> None:
+    """Those of one are as if there were no other, and pairs of two are in none."""
+    both = [e for e in encoders(text=True) if not (e.tower == "text" and e.step == 10)]
+    found = convergence_dataset(alignment(both), n_bootstrap=150, seed=3)
+    assert found.modality.values.tolist() == ["image", "text"]
+    for modality in ("image", "text"):
+        own = [e for e in both if e.tower == modality]
+        alone = convergence_dataset(alignment(own), n_bootstrap=150, seed=3)
+        assert alone.modality.values.tolist() == [modality]
+        same = found.sel(modality=modality, stage=alone.stage)
+        xr.testing.assert_identical(same, alone.sel(modality=modality))
+    assert found.stage.values.tolist() == ["step 0", "step 10", "end"]
+    lacks = found.sel(modality="text", stage="step 10")
+    assert np.isnan(lacks["mean"].values).all()
+    assert (lacks.n_pairs_stage.values.tolist(), int(lacks.step)) == ([0, 0], -1)
 
 
 def test_convergence_dataset__stages(made: xr.Dataset) -> None:
@@ -443,15 +462,15 @@ def test_convergence_dataset__published_models_have_one_stage() -> None:
                 attributes={"n_parameters": SIZES[k]})
         for k in range(N_MODELS)
     ]  # fmt: skip
-    found = convergence_dataset(alignment(chosen), n_bootstrap=120)
+    found = of_images(chosen, n_bootstrap=120)
     assert found.stage.values.tolist() == ["end"]
     assert found.step.values.tolist() == [-1]
     assert found.n_pairs.sel(condition="init").values.max() == 0
     assert float(found.slope.sel(condition="final", value="raw", predictor="n_parameters")) > 0.05
 
 
-def test_convergence_dataset__no_encoders_of_a_kind() -> None:
-    chosen = [e for e in encoders(text=True) if e.tower == "text"]
+def test_convergence_dataset__no_encoders_at_a_stage() -> None:
+    chosen = [e for e in encoders() if not (e.final or e.initial)]
     found = convergence_dataset(alignment(chosen), n_bootstrap=120)
     fields: list[Any] = [name for name in TREND_PROSE if not name.startswith("n_")]
     for name in fields:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.analysis.alignment import Compared, alignment_dataset
+from pipeline.analysis import ComparisonResults
+from pipeline.analysis.alignment import alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
@@ -26,7 +27,7 @@ from pipeline.report.absences import left_out, phrase, sentences
 from pipeline.report.findings import COLUMNS
 from pipeline.report.results import load_results
 from pipeline.report.style import count, number, p_value, upper_limit
-from pipeline.schema import DATASETS, SCORE_GROUP, State
+from pipeline.schema import SCORE_GROUP, State
 from pipeline.store import Store, open_store, paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import encoders as stored_encoders
@@ -35,7 +36,6 @@ from pipeline.store.grid import Grid
 from pipeline.store.layout import open_root
 from pipeline.types import Weights
 
-KINDS = {kind.name: kind for kind in DATASETS}
 SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
 SPECS = {"knn10": measure_spec("mutual_knn", k=10), "cka_debiased": measure_spec("cka_debiased")}
 
@@ -92,14 +92,14 @@ def make_store(path: Path, made: Made) -> Store:
         nulls |= {(b, a): null for (a, b), null in nulls.items()}
         _write_scores(root, made, label, encoders, scores)
         alignment = alignment_dataset(
-            encoders, [Compared(made.n_stimuli, scores, nulls)], alpha=0.05, maximum=1.0,
-            competence=competence,
+            encoders, [ComparisonResults(made.n_stimuli, scores, nulls)], alpha=0.05, maximum=1.0,
+            columns=competence,
             attributes={"label": label, **({"alpha": 0.05, "method": "permutation",
                         "n_permutations": 99, "permutation_seed": 0} if nulls else {})},
         )  # fmt: skip
-        write_dataset(root, KINDS["alignment"], made.subset, label, alignment, "")
+        write_dataset(root, f"alignment/{made.subset}/{label}", alignment, "")
         convergence = convergence_dataset(alignment, n_bootstrap=120)
-        write_dataset(root, KINDS["convergence"], made.subset, label, convergence, "")
+        write_dataset(root, f"convergence/{made.subset}/{label}", convergence, "")
     return open_store(path)
 
 
@@ -300,7 +300,7 @@ def remake(store: Store, label: str, attributes: dict[str, Any], **changed: Any)
     alignment.attrs.pop("variables")
     alignment.attrs |= attributes
     root = open_root(store.path, "r+")
-    write_dataset(root, KINDS["alignment"], SUBSET, label, alignment, inputs + "x")
+    write_dataset(root, f"alignment/{SUBSET}/{label}", alignment, inputs + "x")
     return open_store(store.path)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.encoder import Encoder
-from pipeline.workflow.comparisons import spread, wanted_pairs, with_text
+from pipeline.workflow.comparisons import expand_to_layers, wanted_pairs, with_modality
 
 KINDS = ("all", "final", "init", "same_step", "within_model")
 
@@ -48,11 +48,11 @@ def test_wanted_pairs__union_of_kinds(some: set[str], others: set[str]) -> None:
     np.testing.assert_array_equal(both, wanted_pairs(FOUR, some) | wanted_pairs(FOUR, others))
 
 
-def test_with_text__where_either_is_one() -> None:
-    mask = with_text([encoder("m", 0), encoder("m", 0, "text"), encoder("n", 0)])
+def test_with_modality__where_either_is_one() -> None:
+    mask = with_modality([encoder("m", 0), encoder("m", 0, "text"), encoder("n", 0)], "text")
     assert mask.tolist() == [[False, True, False], [True, True, True], [False, True, False]]
 
 
-def test_spread__repeats_for_layers() -> None:
-    mask = spread(np.array([[True, False], [False, True]]), [1, 2])
+def test_expand_to_layers__repeats_for_layers() -> None:
+    mask = expand_to_layers(np.array([[True, False], [False, True]]), [1, 2])
     assert mask.astype(int).tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]

@@ -38,7 +38,9 @@ def test_run_log__of_a_whole_run(zoo: Zoo) -> None:
         assert task["worker"].startswith("tcp://127.0.0.1:")
         assert task["started"] <= task["ended"] <= task["time"]
         assert task["memory"] > 2**26
-    assert {s["stage"]: s["tasks"] for s in run.stages}["competence"] == 1
+    assert {s["stage"]: s["tasks"] for s in run.stages}[
+        "competence"
+    ] == 2  # image towers, text towers
 
 
 def test_run_log__zarr_and_xarray_read_the_store_as_before(zoo: Zoo) -> None:
@@ -74,7 +76,7 @@ def test_run_log__of_a_run_that_broke_off(copied: Zoo, monkeypatch: pytest.Monke
         seen.append(read_runs(copied.path)[-1].outcome)
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("pipeline.workflow.run._Run.compare", broken)
+    monkeypatch.setattr("pipeline.workflow.stages.compare.Compare.create", broken)
     with pytest.raises(RuntimeError, match="no more"):
         copied.run(*LATE)
     run = read_runs(copied.path)[-1]

@@ -44,7 +44,7 @@ def test_plan__is_what_is_run(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
     assert copied.run(*setting).failures == {}
     for stage in STAGES:
         tasks = [t for t in ran if t.name.split()[0] == stage]
-        assert len(tasks) == plan.tasks[stage] > 0
+        assert len(tasks) == plan.n_tasks[stage] > 0
         assert sum(t.cost for t in tasks) == plan.needs[stage].operations > 0
 
 

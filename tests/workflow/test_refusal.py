@@ -300,5 +300,5 @@ def test_plan__of_a_changed_recipe_with_replace(copied: Zoo) -> None:
     with pytest.raises(InputError, match="its recipe is not the one"):
         copied.plan()
     plan = copied.plan(replace=("timm/vit-a",))
-    assert plan.tasks["extract"] == 1
+    assert plan.n_tasks["extract"] == 1
     assert not plan.is_done

@@ -26,16 +26,20 @@ from zoo import (
 )
 
 from pipeline import calibrate_layers, similarity
+from pipeline.analysis.competence import COMPETENCE
 from pipeline.cluster import Executor, Outcome, Task
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
 from pipeline.schema import Slot, State
+from pipeline.store import datasets
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
 from pipeline.store.verify import verify
-from pipeline.workflow import RunReport, analyse, calibrate
+from pipeline.workflow import Plan, RunReport
 from pipeline.workflow.spec import CalibrateSpec
-from pipeline.workflow.stages.analyse import write_competence
+from pipeline.workflow.stages import analyse, calibrate
+from pipeline.workflow.stages.analyse import read_columns, write_columns
+from pipeline.workflow.stages.stage import StageTask
 
 STAGES = ("extract", "compare", "calibrate", "competence")
 RESULTS = ("measures", "calibration")
@@ -84,11 +88,15 @@ def submitted(monkeypatch: pytest.MonkeyPatch, stage: str) -> list[Any]:
 
     def record(self: Executor, tasks: Iterable[Task]) -> Iterator[Outcome]:
         tasks = list(tasks)
-        jobs.extend(t.arguments[0] for t in tasks if t.name.split()[0] == stage)
+        jobs.extend(t.job for t in tasks if isinstance(t, StageTask) and t.name.split()[0] == stage)
         return original(self, tasks)
 
     monkeypatch.setattr(Executor, "run", record)
     return jobs
+
+
+def counts(plan: Plan, stage: str) -> tuple[int, int]:
+    return plan.stages[stage].n_missing, plan.stages[stage].n_wanted
 
 
 def n_tasks(report: RunReport) -> list[int]:
@@ -108,9 +116,9 @@ def test_run__again_does_nothing(copied: Zoo) -> None:
 def test_plan__done(copied: Zoo) -> None:
     plan = copied.plan()
     assert plan.is_done
-    assert plan.pairs["compare"][0] == plan.pairs["calibrate"][0] == 0
+    assert plan.stages["compare"].n_missing == plan.stages["calibrate"].n_missing == 0
     final_or_init = 2 * (4 * 3 // 2) + 2 * 4  # image towers, and the text tower with all
-    assert plan.pairs["calibrate"][1] == len(MEASURES) * final_or_init
+    assert plan.stages["calibrate"].n_wanted == len(MEASURES) * final_or_init
 
 
 def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +129,7 @@ def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
     jobs = submitted(monkeypatch, "compare")
     report = copied.run(*setting)
     assert n_tasks(report) == [1, 2, 2, 1]
-    assert report.tasks["compare"] == plan.tasks["compare"]
+    assert report.tasks["compare"] == plan.n_tasks["compare"]
     after = {label: stored_pairs(copied, label) for label in ("cka", "cka_debiased")}
     asked = 0
     for label, pairs in before.items():
@@ -136,7 +144,7 @@ def test_run__one_model_added(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
             for i, j in np.argwhere(np.triu(mask)):
                 assert "late" in str(names[i]) + str(other[j]), label
                 asked += 1
-    assert asked == plan.pairs["compare"][0]
+    assert asked == plan.stages["compare"].n_missing
     times = files_by_time(copied.path, "activations")
     assert {file: times[file] for file in untouched} == untouched
     assert n_tasks(copied.run(*setting)) == [0, 0, 0, 0]
@@ -194,7 +202,9 @@ def undisturbed(zoo: Zoo, cluster: str, tmp_path_factory: pytest.TempPathFactory
     return small
 
 
-@pytest.mark.parametrize("stage", ["compare", "calibrate", "measure_competence"])
+@pytest.mark.parametrize(
+    "stage", ["compare.Compare", "calibrate.Calibrate", "analyse.AnalyseEncoders"]
+)
 def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -> None:
     shutil.rmtree(copied.path)
 
@@ -202,7 +212,7 @@ def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(f"pipeline.workflow.run._Run.{stage}", killed)
+        patched.setattr(f"pipeline.workflow.stages.{stage}.create", killed)
         with pytest.raises(KeyboardInterrupt):
             copied.run(*SMALL)
     assert not (copied.path / "consilience.lock").exists()
@@ -211,18 +221,18 @@ def test_run__killed_between_stages(copied: Zoo, undisturbed: Zoo, stage: str) -
 
 
 def test_plan__says_that_something_is_left_when_results_are(copied: Zoo) -> None:
-    assert copied.plan().stale == []
+    assert copied.plan().stages["alignment"].pending == []
     shutil.rmtree(copied.path / "alignment")
     plan = copied.plan()
-    assert (plan.is_done, plan.stale, plan.needs_workers) == (
+    assert (plan.is_done, plan.stages["alignment"].pending, plan.needs_workers) == (
         False,
         list(MEASURES),
         False,
     )
     shutil.rmtree(copied.path / "competence")
     plan = copied.plan()
-    assert plan.pairs["competence"] == (8, 8)
-    assert plan.tasks["competence"] == 1
+    assert counts(plan, "competence") == (10, 10)
+    assert plan.n_tasks["competence"] == 2  # image towers, text towers
     assert plan.needs_workers
 
 
@@ -231,10 +241,12 @@ def test_run__competence_by_another_probe(copied: Zoo, zoo: Zoo) -> None:
     (metadata,) = (copied.path / "competence").glob("*/zarr.json")
     group = open_root(copied.path, "a")[f"competence/{metadata.parent.name}"]
     del group.attrs["probe"]
-    with pytest.raises(StoreError, match=r"by another probe .*`consilience run WORKFLOW` measures"):
+    with pytest.raises(
+        StoreError, match=r"its probe is another .*`consilience run WORKFLOW` measures"
+    ):
         copied.store().competence()
-    assert copied.plan().pairs["competence"] == (8, 8)
-    assert copied.run().tasks["competence"] == 1
+    assert counts(copied.plan(), "competence") == (10, 10)
+    assert copied.run().tasks["competence"] == 2
     assert copied.store().competence().equals(zoo.store().competence())
 
 
@@ -243,33 +255,33 @@ def test_run__competence_is_kept_as_it_comes(
 ) -> None:
     shutil.rmtree(copied.path / "competence")
     monkeypatch.setattr("pipeline.workflow.stages.analyse.ENCODERS_PER_TASK", 2)
-    monkeypatch.setattr("pipeline.workflow.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.SAVE_SECONDS", 0.0)
     writes = []
 
     def interrupted(*arguments: Any) -> None:
-        write_competence(*arguments)
+        write_columns(*arguments)
         writes.append(1)
         if len(writes) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_competence", interrupted)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_columns", interrupted)
     with pytest.raises(KeyboardInterrupt):
         copied.run()
-    assert copied.plan().pairs["competence"] == (4, 8)
-    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_competence", write_competence)
-    assert copied.run().tasks["competence"] == 2
+    assert counts(copied.plan(), "competence") == (6, 10)
+    monkeypatch.setattr("pipeline.workflow.stages.analyse.write_columns", write_columns)
+    assert copied.run().tasks["competence"] == 3
     assert copied.store().competence().equals(zoo.store().competence())
 
 
 @pytest.mark.parametrize("kill", [1, 2, 3])
-def test_write_competence__killed_in_the_middle(
+def test_write_columns__killed_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
     """Before the new copy, before the place of the old one, before the copy is removed."""
     root = open_root(tmp_path / "a.zarr", "a")
     old, new = ({"a": _competence(0.5)}, {"a": _competence(0.5), "b": _competence(0.25)})
-    write_competence(root, "subset", old)
-    assert analyse.is_settled(root, "subset")
+    write_columns(root, COMPETENCE, "subset", old)
+    assert is_committed(root)
     delete, deletions = analyse.delete, []
 
     def killed(*arguments: Any) -> None:
@@ -278,11 +290,16 @@ def test_write_competence__killed_in_the_middle(
             raise KeyboardInterrupt
         delete(*arguments)
 
-    monkeypatch.setattr(analyse, "delete", killed)
+    for module in (analyse, datasets):
+        monkeypatch.setattr(module, "delete", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_competence(root, "subset", new)
-    assert analyse.read_competence(root, "subset") == (old if kill == 1 else new)
-    assert analyse.is_settled(root, "subset") == (kill == 1)
+        write_columns(root, COMPETENCE, "subset", new)
+    assert read_columns(root, COMPETENCE, "subset") == (old if kill == 1 else new)
+    assert is_committed(root) == (kill == 1)
+
+
+def is_committed(root: zarr.Group) -> bool:
+    return "subset.new" not in dict(root["competence"].groups())  # type: ignore[union-attr]
 
 
 def _competence(accuracy: float) -> dict[str, Any]:
@@ -315,7 +332,11 @@ def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.M
 def test_run__description_changed(copied: Zoo) -> None:
     copied.edit("timm/vit-a", family="renamed", metadata={"samples_seen": 1280})
     plan = copied.plan(ONE)
-    assert (plan.is_done, plan.stale, plan.needs_workers) == (False, ["cka"], False)
+    assert (plan.is_done, plan.stages["alignment"].pending, plan.needs_workers) == (
+        False,
+        ["cka"],
+        False,
+    )
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
     found = copied.store().alignment("cka")
     assert "renamed" in found["family_x"].values.tolist()
@@ -453,7 +474,7 @@ def test_run__null_waits_for_its_scores(copied: Zoo, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.workflow.stages.compare.score_pairs", broken)
         assert copied.run(*setting).failures
-    assert copied.plan(*setting).pairs["calibrate"] == (2, 2)
+    assert counts(copied.plan(*setting), "calibrate") == (2, 2)
     assert copied.run(*setting).failures == {}
     assert copied.plan(*setting).is_done
     assert np.isfinite(copied.store().alignment("new")["p"]).sum() == 4
@@ -507,7 +528,7 @@ def test_run__same_size_and_time_pass_for_the_same_weights(copied: Zoo) -> None:
     file.touch()
     with pytest.raises(InputError, match=r"vit-b, checkpoint step10: its weights are not those"):
         copied.plan()
-    assert copied.plan(replace=("timm/vit-b",)).tasks["extract"] == 1
+    assert copied.plan(replace=("timm/vit-b",)).n_tasks["extract"] == 1
 
 
 def test_run__weights_that_change_while_it_runs(
@@ -546,7 +567,7 @@ def test_run__what_is_said_of_representations_is_had_again_where_it_was_lost(
     for _, subset in root.groups():
         subset["knn/n_ties"][:3] = -1  # type: ignore[index]
         subset["prh/clip"][2:] = np.nan  # type: ignore[index]
-    assert copied.plan().tasks["compare"] == 2
+    assert copied.plan().n_tasks["compare"] == 2
     assert n_tasks(copied.run()) == [0, 2, 0, 0]
     assert_same(copied.path, zoo.path)
     assert copied.plan().is_done

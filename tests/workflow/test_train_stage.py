@@ -52,8 +52,8 @@ def trained(tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch) -> Zo
 
 def test_train__once_and_again_where_it_is_gone(trained: Zoo) -> None:
     plan = trained.plan()
-    assert plan.tasks["train"] == 3
-    assert [c.subset.kind for c in plan.comparisons] == ["images", "captions"]
+    assert plan.n_tasks["train"] == 3
+    assert [c.subset.kind for c in plan.context.comparisons] == ["images", "captions"]
     first = trained.run()
     assert (first.failures, first.tasks["train"], first.tasks["extract"]) == ({}, 3, 3)
     assert trained.plan().is_done
@@ -62,7 +62,7 @@ def test_train__once_and_again_where_it_is_gone(trained: Zoo) -> None:
     store, files = tree(trained.path), tree(trained.folder / "made")
     shutil.rmtree(trained.folder / "made")
     left = trained.plan()
-    assert left.tasks["train"] == 3
+    assert left.n_tasks["train"] == 3
     assert not left.is_done
     again = trained.run()
     assert again.tasks["train"] == 3

@@ -57,8 +57,10 @@ def test_store__scores_of_an_earlier_version_are_refused(earlier: Zoo) -> None:
 
 def test_run__replace_of_a_measure(earlier: Zoo, zoo: Zoo) -> None:
     plan = earlier.plan(replace=("knn",))
-    assert plan.tasks["extract"] == 0
-    assert plan.pairs["compare"][0] == plan.pairs["compare"][1] / len(plan.workflow.compare.specs)
+    assert plan.n_tasks["extract"] == 0
+    assert plan.stages["compare"].n_missing == plan.stages["compare"].n_wanted / len(
+        plan.workflow.compare.specs
+    )
     report = earlier.run(replace=("knn",))
     assert report.failures == {}
     for read in ("similarity", "alignment"):

@@ -8,13 +8,11 @@ computes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import zarr
 
-from pipeline.schema import DATASETS, DatasetKind
 from pipeline.store import paths
 from pipeline.store.io.checksum import METADATA, ChecksumStore, without_checksum
 from pipeline.store.io.lease import at_work, lease
@@ -28,7 +26,6 @@ def verify(
     place: str | Path | Location,
     *,
     repair: bool = False,
-    datasets: Sequence[DatasetKind] = DATASETS,
 ) -> Verification:
     """Read everything in a store, and name what is damaged or lost.
 
@@ -39,8 +36,6 @@ def verify(
     repair
         Whether to mark what is damaged as missing, so that the next run makes it again, to make
         metadata again where it follows from the rest, and to remove leftovers.
-    datasets
-        The kinds of final datasets that the store may have.
 
     Returns
     -------
@@ -66,7 +61,7 @@ def verify(
             if broken:
                 _write_root(location)
             root = open_root(location, "r+", lease=held)
-            found = _verify(location, root, datasets)
+            found = _verify(location, root)
             for damage in found.damages:
                 held.check()
                 damage.mend(root)
@@ -76,7 +71,7 @@ def verify(
     broken = _root_damage(location)
     if broken:
         return Verification([broken], running=at_work(location))
-    found = _verify(location, open_root(location), datasets)
+    found = _verify(location, open_root(location))
     found.running = at_work(location)
     return found
 
@@ -130,13 +125,15 @@ def _write_root(location: Location) -> None:
     )
 
 
-def _verify(location: Location, root: zarr.Group, datasets: Sequence[DatasetKind]) -> Verification:
+def _verify(location: Location, root: zarr.Group) -> Verification:
+    from pipeline.analysis import ANALYSES
+
     started = time.monotonic()
     scan = Scan(location, root)
     for path in location.partials():
         mend = partial(_remove, location, path)
         scan.add(path, "left by a killed writer", path, "removed", mend)
-    for part, verify_part in verifiers(datasets).items():
+    for part, verify_part in verifiers(ANALYSES).items():
         if scan.is_group(part):
             verify_part(scan, part)
     scan.found.arrays = len(scan.seen)

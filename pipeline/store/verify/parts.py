@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import zarr
 
@@ -15,18 +16,20 @@ from pipeline.schema import (
     STIMULUS_GROUP,
     SUBSET_GROUP,
     TOWER_GROUP,
-    DatasetKind,
     GroupKind,
     State,
     Variable,
 )
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
-from pipeline.store.datasets import lost_keys, variables
+from pipeline.store.datasets import MARK, lost_keys, variables
 from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import Index, array_of, read_whole, stored_chunks
 from pipeline.store.layout import create_variable, delete
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
+
+if TYPE_CHECKING:
+    from pipeline.analysis import Analysis
 
 _AGAIN = "marked as missing; the next run computes it again"
 _MADE = "removed; the next run makes it again"
@@ -338,15 +341,15 @@ def verify_stimuli(scan: Scan, part: str) -> None:
         _verify_dataset(scan, f"{part}/{set_key}", part, STIMULUS_GROUP.mark)
 
 
-def verify_final(kind: DatasetKind, scan: Scan, part: str) -> None:
-    """Check every final dataset of a kind."""
+def verify_final(analysis: Analysis, scan: Scan, part: str) -> None:
+    """Check every final dataset of an analysis."""
     for subset in scan.children(part):
         path = f"{part}/{subset}"
-        if kind.scope == "subset":
-            _verify_dataset(scan, path, part, kind.mark)
+        if analysis.scope == "subset":
+            _verify_dataset(scan, path, part, MARK)
         elif scan.is_group(path):
             for label in scan.children(path):
-                _verify_dataset(scan, f"{path}/{label}", part, kind.mark)
+                _verify_dataset(scan, f"{path}/{label}", part, MARK)
 
 
 def _verify_dataset(scan: Scan, path: str, what: str, mark: str) -> None:
@@ -375,13 +378,13 @@ def _verify_runs(scan: Scan, part: str) -> None:
             scan.metadata(part, layout)
 
 
-def verifiers(datasets: Sequence[DatasetKind]) -> dict[str, Callable[[Scan, str], None]]:
+def verifiers(analyses: Sequence[Analysis]) -> dict[str, Callable[[Scan, str], None]]:
     """Return part of a store → what verifies it, in order."""
     return {
         paths.STIMULI: verify_stimuli,
         paths.ACTIVATIONS: verify_activations,
         paths.SCORES: verify_measures,
         paths.NULLS: verify_calibration,
-        **{kind.name: partial(verify_final, kind) for kind in datasets},
+        **{each.name: partial(verify_final, each) for each in analyses},
         paths.RUNS: _verify_runs,
     }

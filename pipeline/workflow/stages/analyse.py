@@ -1,160 +1,388 @@
-"""Stages that end in the small, final datasets: competence, alignment, convergence."""
+"""Stages: the small, final datasets, each as its record in `ANALYSES` says."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
-from pipeline.analysis.alignment import Compared, alignment_dataset
+from pipeline.analysis import ANALYSES, Analysis, ComparisonResults, Inputs
 from pipeline.calibration import VERSION
-from pipeline.cluster import Task
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
-from pipeline.schema import AGGREGATES, COMPETENCE, DATASETS, ENCODER, PROBE, State
+from pipeline.measures.footprint import SINGLE
+from pipeline.schema import AGGREGATES, State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
-from pipeline.store.datasets import (
-    inputs_digest,
-    is_current,
-    is_replaced,
-    replace_dataset,
-    stored_datasets,
-    write_dataset,
-)
+from pipeline.store.datasets import inputs_digest, is_current, read_dataset, write_dataset
 from pipeline.store.io.chunks import array_of, read_whole
-from pipeline.store.layout import open_root, subset_rows
+from pipeline.store.io.lease import StoreRef
+from pipeline.store.layout import delete, find_group, open_root, subset_rows
+from pipeline.types import Float64
+from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison
-from pipeline.workflow.cost import competence_cost
+from pipeline.workflow.context import Context
+from pipeline.workflow.representations import reading_bytes, stored_rows
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages.calibrate import find_null
 from pipeline.workflow.stages.compare import find_grid
+from pipeline.workflow.stages.stage import IDLE, Failure, StageTask, stage_task
 
 if TYPE_CHECKING:
-    pass
+    import xarray as xr
 
 ENCODERS_PER_TASK = 8
-MEASURED = ("knn_accuracy", "probe_accuracy")
+SAVE_SECONDS = 60.0
+"""How much work on columns may be lost with the driver."""
 _DIGEST = "activations_digest"
-RESULTS = tuple(kind for kind in DATASETS if kind.scope == "measure")
-"""Alignment and convergence."""
+_NEW = ".new"
+"""Ends the group of what is being written, until it has been."""
+
+Columns = dict[str, dict[str, Any]]
+"""Encoder id → activations_digest, and each column's value."""
 
 
-def read_competence(root: zarr.Group, subset_key: str) -> dict[str, dict[str, Any]]:
-    """Return encoder id → activations_digest, knn_accuracy, probe_accuracy."""
-    found: dict[str, dict[str, Any]] = {}
-    for dataset in stored_datasets(root, COMPETENCE, subset_key, None):
-        if dataset.attrs.get("probe") != PROBE:
-            continue  # what another probe gave is measured anew
-        for i, encoder in enumerate(dataset["encoder"].values):
-            found[str(encoder)] = {
-                _DIGEST: str(dataset[_DIGEST].values[i]),
-                **{name: float(dataset[name].values[i]) for name in MEASURED},
-            }
-    return found
+@dataclass
+class PendingColumns:
+    """What has been measured of encoders, and what has not."""
+
+    known: Columns
+    missing: list[tuple[Comparison, list[Encoder]]]
+    n_wanted: int
+    is_committed: bool
+    """Whether it was not being written when a run was killed."""
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def n_missing(self) -> int:
+        """Encoders that have not been measured."""
+        return sum(len(encoders) for _, encoders in self.missing)
+
+    def __bool__(self) -> bool:
+        return self.n_missing > 0 or not self.is_committed
 
 
-def is_settled(root: zarr.Group, subset_key: str) -> bool:
-    """Whether the competence of a subset was not being written when a run was killed."""
-    return is_replaced(root, COMPETENCE, subset_key, None)
+class AnalyseEncoders:
+    """An analysis with columns: a task measures a few encoders, on their last layers."""
+
+    unit = "encoders"
+    counted = "encoders"
+    worker_baseline = IDLE
+    leaves_memory = False
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis, self.name = analysis, analysis.name
+
+    def pending(self, ctx: Context) -> PendingColumns:
+        """Compare the encoders that can be measured with the stored columns."""
+        known = {} if ctx.root is None else read_columns(ctx.root, self.analysis, ctx.key)
+        missing, n_wanted = [], 0
+        for comparison, encoders in _measurable(ctx.comparisons):
+            n_wanted += len(encoders)
+            todo = [
+                e for e in encoders if not e.digest or known.get(e.id, {}).get(_DIGEST) != e.digest
+            ]
+            if todo:
+                missing.append((comparison, todo))
+        path = f"{self.name}/{ctx.key}{_NEW}"
+        is_committed = ctx.root is None or find_group(ctx.root, path) is None
+        return PendingColumns(known, missing, n_wanted, is_committed)
+
+    def tasks(self, ctx: Context, pending: PendingColumns) -> Iterator[StageTask]:
+        """Yield tasks of a few encoders each."""
+        for comparison, encoders in pending.missing:
+            for k, i in enumerate(range(0, len(encoders), ENCODERS_PER_TASK)):
+                yield columns_task(
+                    self.analysis, comparison.subset, encoders[i : i + ENCODERS_PER_TASK], k
+                )
+
+    def create(self, ctx: Context, pending: PendingColumns) -> None:
+        """Do nothing: a dataset is written whole."""
+
+    def collect(
+        self, ctx: Context, pending: PendingColumns, task: StageTask, result: Columns
+    ) -> Iterator[Failure]:
+        """Take in what was measured, and write it once a minute."""
+        pending.known |= result
+        pending.is_committed = False
+        if time.monotonic() - pending.saved > SAVE_SECONDS:  # one dataset, written whole each time
+            self._write(ctx, pending)
+        yield from ()
+
+    def finish(self, ctx: Context, pending: PendingColumns) -> None:
+        """Write the dataset, where something was measured."""
+        if not pending.is_committed:
+            self._write(ctx, pending)
+
+    def _write(self, ctx: Context, pending: PendingColumns) -> None:
+        assert ctx.root is not None
+        write_columns(ctx.root, self.analysis, ctx.key, pending.known)
+        pending.saved, pending.is_committed = time.monotonic(), True
+
+    def summary(self, ctx: Context, pending: PendingColumns) -> tuple[int, int]:
+        """Count encoders."""
+        return pending.n_missing, pending.n_wanted
+
+    def resident(self, ctx: Context) -> float:
+        """Return 0: nothing is kept."""
+        return 0.0
+
+    def remedy(self, ctx: Context) -> str:
+        """Name the size of the subset."""
+        return f"Lower subset.n (now {len(ctx.subset)})"
 
 
-def missing_competence(
-    known: Mapping[str, Mapping[str, Any]], comparison: Comparison
-) -> list[Encoder]:
-    """Return the image encoders whose competence has not been measured, and can be."""
-    subset = comparison.subset
-    if subset.base.labels is None or subset.kind != "images":
-        return []
-    return [
-        e
-        for e in comparison.encoders
-        if e.tower == "image" and (not e.digest or known.get(e.id, {}).get(_DIGEST) != e.digest)
-    ]
+def _measurable(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, list[Encoder]]]:
+    """Yield each comparison with the encoders that are measured on its rows, which have labels.
+
+    An encoder is measured on the rows on which it meets others of its modality: those of the first
+    comparison that it takes part in.
+    """
+    seen: set[str] = set()
+    for comparison in comparisons:
+        encoders = [e for e in comparison.encoders if e.id not in seen]
+        seen |= {e.id for e in encoders}
+        if comparison.subset.base.labels is not None:
+            yield comparison, encoders
 
 
-def competence_parts(missing: Sequence[Encoder]) -> list[Sequence[Encoder]]:
-    """Return the encoders of each task."""
-    return [missing[i : i + ENCODERS_PER_TASK] for i in range(0, len(missing), ENCODERS_PER_TASK)]
+@dataclass(frozen=True)
+class ColumnsJob:
+    """A few encoders whose columns are measured."""
+
+    analysis: str
+    subset: str
+    set_key: str
+    encoders: Sequence[tuple[str, str, str, str, str]]
+    """Of each: id, group, checkpoint, last layer, identity of its activations."""
 
 
-def competence_tasks(missing: Sequence[Encoder], store: str, subset: Subset) -> list[Task]:
-    """Return tasks of a few encoders each."""
-    return [
-        Task(
-            f"competence {subset.key} {k}",
-            competence_job,
-            (
-                store,
-                subset.key,
-                subset.base.key,
-                [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in part],
-            ),
-            cost=competence_cost(part, subset).operations,
-        )
-        for k, part in enumerate(competence_parts(missing))
-    ]
+def columns_task(
+    analysis: Analysis, subset: Subset, encoders: Sequence[Encoder], number: int
+) -> StageTask:
+    """Return the task that measures a few encoders."""
+    n, base = len(subset), len(subset.base)
+    widths = np.array([e.attributes["widths"][-1] for e in encoders], dtype=np.int64)
+    takes = analysis.footprint(n, widths)
+    return stage_task(
+        f"{analysis.name} {subset.key} {number}",
+        measure_columns,
+        ColumnsJob(
+            analysis.name,
+            subset.key,
+            subset.base.key,
+            [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in encoders],
+        ),
+        takes=Cost(
+            takes.operations,
+            float(SINGLE * stored_rows(base) * widths.sum()),
+            0.0,
+            takes.memory + reading_bytes(base, n, int(widths.max())),
+        ),
+        size=len(encoders),
+    )
 
 
-def competence_job(
-    store: str, subset_key: str, set_key: str, encoders: Sequence[tuple[str, str, str, str, str]]
-) -> dict[str, dict[str, Any]]:
-    """Measure the competence of a few encoders on a worker, on their last layers."""
-    from pipeline.analysis.competence import knn_accuracy, probe_accuracy
-
-    root = open_root(store, "r")
-    rows = subset_rows(root, subset_key)
-    labels = read_whole(array_of(root, f"stimuli/{set_key}/label")).astype(np.int64)[rows]
-    found = {}
-    for encoder, path, checkpoint, layer, digest in encoders:
+def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
+    """Measure the columns of a few encoders on a worker."""
+    (analysis,) = (a for a in ANALYSES if a.name == job.analysis)
+    root = open_root(store.place, "r")
+    rows = subset_rows(root, job.subset)
+    labels = read_whole(array_of(root, f"stimuli/{job.set_key}/label")).astype(np.int64)[rows]
+    found: Columns = {}
+    for encoder, path, checkpoint, layer, digest in job.encoders:
         group = root[path]
         assert isinstance(group, zarr.Group)
         x = TowerGroup(group).read(checkpoint, layer, rows)
         found[encoder] = {
             _DIGEST: digest,
-            "knn_accuracy": knn_accuracy(x, labels),
-            "probe_accuracy": probe_accuracy(x, labels),
+            **{name: column.measure(x, labels) for name, column in analysis.columns.items()},
         }
     return found
 
 
-def write_competence(
-    root: zarr.Group, subset_key: str, found: Mapping[str, Mapping[str, Any]]
+def read_columns(root: zarr.Group, analysis: Analysis, subset_key: str) -> Columns:
+    """Return what was measured of encoders, by this version of the analysis."""
+    found: Columns = {}
+    path = f"{analysis.name}/{subset_key}"
+    for where in (path, path + _NEW):
+        group = find_group(root, where, "inputs")
+        if group is None or analysis.fault(group.attrs):
+            continue
+        columns = {
+            name: read_whole(array_of(group, name))
+            for name in ("encoder", _DIGEST, *analysis.columns)
+        }
+        found |= {
+            str(encoder): {
+                _DIGEST: str(columns[_DIGEST][i]),
+                **{name: float(columns[name][i]) for name in analysis.columns},
+            }
+            for i, encoder in enumerate(columns["encoder"])
+        }
+    return found
+
+
+def write_columns(root: zarr.Group, analysis: Analysis, subset_key: str, found: Columns) -> None:
+    """Write the columns of all encoders, so that a kill at any time loses none. Driver only."""
+    dataset = analysis.compute(Inputs([], columns=found))
+    dataset[_DIGEST] = ("encoder", [found[str(i)][_DIGEST] for i in dataset.encoder.values])
+    path, inputs = f"{analysis.name}/{subset_key}", inputs_digest(found)
+    for where in (path + _NEW, path):
+        write_analysis(root, where, analysis, dataset, inputs)
+    delete(root, path + _NEW)
+
+
+def write_analysis(
+    root: zarr.Group, path: str, analysis: Analysis, dataset: xr.Dataset, inputs: str
 ) -> None:
-    """Write the competence of all encoders, so that a kill at any time loses none. Driver only."""
-    import xarray as xr
+    """Write the dataset of an analysis, with what tells its kind. Driver only."""
+    dataset = dataset.assign_attrs(version=analysis.version, **analysis.conventions)
+    write_dataset(root, path, dataset, inputs)
 
-    ids = sorted(found)
-    dataset = xr.Dataset(
-        {
-            _DIGEST: ("encoder", [found[i][_DIGEST] for i in ids]),
-            **{
-                name: (
-                    "encoder",
-                    [found[i][name] for i in ids],
-                    {"description": ENCODER[name].description},
+
+class Analyse:
+    """An analysis that the driver makes, one dataset for each measure."""
+
+    unit = "measures"
+    counted = "measures"
+    worker_baseline = IDLE
+    leaves_memory = False
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis, self.name = analysis, analysis.name
+
+    def pending(self, ctx: Context) -> list[str]:
+        """Return the labels whose dataset is not there, or was made from something else."""
+        return [
+            label
+            for label in ctx.specs
+            if ctx.changing
+            or (root := ctx.root_of(label)) is None
+            or not is_current(root, self._path(ctx, label), self._digest(root, ctx, label))
+        ]
+
+    def tasks(self, ctx: Context, pending: Sequence[str]) -> Iterator[StageTask]:
+        """Yield nothing: the driver does it."""
+        yield from ()
+
+    def create(self, ctx: Context, pending: Sequence[str]) -> None:
+        """Do nothing: a dataset is written whole."""
+
+    def collect(
+        self, ctx: Context, pending: Sequence[str], task: StageTask, result: Any
+    ) -> Iterator[Failure]:
+        """Do nothing: there are no tasks."""
+        yield from ()
+
+    def finish(self, ctx: Context, pending: Sequence[str]) -> None:
+        """Make and write the datasets."""
+        assert ctx.root is not None
+        for label in pending:
+            dataset = self.analysis.compute(self._inputs(ctx, label))
+            write_analysis(
+                ctx.root,
+                self._path(ctx, label),
+                self.analysis,
+                dataset,
+                self._digest(ctx.root, ctx, label),
+            )
+
+    def summary(self, ctx: Context, pending: Sequence[str]) -> tuple[int, int]:
+        """Count measures."""
+        return len(pending), len(ctx.specs)
+
+    def resident(self, ctx: Context) -> float:
+        """Return 0: there are no tasks."""
+        return 0.0
+
+    def remedy(self, ctx: Context) -> str:
+        """Name the size of the subset."""
+        return f"Lower subset.n (now {len(ctx.subset)})"
+
+    def _path(self, ctx: Context, label: str) -> str:
+        return f"{self.name}/{ctx.key}/{label}"
+
+    @property
+    def _needs(self) -> list[Analysis]:
+        return [a for a in ANALYSES if a.name in self.analysis.needs]
+
+    def _columns(self, ctx: Context) -> Columns:
+        found: Columns = {}
+        for need in self._needs:
+            if need.columns and ctx.root is not None:
+                for encoder, columns in read_columns(ctx.root, need, ctx.key).items():
+                    found.setdefault(encoder, {}).update(columns)
+        return found
+
+    def _digest(self, root: zarr.Group, ctx: Context, label: str) -> str:
+        """Return the identity of what the dataset has to be made from."""
+        spec, calibrate = ctx.specs[label], ctx.workflow.calibrate
+        encoders, columns = _encoders(ctx.comparisons), self._columns(ctx)
+        return inputs_digest(
+            [(a.name, a.version) for a in (*self._needs, self.analysis)],
+            settings_of(label, spec, calibrate),
+            [
+                (
+                    e.id,
+                    e.digest,
+                    e.initial,
+                    e.final,
+                    e.step,
+                    *(e.attributes.get(name) for name in ("family", "related", "metadata")),
                 )
-                for name in MEASURED
-            },
-        },
-        coords={"encoder": ids},
-        attrs={"probe": PROBE},
-    )
-    replace_dataset(root, COMPETENCE, subset_key, None, dataset, inputs_digest(found))
+                for e in encoders
+            ],
+            [
+                (c.subset.key, c.compare_mask.tobytes().hex(), c.calibrate_mask.tobytes().hex())
+                for c in ctx.comparisons
+            ],
+            [columns.get(e.id) for e in encoders],
+            [_progress(root, c, label, spec, calibrate) for c in ctx.comparisons],
+        )
+
+    def _inputs(self, ctx: Context, label: str) -> Inputs:
+        assert ctx.root is not None
+        spec, calibrate = ctx.specs[label], ctx.workflow.calibrate
+        datasets = {}
+        for need in self._needs:
+            if not need.columns:
+                group = find_group(ctx.root, f"{need.name}/{ctx.key}/{label}", "inputs")
+                assert group is not None  # it comes before this one
+                datasets[need.name] = read_dataset(group)
+        return Inputs(
+            _encoders(ctx.comparisons),
+            columns=self._columns(ctx),
+            results=[
+                read_results(ctx.root, c, label, spec, calibrate)
+                for c in ctx.comparisons
+                if "scores" in self.analysis.needs
+            ],
+            datasets=datasets,
+            alpha=calibrate.alpha if calibrate else 0.05,
+            maximum=float(spec.measure.range[1]),
+            attributes=settings_of(label, spec, calibrate),
+        )
 
 
-def read_compared(
+def stage_of(analysis: Analysis) -> Analyse | AnalyseEncoders:
+    """Return the stage that makes the dataset of an analysis."""
+    return AnalyseEncoders(analysis) if analysis.columns else Analyse(analysis)
+
+
+def read_results(
     root: zarr.Group,
     comparison: Comparison,
     label: str,
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
-) -> Compared:
+) -> ComparisonResults:
     """Read the layer scores, and the nulls, of every pair of encoders of a comparison."""
     grid = find_grid(root, comparison.subset, label, spec)
     assert grid is not None
@@ -165,21 +393,21 @@ def read_compared(
     done = np.isin(grid.state()[at], (State.DONE, State.UNDEFINED))
     ends = np.cumsum([0, *(len(e.layers) for e in encoders)])
     layers = [slice(a, b) for a, b in pairwise(ends)]
-    found: dict[tuple[str, str], NDArray[np.float64]] = {}
-    for i, j in np.argwhere(comparison.wanted):
+    found: dict[tuple[str, str], Float64] = {}
+    for i, j in np.argwhere(comparison.compare_mask):
         if done[layers[i], layers[j]].all():
             found[encoders[i].id, encoders[j].id] = scores[layers[i], layers[j]]
-    nulls: dict[tuple[str, str], NDArray[np.float64]] = {}
+    nulls: dict[tuple[str, str], Float64] = {}
     tails: dict[tuple[str, str], float] = {}
     permuted: set[tuple[str, str]] = set()
-    if calibrate is not None and comparison.calibrated.any():
+    if calibrate is not None and comparison.calibrate_mask.any():
         null = find_null(root, comparison.subset, label, spec, calibrate)
         assert null is not None
         values, finished = null.values("null"), null.state() == State.DONE
         by_permutation = null.values("permuted").astype(bool)
         analytic = calibrate.null_of(spec)[0] == "analytic"
         bounds = null.values("tail") if analytic else np.full(finished.shape, np.nan)
-        for i, j in np.argwhere(comparison.calibrated):
+        for i, j in np.argwhere(comparison.calibrate_mask):
             pair = null.members[encoders[i].id], null.members[encoders[j].id]
             if finished[pair]:
                 ids = encoders[i].id, encoders[j].id
@@ -187,85 +415,15 @@ def read_compared(
                 tails[ids] = float(bounds[pair])
                 if by_permutation[pair]:
                     permuted.add(ids)
-    return Compared(len(comparison.subset), found, nulls, permuted, tails)
-
-
-def stale_inputs(
-    root: zarr.Group,
-    label: str,
-    spec: MeasureSpec,
-    comparisons: Sequence[Comparison],
-    calibrate: CalibrateSpec | None,
-    competence: Mapping[str, Mapping[str, Any]],
-) -> str | None:
-    """Return the identity of what alignment and convergence have to be made from.
-
-    None where both are there and were made from it.
-    """
-    inputs = inputs_digest(
-        _settings(label, spec, calibrate),
-        [
-            (
-                e.id,
-                e.digest,
-                e.initial,
-                e.final,
-                e.step,
-                e.attributes.get("family"),
-                e.attributes.get("related"),
-                e.attributes.get("metadata"),
-            )
-            for e in _encoders(comparisons)
-        ],
-        [
-            (c.subset.key, c.wanted.tobytes().hex(), c.calibrated.tobytes().hex())
-            for c in comparisons
-        ],
-        [competence.get(e.id) for e in _encoders(comparisons)],
-        [_progress(root, c, label, spec, calibrate) for c in comparisons],
-    )
-    key = comparisons[0].subset.key
-    current = all(is_current(root, kind, key, label, inputs) for kind in RESULTS)
-    return None if current else inputs
-
-
-def write_alignment(
-    root: zarr.Group,
-    label: str,
-    spec: MeasureSpec,
-    comparisons: Sequence[Comparison],
-    calibrate: CalibrateSpec | None,
-    competence: Mapping[str, Mapping[str, Any]],
-    inputs: str,
-) -> None:
-    """Aggregate one measure into alignment and convergence. Driver only.
-
-    Parameters
-    ----------
-    inputs
-        The identity of what they are made from, as `stale_inputs` gives it.
-    """
-    from pipeline.analysis.convergence import convergence_dataset
-
-    alignment = alignment_dataset(
-        _encoders(comparisons),
-        [read_compared(root, c, label, spec, calibrate) for c in comparisons],
-        alpha=calibrate.alpha if calibrate else 0.05,
-        maximum=float(spec.measure.range[1]),
-        competence=competence,
-        attributes=_settings(label, spec, calibrate),
-    )
-    results = alignment, convergence_dataset(alignment)
-    key = comparisons[0].subset.key
-    for kind, dataset in zip(RESULTS, results, strict=True):
-        write_dataset(root, kind, key, label, dataset, inputs)
+    return ComparisonResults(len(comparison.subset), found, nulls, permuted, tails)
 
 
 def _encoders(comparisons: Sequence[Comparison]) -> list[Encoder]:
     return list({e.id: e for c in comparisons for e in c.encoders}.values())
 
 
-def _settings(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) -> dict[str, Any]:
+def settings_of(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) -> dict[str, Any]:
+    """Return what is recorded with a dataset: conventions of the measure, settings of the null."""
     settings: dict[str, Any] = {
         "label": label,
         **{f"measure_{k}" if k != "measure" else k: v for k, v in spec.conventions().items()},

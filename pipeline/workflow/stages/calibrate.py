@@ -19,9 +19,15 @@ from pipeline.calibration import (
     permutations,
     tail_bounds,
 )
-from pipeline.cluster import Task
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
+from pipeline.measures.footprint import (
+    DOUBLE,
+    SINGLE,
+    permuting_bytes,
+    permuting_operations,
+    scoring_bytes,
+)
 from pipeline.schema import (
     AGGREGATES,
     ANALYTIC_CALIBRATION,
@@ -31,18 +37,96 @@ from pipeline.schema import (
     State,
 )
 from pipeline.stimuli import Subset
-from pipeline.store.grid import Grid, PendingPairs
+from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import find_group, open_root
-from pipeline.workflow.comparisons import Comparison, Mask
-from pipeline.workflow.cost import null_cost
-from pipeline.workflow.representations import Budget, Member, encoder_members, prepare_members
+from pipeline.types import Float64, Index, Mask
+from pipeline.workflow.budgets import Cost
+from pipeline.workflow.comparisons import Comparison
+from pipeline.workflow.context import Context
+from pipeline.workflow.representations import (
+    Budget,
+    Member,
+    PreparedFootprint,
+    encoder_members,
+    prepare_members,
+)
 from pipeline.workflow.spec import CalibrateSpec
-
-Float64 = NDArray[np.float64]
-Index = NDArray[np.intp]
+from pipeline.workflow.stages.compare import Compare
+from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
 
 CHUNK = 16  # encoders on a side of a chunk
+
+
+class Calibrate:
+    """One task a block of pairs of encoders, for all measures that lack the same ones."""
+
+    name = "calibrate"
+    unit = "pairs"
+    counted = "pairs of encoders"
+    worker_baseline = IDLE
+    leaves_memory = False  # what is prepared is kept within one budget, through all stages
+
+    def pending(self, ctx: Context) -> PendingGrids:
+        """Compare the wanted pairs with the nulls of each measure."""
+        found, settings = PendingGrids(), ctx.workflow.calibrate
+        for c in ctx.comparisons if settings is not None else ():
+            assert settings is not None
+            digests, wanted = wanted_nulls(c)
+            todo = {
+                label: pending_pairs(
+                    find_null(ctx.root_of(label), c.subset, label, spec, settings),
+                    digests,
+                    wanted,
+                    CHUNK,
+                )
+                for label, spec in ctx.specs.items()
+            }
+            found.add(c, todo, wanted)
+        return found
+
+    def tasks(self, ctx: Context, pending: PendingGrids) -> Iterator[StageTask]:
+        """Yield one task per block in which something is missing."""
+        settings = ctx.workflow.calibrate
+        for c, todo in pending:
+            assert settings is not None
+            yield from null_tasks(
+                todo, ctx.specs, c.encoders, settings, c.subset, ctx.workflow.compare.budget
+            )
+
+    def create(self, ctx: Context, pending: PendingGrids) -> None:
+        """Give every encoder its place in the grids of nulls."""
+        settings = ctx.workflow.calibrate
+        assert ctx.root is not None
+        for c, todo in pending:
+            assert settings is not None
+            digests, _ = wanted_nulls(c)
+            for label in todo:
+                ensure_null(ctx.root, c.subset, label, ctx.specs[label], settings).admit(digests)
+
+    def collect(
+        self, ctx: Context, pending: PendingGrids, task: StageTask, result: int
+    ) -> Iterator[Failure]:
+        """Do nothing: workers have written all there is."""
+        yield from ()
+
+    def finish(self, ctx: Context, pending: PendingGrids) -> None:
+        """Do nothing."""
+
+    def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
+        """Count unordered pairs, over subsets and measures."""
+        return pending.n_missing, pending.n_wanted
+
+    def resident(self, ctx: Context) -> float:
+        """Return what a worker keeps of what it has prepared."""
+        return Compare().resident(ctx)
+
+    def remedy(self, ctx: Context) -> str:
+        """Name the number of permutations, the budget and the size of the subset."""
+        return (
+            f"Lower calibrate.n_permutations, compare.memory (now {ctx.workflow.compare.memory}) "
+            f"or subset.n (now {len(ctx.subset)})"
+        )
 
 
 def null_path(subset_key: str, label: str, measure: MeasureSpec, spec: CalibrateSpec) -> str:
@@ -93,16 +177,15 @@ def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
     def stage(i: int) -> tuple[bool, bool, int]:
         return encoders[i].final, encoders[i].initial, encoders[i].step
 
-    chosen = sorted(np.flatnonzero(comparison.calibrated.any(1)).tolist(), key=stage)
+    chosen = sorted(np.flatnonzero(comparison.calibrate_mask.any(1)).tolist(), key=stage)
     digests = {encoders[i].id: encoders[i].digest for i in chosen}
-    return digests, comparison.calibrated[np.ix_(chosen, chosen)]
+    return digests, comparison.calibrate_mask[np.ix_(chosen, chosen)]
 
 
 @dataclass(frozen=True)
 class NullJob:
     """One block of encoder pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: StoreRef
     subset: str
     specs: Mapping[str, MeasureSpec]
     calibrate: CalibrateSpec
@@ -115,15 +198,63 @@ class NullJob:
     budget: Budget
 
 
+def null_cost(job: NullJob, subset: Subset) -> Cost:
+    """Give what one block of nulls takes."""
+    n = len(subset)
+    sides = [[m for layers in side.values() for m in layers] for side in (job.left, job.right)]
+    n_xs, n_ys = map(len, sides)
+    widths_y = np.array([m.width for m in sides[1]], dtype=np.int64)
+    members = list(dict.fromkeys([*sides[0], *sides[1]]))
+    prepared = PreparedFootprint(members, subset, job.specs, job.budget)
+    of_left, of_right = (
+        np.array([len(layers) for layers in side.values()]) for side in (job.left, job.right)
+    )
+    wanted = job.missing[np.ix_(list(job.left), list(job.right))]
+    pairs = float(of_left @ wanted @ of_right)
+    by_method: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
+    for label, spec in job.specs.items():
+        by_method.setdefault(job.calibrate.null_of(spec), {})[label] = spec
+    operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
+    scores = 0.0
+    for (method, count), specs in by_method.items():
+        turned = {k: s for k, s in specs.items() if not s.measure.symmetric}
+        if method == "analytic":  # pairs that moments do not determine are permuted too
+            relations = len({s.relation for s in specs.values()})
+            operations += 2.0 * n**3 * len(members) * relations + 2.0 * n * count * pairs
+            scores += (SINGLE + 1.0) * n_xs * n_ys * len(specs)
+            layers = max([*of_left.tolist(), *of_right.tolist()])
+            draws = 256.0 * SINGLE * layers * (n + n_ys + 4 * layers)
+            tables = 3.0 * SINGLE * n * n + DOUBLE * 30.0 * n_xs * n_ys
+            working = max(working, draws + tables + scoring_bytes(
+                n, n_xs, n_xs, specs, alike=True, spilled=prepared.spilled))  # fmt: skip
+        else:
+            operations += permuting_operations(n, count, prepared.widths, pairs, specs)
+        operations += permuting_operations(n, count, prepared.widths, pairs, turned)
+        working = max(working, permuting_bytes(n, count, n_xs, widths_y, specs))
+        nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
+        cells = float(len(AGGREGATES) * job.missing.size * count)
+        results += 3 * nulls * len(specs)
+        of_pairs = 2 + (DOUBLE if method == "analytic" else 0)
+        written += ((1 if job.i == job.j else 2) * len(specs)
+                    * (SINGLE * cells + of_pairs * job.missing.size))  # fmt: skip
+        results += 6 * SINGLE * cells
+    return Cost(
+        operations,
+        prepared.read + scores + written,
+        written,
+        prepared.working + working + results,
+        prepared.held,
+    )
+
+
 def null_tasks(
     todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
     calibrate: CalibrateSpec,
-    store: StoreRef,
     subset: Subset,
     budget: Budget,
-) -> Iterator[Task]:
+) -> Iterator[StageTask]:
     """Yield one task per block of encoders in which something is missing.
 
     Measures with the same slots and the same missing pairs share their tasks.
@@ -145,7 +276,6 @@ def null_tasks(
                 for c, axis in ((i, 1), (j, 0))
             )
             job = NullJob(
-                store,
                 subset.key,
                 {label: specs[label] for label in labels},
                 calibrate,
@@ -156,16 +286,21 @@ def null_tasks(
                 block,
                 budget,
             )
-            cost = null_cost(job, subset).operations
-            yield Task(f"calibrate {subset.key} {i},{j}", null_job, (job,), cost=cost)
+            yield stage_task(
+                f"calibrate {subset.key} {i},{j}",
+                null_job,
+                job,
+                takes=null_cost(job, subset),
+                size=int(block.sum()) * len(labels),
+            )
 
 
-def null_job(job: NullJob) -> int:
+def null_job(store: StoreRef, job: NullJob) -> int:
     """Compute one block of nulls on a worker; return the number of encoder pairs."""
     left, right = (
         [m for layers in side.values() for m in layers] for side in (job.left, job.right)
     )
-    prepared = prepare_members(job.store.place, job.subset, [*left, *right], job.specs, job.budget)
+    prepared = prepare_members(store.place, job.subset, [*left, *right], job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared[len(left) :]
     x_groups, y_groups = (
         np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
@@ -173,7 +308,7 @@ def null_job(job: NullJob) -> int:
     )
     wanted = job.missing[np.ix_(list(job.left), list(job.right))]
     in_order = _in_order(job)
-    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     for (method, count), specs in _by_method(job).items():
         masks = dict.fromkeys(specs, wanted)
         permuted = dict(masks)

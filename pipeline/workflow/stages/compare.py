@@ -10,10 +10,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.cluster import Device, Task
+from pipeline.cluster import Device
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
+from pipeline.measures.footprint import DOUBLE, SINGLE, scoring_bytes, scoring_operations
 from pipeline.measures.panels import resolve_device
 from pipeline.schema import SCORE_GROUP, SUBSET
 from pipeline.stimuli import Subset
@@ -28,11 +29,94 @@ from pipeline.store.layout import (
     find_group,
     open_root,
 )
-from pipeline.workflow.comparisons import Comparison, Mask, spread
-from pipeline.workflow.cost import compare_cost
-from pipeline.workflow.representations import Budget, Member, encoder_members, prepare_members
+from pipeline.types import Mask
+from pipeline.workflow.budgets import Cost
+from pipeline.workflow.comparisons import Comparison, expand_to_layers
+from pipeline.workflow.context import Context
+from pipeline.workflow.representations import (
+    Budget,
+    Member,
+    PreparedFootprint,
+    encoder_members,
+    prepare_members,
+    prepared_bytes,
+)
+from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
+
+
+class Compare:
+    """One task a block of pairs, for all measures that lack some of them."""
+
+    name = "compare"
+    unit = "pairs"
+    counted = "pairs of representations"
+    worker_baseline = IDLE
+    leaves_memory = False  # what is prepared is kept within one budget, through all stages
+
+    def pending(self, ctx: Context) -> PendingGrids:
+        """Compare the wanted pairs with the grid of each measure."""
+        found = PendingGrids()
+        for c in ctx.comparisons:
+            digests, wanted = wanted_scores(c)
+            found.add(
+                c,
+                {
+                    label: outstanding_scores(
+                        find_grid(ctx.root_of(label), c.subset, label, spec), digests, wanted, spec
+                    )
+                    for label, spec in ctx.specs.items()
+                },
+                wanted,
+            )
+        return found
+
+    def tasks(self, ctx: Context, pending: PendingGrids) -> Iterator[StageTask]:
+        """Yield one task per block in which something is missing."""
+        settings = ctx.workflow.compare
+        for c, todo in pending:
+            yield from compare_tasks(
+                todo, ctx.specs, c.encoders, c.subset, settings.budget, settings.device
+            )
+
+    def create(self, ctx: Context, pending: PendingGrids) -> None:
+        """Write the rows of subsets, and give every representation its place in the grids."""
+        assert ctx.root is not None
+        for c in ctx.comparisons:
+            ensure_subset(ctx.root, c.subset, ctx.key)
+            digests, _ = wanted_scores(c)
+            for label, spec in ctx.specs.items():
+                ensure_grid(ctx.root, c.subset, label, spec).admit(digests)
+
+    def collect(
+        self, ctx: Context, pending: PendingGrids, task: StageTask, result: Facts
+    ) -> Iterator[Failure]:
+        """Write what there is to say of single representations."""
+        assert ctx.root is not None
+        subset = next(c.subset for c in ctx.comparisons if c.subset.key == task.job.subset)
+        grids = {n: ensure_grid(ctx.root, subset, n, ctx.specs[n]) for n in result}
+        record_facts(grids, result)
+        yield from ()
+
+    def finish(self, ctx: Context, pending: PendingGrids) -> None:
+        """Do nothing."""
+
+    def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
+        """Count unordered pairs, over subsets and measures."""
+        return pending.n_missing, pending.n_wanted
+
+    def resident(self, ctx: Context) -> float:
+        """Return what a worker keeps of what it has prepared."""
+        kept = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
+        return min(float(ctx.workflow.compare.budget.memory), kept)
+
+    def remedy(self, ctx: Context) -> str:
+        """Name the budget and the size of the subset."""
+        return (
+            f"Lower compare.memory (now {ctx.workflow.compare.memory}) or subset.n "
+            f"(now {len(ctx.subset)})"
+        )
 
 
 def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
@@ -110,7 +194,7 @@ def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
     """Return representation → identity of its activations, and which pairs of them are wanted."""
     encoders = comparison.encoders
     digests = {r: e.digest for e in encoders for r in e.representations}
-    return digests, spread(comparison.wanted, [len(e.layers) for e in encoders])
+    return digests, expand_to_layers(comparison.compare_mask, [len(e.layers) for e in encoders])
 
 
 def outstanding_scores(
@@ -146,7 +230,6 @@ def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
 class CompareJob:
     """One block of pairs: chunks (i, j) and (j, i) of one or more measures."""
 
-    store: StoreRef
     subset: str
     specs: Mapping[str, MeasureSpec]
     i: int
@@ -157,16 +240,47 @@ class CompareJob:
     right: Sequence[Member | None]
     missing: Mapping[str, Mask]
 
+    @property
+    def n_pairs(self) -> int:
+        """Unordered pairs, over measures."""
+        masks = self.missing.values()
+        return int(sum((np.triu(m) if self.i == self.j else m).sum() for m in masks))
+
+
+def compare_cost(job: CompareJob, subset: Subset) -> Cost:
+    """Give what one block of similarities takes."""
+    n, specs = len(subset), job.specs
+    left = [m for m in job.left if m is not None]
+    right = [m for m in job.right if m is not None]
+    alike = job.i == job.j
+    members = list(dict.fromkeys([*left, *right]))
+    n_xs, n_ys = (len(members),) * 2 if alike else (len(left), len(right))
+    prepared = PreparedFootprint(members, subset, specs, job.budget)
+    pairs = {label: float(np.triu(mask).sum() if alike else mask.sum())
+             for label, mask in job.missing.items()}  # fmt: skip
+    scoring = scoring_bytes(n, n_xs, n_ys, specs, alike=alike, spilled=prepared.spilled)
+    if prepared.spilled:  # rows of both sides of a tile are read anew
+        scoring += 2.0 * DOUBLE * n * max(m.width for m in members)
+    chunks = (1 if alike else 2) * len(job.missing)
+    cells = next(iter(job.missing.values())).size
+    written = float(chunks * cells * (SINGLE + 1))
+    return Cost(
+        prepared.operations + scoring_operations(n, prepared.widths, max(pairs.values()), specs),
+        prepared.read + written,
+        written,
+        prepared.working + scoring + 6 * SINGLE * float(cells),
+        prepared.held,
+    )
+
 
 def compare_tasks(
     todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
-    store: StoreRef,
     subset: Subset,
     budget: Budget,
     device: Device,
-) -> Iterator[Task]:
+) -> Iterator[StageTask]:
     """Yield one task per block in which something is missing.
 
     Measures whose slots agree, as those of one workflow do, share their tasks.
@@ -190,7 +304,6 @@ def compare_tasks(
             blocks = {label: todo[label].missing[rows, columns] for label in labels}
             blocks = {label: block for label, block in blocks.items() if block.any()}
             job = CompareJob(
-                store,
                 subset.key,
                 {label: specs[label] for label in blocks},
                 i,
@@ -201,11 +314,12 @@ def compare_tasks(
                 _needed(table[columns], np.any([b.any(0) for b in blocks.values()], axis=0)),
                 blocks,
             )
-            yield Task(
+            yield stage_task(
                 f"compare {subset.key} {i},{j}",
                 compare_job,
-                (job,),
-                cost=compare_cost(job, subset).operations,
+                job,
+                takes=compare_cost(job, subset),
+                size=job.n_pairs,
                 # on a cluster of both, `auto` leaves no worker idle
                 device="cuda" if device == "cuda" else "cpu",
             )
@@ -219,7 +333,7 @@ Facts = dict[str, dict[str, dict[int, float]]]
 """Label → variable of representations → slot → value."""
 
 
-def compare_job(job: CompareJob) -> Facts:
+def compare_job(store: StoreRef, job: CompareJob) -> Facts:
     """Compute one block on a worker; return what there is to say of single representations."""
     at_left = [k for k, m in enumerate(job.left) if m is not None]
     at_right = [k for k, m in enumerate(job.right) if m is not None]
@@ -232,9 +346,9 @@ def compare_job(job: CompareJob) -> Facts:
         left = right = [m for m in either if m is not None]
         at_left = at_right = at_both
     both = left if diagonal else [*left, *right]
-    prepared = prepare_members(job.store.place, job.subset, both, job.specs, job.budget)
+    prepared = prepare_members(store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
-    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     facts: Facts = {}
     device = resolve_device(job.device)
     refused: list[str] = []

@@ -2,199 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import zarr
 
 from pipeline.allocator import own_pages
-from pipeline.cluster import Device, Task
+from pipeline.cluster import Device
 from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
+from pipeline.measures.footprint import SINGLE
 from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import delete, find_group, open_root
-from pipeline.types import Weights
-from pipeline.workflow.cost import extract_cost
+from pipeline.store.layout import delete, open_root
+from pipeline.store.stimuli import write_stimuli
+from pipeline.types import Block, Weights
+from pipeline.workflow.budgets import Cost
+from pipeline.workflow.context import Context
+from pipeline.workflow.models import (
+    ModelPlan,
+    step_of,
+    stimuli_fingerprint,
+    stored_encoders,
+    stored_tower,
+)
+from pipeline.workflow.stages.stage import Failure, StageTask, stage_task
 
-if TYPE_CHECKING:
-    from pipeline.towers import TowerInfo
-
-Block = tuple[int, int]
+DECODED = 256 * 2**20
+"""What a worker keeps of decoded images."""
 
 
-@dataclass
-class ModelPlan:
-    """What one model has in the store, and what it lacks."""
+class Extract:
+    """One task a model: its missing checkpoints, one after the other."""
 
-    spec: ModelSpec
-    checkpoints: dict[str, Checkpoint]
-    described: Mapping[str, TowerInfo] | None
-    """From the architecture; None where the store has it all."""
-    about: Mapping[str, Any]
-    """What the registry says of the model; it may change, unlike the recipe."""
-    replace: bool = False
-    missing: dict[str, dict[str, list[Block]]] = field(default_factory=dict)
-    """Checkpoint → tower → blocks to extract."""
-    renamed: bool = False
-    """Whether the store says something else than `about`."""
+    name = "extract"
+    unit = "stimuli"
+    counted = "models"
+    worker_baseline = 2**30
+    """A worker that has imported torch, timm and open_clip, as measured."""
+    leaves_memory = True  # decoded images
 
-    @property
-    def n_missing(self) -> int:
-        """Blocks to extract, over checkpoints and towers."""
-        return sum(len(b) for towers in self.missing.values() for b in towers.values())
+    def pending(self, ctx: Context) -> list[ModelPlan]:
+        """Return the models that lack something, or whose metadata have changed."""
+        return [m for m in ctx.models if m.missing or m.metadata_changed]
 
-    def bytes_to_write(self, n_stimuli: int) -> int:
-        """Bytes of activations that are missing."""
-        if self.described is None:
-            return 0
-        rows = rows_per_chunk(n_stimuli)
-        return sum(
-            # the last chunk is as long as the others
-            4 * rows * len(blocks) * sum(self.described[tower].widths)
-            for towers in self.missing.values()
-            for tower, blocks in towers.items()
+    def tasks(self, ctx: Context, pending: Sequence[ModelPlan]) -> Iterator[StageTask]:
+        """Yield one task a model. Workers may stand in another folder: paths are absolute."""
+        settings, stimuli = ctx.workflow.extract, ctx.workflow.stimuli
+        for model in pending:
+            if model.missing:
+                yield extract_task(
+                    model, ctx.stimuli, stimuli, settings.batch_size, settings.device
+                )
+
+    def create(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
+        """Write the stimuli, and create or grow the groups of every model."""
+        assert ctx.root is not None
+        write_stimuli(ctx.root, ctx.stimuli)
+        for model in ctx.models:
+            create_towers(ctx.root, model, ctx.stimuli)
+
+    def collect(
+        self, ctx: Context, pending: Sequence[ModelPlan], task: StageTask, result: dict[str, str]
+    ) -> Iterable[Failure]:
+        """Return the checkpoints that failed."""
+        model = task.name.removeprefix("extract ")
+        return [Failure(f"{model}@{label}", why) for label, why in result.items()]
+
+    def finish(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
+        """Take the encoders that are in the store now."""
+        ctx.meet(
+            [
+                encoder
+                for model in ctx.models
+                for tower in model.spec.towers
+                for encoder in stored_encoders(ctx.root, model, tower, ctx.stimuli)
+            ]
         )
 
-    def flops(self, n_stimuli: int) -> float:
-        """Floating-point operations of what is missing."""
-        if self.described is None:
-            return 0.0
-        rows = rows_per_chunk(n_stimuli)
-        return sum(
-            self.described[tower].flops * min(rows * len(blocks), n_stimuli)
-            for towers in self.missing.values()
-            for tower, blocks in towers.items()
-        )
+    def summary(self, ctx: Context, pending: Sequence[ModelPlan]) -> tuple[int, int]:
+        """Count models."""
+        return sum(bool(m.missing) for m in ctx.models), len(ctx.models)
+
+    def resident(self, ctx: Context) -> float:
+        """Return 0: what is decoded is counted with each task."""
+        return 0.0
+
+    def remedy(self, ctx: Context) -> str:
+        """Name the size of a batch."""
+        return f"Lower extract.batch_size (now {ctx.workflow.extract.batch_size})"
 
 
-def step_of(checkpoint: Checkpoint) -> int:
-    """Return the training step: given, 0 for an initialisation, else -1."""
-    if checkpoint.step is not None:
-        return checkpoint.step
-    return 0 if checkpoint.init is not None else -1
+def extract_task(
+    model: ModelPlan, stimuli: StimulusSet, spec: StimuliSpec, batch_size: int, device: Device
+) -> StageTask:
+    """Return the task that extracts what a model lacks."""
+    job = ExtractJob(
+        spec,
+        stimuli.key,
+        model.spec.absolute(),
+        {label: model.checkpoints[label].absolute() for label in model.missing},
+        model.missing,
+        batch_size,
+        device,
+    )
+    return stage_task(
+        f"extract {model.spec.id}",
+        extract_job,
+        job,
+        takes=extract_cost(model, stimuli, batch_size, device),
+        size=job.n_stimuli,
+        device=device,
+    )
 
 
-def plan_model(
-    root: zarr.Group | None,
-    spec: ModelSpec,
-    stimuli: StimulusSet,
-    *,
-    related: Iterable[str] = (),
-    replace: bool = False,
-    planned_steps: Sequence[int] = (),
-) -> ModelPlan:
-    """Compare one model with the store. Reads only.
-
-    Parameters
-    ----------
-    related
-        Ids of the models that were not trained apart from this one.
-    replace
-        Whether what is stored is to be dropped and extracted anew.
-    planned_steps
-        Steps whose checkpoints a training will write first; they are compared after it.
-
-    Raises
-    ------
-    InputError
-        Where the recipe, the captions or the weights under this id have changed, a checkpoint
-        file is missing or does not fit, or the model is unknown.
-    """
-    checkpoints = spec.checkpoint_map(planned_steps)
-    about = {
-        "family": spec.family,
-        "metadata": spec.metadata,
-        "sets": list(spec.sets),
-        "related": sorted(related),
-    }
-    plan = ModelPlan(spec, checkpoints, None, about, replace)
-    blocks = _blocks(len(stimuli))
-    for tower in spec.towers:
-        stimuli.ids(tower)  # raises where there are no captions
-        group = None if replace else _stored(root, spec, tower, stimuli)
-        if group is not None:
-            plan.renamed |= {k: group.attrs.get(k) for k in about} != about
-            if not planned_steps:
-                _check_unchanged(spec, tower, group, stimuli)
-        for label, checkpoint in checkpoints.items():
-            todo = blocks
-            if group is not None and label in group.checkpoints:
-                done = group.complete[group.checkpoints.index(label)]
-                todo = [b for b, d in zip(blocks, done, strict=True) if not d]
-                if done.any() and not planned_steps:
-                    _check_weights(spec, label, checkpoint, group)
-            if todo:
-                plan.missing.setdefault(label, {})[tower] = todo
-    if plan.missing:
-        from pipeline.extraction import check_fit, describe
-
-        plan.described = describe(spec)
-        for label in plan.missing:
-            file = checkpoints[label].file
-            if file is not None and Path(file).is_file():
-                check_fit(spec, file)
-    return plan
-
-
-def _blocks(n: int) -> list[Block]:
+def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device: Device) -> Cost:
+    """Give what the extraction of one model takes: load, forward passes, pooled outputs."""
+    n = len(stimuli)
+    assert model.towers is not None
+    towers = [model.towers[t] for t in {t for ts in model.missing.values() for t in ts}]
+    weights = max(t.weight_bytes for t in towers)
+    files = [_file_bytes(model.checkpoints[label].file, weights) for label in model.missing]
+    published = any(model.checkpoints[label].file is None for label in model.missing)
     rows = rows_per_chunk(n)
-    return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+    batch = min(batch_size, rows)
+    forward = 0.0 if device == "cuda" else max(batch * t.working_bytes for t in towers)
+    inputs = max(t.input_bytes for t in towers)
+    decoded = min(sum(n * t.input_bytes for t in towers), DECODED)
+    pooled = max(SINGLE * (3 * rows * sum(t.widths) + 2 * rows * max(t.widths)) for t in towers)
+    # while a model is built its weights are there twice, as they are in the file and in the model;
+    # the model of the checkpoint before goes when the next one is there
+    loading = max(files, default=0.0) + (weights if published and len(model.missing) > 1 else 0.0)
+    pixels = sum(image.nbytes for image in stimuli.images)
+    return Cost(
+        model.flops(n),
+        sum(files),
+        model.bytes_to_write(n) + model.n_missing,
+        weights + max(loading, forward + 2.0 * batch * inputs) + pooled,
+        decoded + pixels,
+    )
 
 
-def _stored(
-    root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
-) -> TowerGroup | None:
-    path = paths.tower(stimuli.key, spec.id, tower)
-    group = find_group(root, path, "recipe_digest") if root is not None else None
-    return None if group is None else TowerGroup(group)
+def _file_bytes(file: str | None, weights: float) -> float:
+    """Give the size of a checkpoint's file; one that is not there yet has the model's weights."""
+    if file is not None and Path(file).is_file():
+        return float(Path(file).stat().st_size)
+    return weights
 
 
-def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
-    attributes = group.attrs
-    if attributes["recipe_digest"] != spec.recipe_digest:
-        old, new = attributes["recipe"], spec.recipe
-        changes = "; ".join(
-            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        )
-        raise InputError(
-            f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
-            f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
-        )
-    if attributes["stimuli_fingerprint"] != _fingerprint(stimuli, tower):
-        raise InputError(
-            f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
-            f"content under the same key). Extract it anew with --replace {spec.id}."
-        )
-
-
-def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
-    stored = group.weights(label)
-    now = weights_identity(spec, checkpoint, stored)
-    if now.digest != stored.digest:
-        raise InputError(
-            f"model {spec.id}, checkpoint {label}: its weights are not those in the store (were "
-            f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
-            f"or extract it anew with --replace {spec.id}."
-        )
-
-
-def _fingerprint(stimuli: StimulusSet, tower: str) -> str:
-    return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
-
-
-def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> None:
+def create_towers(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> None:
     """Create or grow the groups of one model. Driver only."""
     spec = plan.spec
     steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
@@ -202,9 +166,11 @@ def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
         path = paths.tower(stimuli.key, spec.id, tower)
         if plan.replace:
             delete(root, path)
-        group = _stored(root, spec, tower, stimuli) or _create(root, path, plan, tower, stimuli)
-        if plan.renamed:
-            group.group.update_attributes(dict(plan.about))
+        group = stored_tower(root, spec, tower, stimuli) or _create(
+            root, path, plan, tower, stimuli
+        )
+        if plan.metadata_changed:
+            group.group.update_attributes(dict(plan.metadata))
         rows: dict[str, tuple[int, Weights]] = {}
         for label in in_training_order(steps.items()):
             checkpoint = plan.checkpoints[label]
@@ -228,15 +194,15 @@ def _create(
 ) -> TowerGroup:
     from importlib.metadata import version
 
-    assert plan.described is not None
-    info, spec = plan.described[tower], plan.spec
+    assert plan.towers is not None
+    info, spec = plan.towers[tower], plan.spec
     return TowerGroup.create(
         root,
         path,
         stimulus_ids=[str(i) for i in stimuli.ids(tower)],
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
-            **plan.about,
+            **plan.metadata,
             "model": spec.id,
             "tower": tower,
             "recipe": spec.recipe,
@@ -246,7 +212,7 @@ def _create(
             "flops": info.flops,
             "pooling": info.pooling,
             "preprocessing": info.preprocessing,
-            "stimuli_fingerprint": _fingerprint(stimuli, tower),
+            "stimuli_fingerprint": stimuli_fingerprint(stimuli, tower),
             "versions": {
                 name: version(name)
                 for name in ("consilience", "torch", "torchvision", "timm", "open-clip-torch")
@@ -259,7 +225,6 @@ def _create(
 class ExtractJob:
     """What a worker needs to extract one model: specs, never the model."""
 
-    store: StoreRef
     stimuli: StimuliSpec
     set_key: str
     spec: ModelSpec
@@ -268,41 +233,15 @@ class ExtractJob:
     batch_size: int
     device: Device
 
-
-def extract_tasks(
-    plans: Sequence[ModelPlan],
-    stimuli: StimulusSet,
-    stimuli_spec: StimuliSpec,
-    store: StoreRef,
-    batch_size: int,
-    device: Device,
-) -> list[Task]:
-    """Return one task per model: its missing checkpoints, one after the other.
-
-    Workers may stand in another folder than the driver: their paths are absolute.
-    """
-    return [
-        Task(
-            f"extract {plan.spec.id}",
-            extract_job,
-            (
-                ExtractJob(
-                    store,
-                    stimuli_spec,
-                    stimuli.key,
-                    plan.spec.absolute(),
-                    {label: plan.checkpoints[label].absolute() for label in plan.missing},
-                    plan.missing,
-                    batch_size,
-                    device,
-                ),
-            ),
-            cost=extract_cost(plan, stimuli, batch_size, device).operations,
-            device=device,
+    @property
+    def n_stimuli(self) -> int:
+        """Forward passes: the stimuli of every checkpoint and tower."""
+        return sum(
+            stop - start
+            for towers in self.missing.values()
+            for blocks in towers.values()
+            for start, stop in blocks
         )
-        for plan in plans
-        if plan.missing
-    ]
 
 
 def _check_loaded(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
@@ -320,13 +259,13 @@ def _stimuli(spec: StimuliSpec) -> StimulusSet:
     return load_stimuli(spec)
 
 
-def extract_job(job: ExtractJob) -> dict[str, str]:
+def extract_job(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     """Extract one model on a worker; return checkpoint → error for those that failed."""
     with own_pages():
-        return _extract(job)
+        return _extract(store, job)
 
 
-def _extract(job: ExtractJob) -> dict[str, str]:
+def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
@@ -342,7 +281,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    root = open_root(job.store.place, "r+", lease=job.store.lease_check())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     errors: dict[str, str] = {}
     done = 0
     source, model = get_source(job.spec.source), None
@@ -354,7 +293,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
             else:
                 model = load_checkpoint(source, job.spec, job.checkpoints[label]).to(device)
             for tower, blocks in towers.items():
-                group = _stored(root, job.spec, tower, stimuli)
+                group = stored_tower(root, job.spec, tower, stimuli)
                 assert group is not None
                 _check_loaded(job.spec, label, job.checkpoints[label], group)
                 for block, values in extract(

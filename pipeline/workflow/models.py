@@ -1,0 +1,235 @@
+"""What a store has of each model, and what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zarr
+
+from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.encoder import Encoder, in_training_order
+from pipeline.errors import InputError
+from pipeline.schema import rows_per_chunk
+from pipeline.sources.weights import weights_identity
+from pipeline.stimuli import StimulusSet
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import tower_encoders
+from pipeline.store.layout import find_group
+from pipeline.types import Block
+
+if TYPE_CHECKING:
+    from pipeline.towers import TowerInfo
+
+
+@dataclass
+class ModelPlan:
+    """What one model has in the store, and what it lacks."""
+
+    spec: ModelSpec
+    checkpoints: dict[str, Checkpoint]
+    towers: Mapping[str, TowerInfo] | None
+    """From the architecture; None where the store has it all."""
+    metadata: Mapping[str, Any]
+    """What the registry says of the model; it may change, unlike the recipe."""
+    replace: bool = False
+    missing: dict[str, dict[str, list[Block]]] = field(default_factory=dict)
+    """Checkpoint → tower → blocks to extract."""
+    metadata_changed: bool = False
+    """Whether the store has other metadata."""
+
+    @property
+    def n_missing(self) -> int:
+        """Blocks to extract, over checkpoints and towers."""
+        return sum(len(b) for towers in self.missing.values() for b in towers.values())
+
+    def bytes_to_write(self, n_stimuli: int) -> int:
+        """Bytes of activations that are missing."""
+        if self.towers is None:
+            return 0
+        rows = rows_per_chunk(n_stimuli)
+        return sum(
+            # the last chunk is as long as the others
+            4 * rows * len(blocks) * sum(self.towers[tower].widths)
+            for towers in self.missing.values()
+            for tower, blocks in towers.items()
+        )
+
+    def flops(self, n_stimuli: int) -> float:
+        """Floating-point operations of what is missing."""
+        if self.towers is None:
+            return 0.0
+        rows = rows_per_chunk(n_stimuli)
+        return sum(
+            self.towers[tower].flops * min(rows * len(blocks), n_stimuli)
+            for towers in self.missing.values()
+            for tower, blocks in towers.items()
+        )
+
+
+def step_of(checkpoint: Checkpoint) -> int:
+    """Return the training step: given, 0 for an initialisation, else -1."""
+    if checkpoint.step is not None:
+        return checkpoint.step
+    return 0 if checkpoint.init is not None else -1
+
+
+def plan_model(
+    root: zarr.Group | None,
+    spec: ModelSpec,
+    stimuli: StimulusSet,
+    *,
+    related: Iterable[str] = (),
+    replace: bool = False,
+    planned_steps: Sequence[int] = (),
+) -> ModelPlan:
+    """Compare one model with the store. Reads only.
+
+    Parameters
+    ----------
+    related
+        Ids of the models that were not trained apart from this one.
+    replace
+        Whether what is stored is to be dropped and extracted anew.
+    planned_steps
+        Steps whose checkpoints a training will write first; they are compared after it.
+
+    Raises
+    ------
+    InputError
+        Where the recipe, the captions or the weights under this id have changed, a checkpoint
+        file is missing or does not fit, or the model is unknown.
+    """
+    checkpoints = spec.checkpoint_map(planned_steps)
+    metadata = {
+        "family": spec.family,
+        "metadata": spec.metadata,
+        "sets": list(spec.sets),
+        "related": sorted(related),
+    }
+    plan = ModelPlan(spec, checkpoints, None, metadata, replace)
+    blocks = _blocks(len(stimuli))
+    for tower in spec.towers:
+        stimuli.ids(tower)  # raises where there are no captions
+        group = None if replace else stored_tower(root, spec, tower, stimuli)
+        if group is not None:
+            plan.metadata_changed |= {k: group.attrs.get(k) for k in metadata} != metadata
+            if not planned_steps:
+                _check_unchanged(spec, tower, group, stimuli)
+        for label, checkpoint in checkpoints.items():
+            todo = blocks
+            if group is not None and label in group.checkpoints:
+                done = group.complete[group.checkpoints.index(label)]
+                todo = [b for b, d in zip(blocks, done, strict=True) if not d]
+                if done.any() and not planned_steps:
+                    _check_weights(spec, label, checkpoint, group)
+            if todo:
+                plan.missing.setdefault(label, {})[tower] = todo
+    if plan.missing:
+        from pipeline.extraction import check_fit, describe
+
+        plan.towers = describe(spec)
+        for label in plan.missing:
+            file = checkpoints[label].file
+            if file is not None and Path(file).is_file():
+                check_fit(spec, file)
+    return plan
+
+
+def _blocks(n: int) -> list[Block]:
+    rows = rows_per_chunk(n)
+    return [(i, min(i + rows, n)) for i in range(0, n, rows)]
+
+
+def stored_tower(
+    root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
+) -> TowerGroup | None:
+    """Return the activations of a model's tower, or None where there are none."""
+    path = paths.tower(stimuli.key, spec.id, tower)
+    group = find_group(root, path, "recipe_digest") if root is not None else None
+    return None if group is None else TowerGroup(group)
+
+
+def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
+    attributes = group.attrs
+    if attributes["recipe_digest"] != spec.recipe_digest:
+        old, new = attributes["recipe"], spec.recipe
+        changes = "; ".join(
+            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        )
+        raise InputError(
+            f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
+            f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
+        )
+    if attributes["stimuli_fingerprint"] != stimuli_fingerprint(stimuli, tower):
+        raise InputError(
+            f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
+            f"content under the same key). Extract it anew with --replace {spec.id}."
+        )
+
+
+def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
+    stored = group.weights(label)
+    now = weights_identity(spec, checkpoint, stored)
+    if now.digest != stored.digest:
+        raise InputError(
+            f"model {spec.id}, checkpoint {label}: its weights are not those in the store (were "
+            f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
+            f"or extract it anew with --replace {spec.id}."
+        )
+
+
+def stimuli_fingerprint(stimuli: StimulusSet, tower: str) -> str:
+    """Return the identity of what a tower is shown."""
+    return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
+
+
+def expected_encoders(
+    root: zarr.Group | None, models: Sequence[ModelPlan], stimuli: StimulusSet
+) -> list[Encoder]:
+    """Return the encoders that will be in the store once everything is extracted."""
+    expected = []
+    for model in models:
+        steps = {label: step_of(c) for label, c in model.checkpoints.items()}
+        ordered = in_training_order(steps.items())
+        for tower in model.spec.towers:
+            stored = {
+                e.checkpoint: e
+                for e in stored_encoders(None if model.replace else root, model, tower, stimuli)
+            }
+            if model.towers is not None:
+                layers, widths = model.towers[tower].layers, model.towers[tower].widths
+            else:
+                known = next(iter(stored.values()))
+                layers, widths = known.layers, known.attributes["widths"]
+            expected += [
+                stored.get(label)
+                or Encoder(
+                    model.spec.id,
+                    label,
+                    tower,
+                    steps[label],
+                    tuple(layers),
+                    initial=steps[label] == 0,
+                    final=label == ordered[-1],
+                    attributes={"widths": widths},
+                )
+                for label in ordered
+            ]
+    return expected
+
+
+def stored_encoders(
+    root: zarr.Group | None, model: ModelPlan, tower: str, stimuli: StimulusSet
+) -> list[Encoder]:
+    """Return the complete encoders of a model's tower that the workflow names."""
+    group = stored_tower(root, model.spec, tower, stimuli)
+    if group is None:
+        return []
+    found = tower_encoders(model.spec.id, tower, group, stimuli.key)
+    return [e for e in found if e.checkpoint in model.checkpoints]
