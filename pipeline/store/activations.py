@@ -83,6 +83,10 @@ class TowerGroup:
         """The group's attributes."""
         return dict(self.group.attrs)
 
+    def update_metadata(self, attributes: Mapping[str, Any]) -> None:
+        """Change attributes that say nothing of the recipe. Driver only."""
+        self.group.update_attributes(dict(attributes))
+
     @cached_property
     def checkpoints(self) -> list[str]:
         """Checkpoint labels, in the order of their rows.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+NEW = ".new"
+"""Ends the name of the group that `replace_dataset` writes first."""
 MARK = "inputs"
 """Completion marker of a final dataset: the identity of what it was made from."""
 
@@ -115,6 +117,16 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
     group = root[path]
     assert isinstance(group, zarr.Group)
     group.attrs.update({"variables": sorted(map(str, dataset.variables)), MARK: inputs})
+
+
+def replace_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
+    """Write a final dataset so that a kill at any time leaves it or its predecessor. Driver only.
+
+    It is written beside its predecessor, then in its place.
+    """
+    for where in (path + NEW, path):
+        write_dataset(root, where, dataset, inputs)
+    delete(root, path + NEW)
 
 
 def is_current(root: zarr.Group, path: str, inputs: str) -> bool:

@@ -153,6 +153,17 @@ class Grid:
         """Return one of the group's arrays."""
         return array_of(self.group, name)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """Return what is recorded of single slots; chunks that are not there read as fill."""
+        return read(self.array(name))
+
+    def write_column(self, name: str, values: Mapping[int, Any]) -> None:
+        """Record something of single slots: slot → value. Driver only."""
+        array = self.array(name)
+        held = read(array)
+        held[list(values)] = list(values.values())
+        array[...] = held
+
     @property
     def chunk(self) -> int:
         """Slots in a chunk."""

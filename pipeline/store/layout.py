@@ -177,8 +177,9 @@ def fill_group(
         create_variable(
             group, layout.variable, layout.shape, layout.chunks, values=values.get(name)
         )
-    # in one write: without the completion marker the group does not count
-    group.update_attributes(dict(attributes))
+    if attributes:
+        # in one write: without the completion marker the group does not count
+        group.update_attributes(dict(attributes))
 
 
 def ensure_parents(root: zarr.Group, path: str) -> None:

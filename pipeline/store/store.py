@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import SCORE_GROUP, State
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
+from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import encoders
+from pipeline.store.catalog import encoders, tower_encoders
 from pipeline.store.choices import resolve_one, unique
-from pipeline.store.datasets import read_dataset
+from pipeline.store.datasets import MARK, NEW, is_current, read_dataset
 from pipeline.store.grid import Grid
-from pipeline.store.io.chunks import remedy
-from pipeline.store.io.location import Folder, locate
+from pipeline.store.io.chunks import array_of, read_whole, remedy
+from pipeline.store.io.location import Folder, Location, locate
 from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
 from pipeline.suggest import did_you_mean
+from pipeline.types import Float32
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +61,7 @@ def open_store(path: str | Path) -> Store:
 class Store:
     """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
         self.root = open_root(self.location, "r")
 
@@ -286,6 +288,50 @@ class Store:
         check_version(named, label)
         return recorded_spec(named["name"], named["parameters"])
 
+    def dataset(self, name: str, label: str | None = None, subset: str | None = None) -> xr.Dataset:
+        """Return a final dataset: of a subset, or of one measure on it.
+
+        Parameters
+        ----------
+        name
+            Of an analysis: `competence`, `alignment`, `convergence`.
+        label
+            Of the measure, for an analysis of which there is a dataset for each; may be left out
+            where there is only one.
+
+        Raises
+        ------
+        InputError
+            Where the name or the label is unknown, or the label is left out and ambiguous; or the
+            scores were computed by an earlier version of the measure.
+        StoreError
+            Where the dataset is missing or damaged, or it or one that it was made from cannot be
+            used by this version.
+        """
+        from pipeline.analysis import ANALYSES
+
+        known = {analysis.name: analysis for analysis in ANALYSES}
+        analysis = known[resolve_one(name, list(known), "name", "final dataset")]
+        key = self.subset(subset)
+        remedy = "`consilience run WORKFLOW` makes it anew."
+        if analysis.scope == "measure":
+            labels = list(child_groups(self.root, name, key))
+            label = resolve_one(label, labels, "label", name)
+            self.measure(label, key)
+            remedy = (
+                f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
+                "anew."
+            )
+        for each in (*(known[n] for n in analysis.needs if n in known), analysis):
+            if each.scope == analysis.scope:
+                path = paths.dataset(each.name, key, label)
+                group = find_group(self.root, path)
+                if group is not None and (why := each.fault(dict(group.attrs))):
+                    raise StoreError(f"{self.path}: {path} cannot be used: {why}", remedy)
+        dataset = self._dataset(paths.dataset(name, key, label))
+        schema.validate(dataset, dict(analysis.variables), analysis.variables)
+        return dataset
+
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return the alignment of every pair of encoders that was compared.
 
@@ -298,20 +344,10 @@ class Store:
 
         Raises
         ------
-        InputError
-            Where the label is unknown, or left out and not the only one.
-        StoreError
-            Where it is damaged, or was calibrated in a way that is known to be wrong today.
+        InputError, StoreError
+            As `dataset`.
         """
-        key = self.subset(subset)
-        label = resolve_one(
-            label, list(child_groups(self.root, "alignment", key)), "label", "alignment"
-        )
-        self.measure(label, key)
-        self._check_calibration(key, label)
-        dataset = self._dataset(paths.dataset("alignment", key, label))
-        schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
-        return dataset
+        return self.dataset("alignment", label, subset)
 
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return how alignment changes with scale, competence and training.
@@ -319,48 +355,87 @@ class Store:
         Raises
         ------
         InputError, StoreError
-            As `alignment`.
+            As `dataset`.
         """
-        key = self.subset(subset)
-        label = resolve_one(
-            label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
-        )
-        self.measure(label, key)
-        self._check_calibration(key, label)
-        return self._dataset(paths.dataset("convergence", key, label))
-
-    def _check_calibration(self, key: str, label: str) -> None:
-        """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.analysis.alignment import ALIGNMENT
-
-        path = paths.dataset("alignment", key, label)
-        group = find_group(self.root, path)
-        if group is not None and (why := ALIGNMENT.fault(dict(group.attrs))):
-            raise StoreError(
-                f"{self.path}: {path} cannot be used: {why}",
-                f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
-                "anew.",
-            )
+        return self.dataset("convergence", label, subset)
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
         """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`.
 
         Raises
         ------
-        StoreError
-            Where it has not been measured, or by another probe than this version's.
+        InputError, StoreError
+            As `dataset`.
         """
-        path = paths.dataset("competence", self.subset(subset))
-        dataset = self._dataset(path)
-        from pipeline.analysis.competence import COMPETENCE
+        return self.dataset("competence", subset=subset)
 
-        if why := COMPETENCE.fault(dataset.attrs):
-            raise StoreError(
-                f"{self.path}: {path} cannot be used: {why}",
-                "`consilience run WORKFLOW` measures it anew.",
-            )
-        schema.validate(dataset, dict(COMPETENCE.variables))
-        return dataset
+    def stored_dataset(self, name: str, subset: str, label: str | None = None) -> xr.Dataset | None:
+        """Return a final dataset as it is stored, of whatever version; None where there is none."""
+        group = find_group(self.root, paths.dataset(name, subset, label), MARK)
+        return None if group is None else read_dataset(group)
+
+    def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
+        """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
+        return is_current(self.root, paths.dataset(name, subset, label), inputs)
+
+    def column_datasets(self, name: str, subset: str) -> list[xr.Dataset]:
+        """Return a dataset and then, where `replace_dataset` was interrupted, its successor."""
+        path = paths.dataset(name, subset)
+        groups = (find_group(self.root, where, MARK) for where in (path, path + NEW))
+        return [read_dataset(group) for group in groups if group is not None]
+
+    def is_committed(self, name: str, subset: str) -> bool:
+        """Whether no `replace_dataset` was interrupted."""
+        return find_group(self.root, paths.dataset(name, subset) + NEW) is None
+
+    def tower(self, set_key: str, model: str, tower: str) -> TowerGroup | None:
+        """Return the activations of one tower, complete or not; None where there are none."""
+        path = paths.tower(set_key, model, tower)
+        group = find_group(self.root, path, TOWER_GROUP.mark)
+        return None if group is None else TowerGroup(group)
+
+    def tower_at(self, path: str) -> TowerGroup:
+        """Return the activations at `Encoder.path`.
+
+        Raises
+        ------
+        StoreError
+            Where they are missing.
+        """
+        return TowerGroup(self.group(path))
+
+    def tower_encoders(self, set_key: str, model: str, tower: str) -> list[Encoder]:
+        """Return the complete encoders of one tower, in the order of training."""
+        group = self.tower(set_key, model, tower)
+        return [] if group is None else tower_encoders(model, tower, group, set_key)
+
+    def scores(self, subset: str, label: str) -> Grid | None:
+        """Return the layer scores of one measure on a subset; None where there are none."""
+        return self._grid(paths.scores(subset, label), SCORE_GROUP)
+
+    def null(self, subset: str, label: str, key: str) -> Grid | None:
+        """Return one null of a measure on a subset; None where there is none.
+
+        Parameters
+        ----------
+        key
+            Of its method, number of values and seed.
+        """
+        return self._grid(paths.null(subset, label, key), NULL_GROUP)
+
+    def _grid(self, path: str, kind: GroupKind) -> Grid | None:
+        group = find_group(self.root, path, kind.mark)
+        return None if group is None else Grid(group, kind)
+
+    def stimulus_column(self, set_key: str, name: str) -> NDArray[Any]:
+        """Return one variable of a stimulus set, such as `label`, without reading the others.
+
+        Raises
+        ------
+        StoreError
+            Where it is missing, damaged or lost.
+        """
+        return read_whole(array_of(self.group(paths.stimuli(set_key)), name))
 
     def rows(self, subset: str) -> NDArray[np.int64]:
         """Return the rows of the base set that a subset has."""
@@ -400,9 +475,19 @@ class Store:
         InputError
             Where ids are missing or repeated, or arrays do not fit them.
         """
-        from pipeline.scoring import score
+        spec = self.measure(measure, subset)
+        key = self.subset(subset)
+        set_key = str(self.group(paths.subset(key)).attrs["set"])
+        rows = self.rows(key)
+        compared = [str(s) for s in self.stimulus_column(set_key, "stimulus")[rows]]
+        own = select_layers(layers, [str(s) for s in stimulus], compared)
 
-        return score(self, layers, stimulus, measure, encoders=encoders, subset=subset)
+        def stored() -> Iterator[tuple[Encoder, list[Float32]]]:
+            for encoder in self.image_encoders(encoders, set_key):
+                tower = self.tower_at(encoder.path)
+                yield encoder, [tower.read(encoder.checkpoint, n, rows) for n in encoder.layers]
+
+        return score_layers(own, stored(), measure, spec)
 
     def image_encoders(self, chosen: str | Iterable[str], set: str | None = None) -> list[Encoder]:
         """Return image encoders: `final`, `all`, or by their ids.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-SCHEMES = ("s3", "gs", "az", "memory")
 LOCK = "consilience.lock"
 """The record that says who writes. It is no part of what a store holds."""
 LOCK_SECONDS = 10.0
@@ -105,6 +104,10 @@ class Location(ABC):
         """Remove a file of the store, if it is there."""
 
 
+_SCHEMES: dict[str, Callable[[str], Location]] = {}
+"""URL scheme → what makes a location of a URL."""
+
+
 def locate(place: str | Path | Location) -> Location:
     """Return the location of a path or URL.
 
@@ -121,14 +124,17 @@ def locate(place: str | Path | Location) -> Location:
         return Folder(Path(place))
     if scheme == "file":
         return Folder(Path(rest))
-    if scheme not in SCHEMES:
+    if scheme not in _SCHEMES:
         raise InputError(
             f"{text}: stores are folders, or URLs that begin with "
-            f"{', '.join(f'{s}://' for s in SCHEMES)}."
+            f"{', '.join(f'{s}://' for s in _SCHEMES)}."
         )
-    from pipeline.store.io.objects import Bucket
+    return _SCHEMES[scheme](text.rstrip("/"))
 
-    return Bucket(text.rstrip("/"))
+
+def register(schemes: Iterable[str], make: Callable[[str], Location]) -> None:
+    """Let URLs of these schemes be locations; `make` takes a URL."""
+    _SCHEMES.update(dict.fromkeys(schemes, make))
 
 
 def absolute(place: str | Path) -> str:

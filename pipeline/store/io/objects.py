@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.storage import ObjectStore
 
 from pipeline.errors import InputError, StoreError
-from pipeline.store.io.location import LOCK, Decide, Location, Record
+from pipeline.store.io.location import LOCK, Decide, Location, Record, register
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -144,6 +144,9 @@ class Bucket(Location):
         """Remove an object."""
         with _plain_errors(self.url), suppress(FileNotFoundError):
             self._objects.delete(path)
+
+
+register(("s3", "gs", "az", "memory"), Bucket)
 
 
 def _client(url: str) -> Any:
