@@ -1,14 +1,14 @@
-"""False positives of the analytic null under H0, against permutations: the table of docs/nulls.md.
+"""False positives of the analytic null under H0, against permutations: the tables of docs/nulls.md.
 
-For each kind of data two encoders are drawn apart from each other. The threshold at α comes from
-the moments (100,000 draws for the maximum over layers, the distribution itself for a single pair);
-the rate is the share of permutations of the stimuli that exceed it, in %. Rates in brackets are not
-used: a pair that is flagged, or a pair of encoders with a pair of layers that is, gets permutations
-instead. Data of five fresh seeds tell how often layer pairs are flagged. Counts of shared
-neighbours are whole numbers, so that α itself cannot be had: after the rate stands the level
-that the null has at its threshold. A rate that is off by more than a point at 5%, or half a point
-at 1%, and on heavy tails and hubs one that is above its level by more than two binomial errors, is
-looked at again with other permutations, eight times as many.
+For each kind of data, two encoders are drawn independently. The threshold at α comes from the
+moments (100,000 draws for the maximum over layers, the distribution itself for a single pair);
+the rate is the share of permutations of the stimuli that exceed it, in %. Rates in brackets are
+not used: a flagged pair of layers, or a pair of encoders that has one, is permuted instead. Data
+from five fresh seeds show how often pairs of layers are flagged. Counts of shared neighbours are
+whole numbers, so α itself cannot be attained: the level that the null has at its threshold stands
+after the rate. A rate that differs from its level by more than a point at 5%, or half a point at
+1%, is measured again with eight times as many other permutations; so is one on heavy tails and
+hubs that is above its level by more than two binomial errors.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def of_zoo(
 
 def summary(rows: list[Row]) -> Iterator[str]:
     """Say how far the rates are from the levels, where they are used."""
-    yield "Rates less levels, in percentage points, lowest to highest, of all that are used:"
+    yield "Rates minus levels, in percentage points, lowest to highest, of all rates that are used:"
     yield ""
     for counts in (False, True):
         some = [r for r in rows if not r.again and r.measure.startswith("mutual_knn") == counts]
@@ -262,7 +262,7 @@ def summary(rows: list[Row]) -> Iterator[str]:
         if not above:
             continue
         yield (
-            f"- heavy tails and hubs, {'looked at again' if again else 'at first'}: "
+            f"- heavy tails and hubs, {'measured again' if again else 'at first'}: "
             f"{sum(a > 2 for a in above)} of {len(above)} rates are above their level by more than "
             f"two binomial errors (chance alone: {0.023 * len(above):.0f}), at most by "
             f"{max(above):.1f}."
@@ -276,7 +276,7 @@ def page(rows: list[Row]) -> Iterator[str]:
     yield from (__doc__ or "").splitlines()[2:]
     yield ""
     yield (
-        f"{PERMUTATIONS:,} permutations a case: the binomial error of a rate is 0.31 at 5% and "
+        f"{PERMUTATIONS:,} permutations per case: the binomial error of a rate is 0.31 at 5% and "
         "0.14 at 1%. Made by `benchmarks/nulls.py`."
     )
     yield ""
@@ -287,7 +287,7 @@ def page(rows: list[Row]) -> Iterator[str]:
         some = [row for row in rows if row.again == again]
         if some:
             if again:
-                yield from ("", f"Looked at again, with {AGAIN:,} other permutations:", "")
+                yield from ("", f"Measured again, with {AGAIN:,} other permutations:", "")
             yield head
             yield "| --- " * 11 + "|"
             yield from map(str, some)

@@ -1,9 +1,9 @@
 """False positives where neighbours tie, under H0: a section of docs/nulls.md.
 
-Two encoders are drawn apart from each other, of data in which stimuli are equally far from others:
-labels (one-hot, of which every layer changes a tenth), whole numbers, rectified features with a
-share of rows that are zero in every layer, and rows drawn twice and more often. In the first table
-are nulls by moments, as above. In the second are those by permutation, of every measure of
+Two encoders are drawn independently, on data in which stimuli are equally far from others: labels
+(one-hot, a tenth of them changed in each layer), whole numbers, rectified features with a share
+of rows that are zero in every layer, and rows that are drawn repeatedly. The first table has
+nulls from moments, as above. The second has nulls by permutation, for every measure of
 neighbours: the share of fresh pairs of encoders with p at most 5%.
 """
 
@@ -158,7 +158,7 @@ def section(moments: list[Row], by_permutation: list[Permuted]) -> Iterator[str]
         if use
     ]
     yield (
-        f"By moments, {PERMUTATIONS:,} permutations: rates less levels of all that are used, in "
+        f"By moments, {PERMUTATIONS:,} permutations: rates minus levels of all rates used, in "
         f"percentage points: {min(used):+.1f} to {max(used):+.1f} ({len(used)})."
     )
     yield ""
@@ -173,7 +173,7 @@ def section(moments: list[Row], by_permutation: list[Permuted]) -> Iterator[str]
         f"By permutation, n = {N}, d = {D}, {LAYERS}×{LAYERS} layers, {DRAWS} permutations of each "
         f"of {REPEATS} pairs of encoders (binomial error {(0.05 * 0.95 / REPEATS) ** 0.5:.1%}): "
         f"{min(rates):.1f} to {max(rates):.1f}% ({len(rates)}). A list whose order ties leave open "
-        "is left out of `lcs_knn` and `edit_knn`, which are undefined where that is half of the "
+        "is left out of `lcs_knn` and `edit_knn`, which are undefined if that is half of the "
         "lists or more."
     )
     yield ""

@@ -315,7 +315,7 @@ def info(path: str) -> None:
     from pipeline.store import open_store
 
     opened = open_store(path)
-    OUT.print(f"{path}: format {opened.root.attrs['format_version']}")
+    OUT.print(f"{path}: format {opened.format_version}")
     for key in opened.sets:
         encoders = opened.encoders(key)
         stimuli = opened.stimuli(key).sizes["stimulus"]

@@ -81,6 +81,7 @@ def score_layers(
     """
     import xarray as xr
 
+    from pipeline.calibration import best_pair
     from pipeline.measures import clip_thresholds, prepare, score_pairs
 
     clip = clip_thresholds(partial(iter, layers.values()), [spec])
@@ -93,21 +94,18 @@ def score_layers(
         ys += [prepare(array, [spec], clip=clip) for array in arrays]
     values = score_pairs(xs, ys, {label: spec})[label].values
     owner = np.repeat(np.arange(len(chosen)), [len(e.layers) for e in chosen])
-    best: list[tuple[float, str, str]] = []
-    for k, encoder in enumerate(chosen):
-        block = values[:, owner == k]
-        if np.isnan(block).all():
-            best.append((np.nan, "", ""))
-            continue
-        i, j = np.unravel_index(np.nanargmax(block), block.shape)
-        best.append((float(block[i, j]), list(layers)[i], encoder.layers[j]))
-    scores, own_layers, best_layers = zip(*best, strict=True) if best else ((), (), ())
+    best = [best_pair(values[:, owner == k]) for k in range(len(chosen))]
+    defined = [b.layer_x >= 0 for b in best]
+    own_layers = [list(layers)[b.layer_x] if d else "" for b, d in zip(best, defined, strict=True)]
+    best_layers = [
+        e.layers[b.layer_y] if d else "" for e, b, d in zip(chosen, best, defined, strict=True)
+    ]
     return xr.Dataset(
         {
             "score": (("layer", "representation"), values),
-            "alignment": (("encoder",), list(scores)),
-            "own_layer": (("encoder",), list(own_layers)),
-            "best_layer": (("encoder",), list(best_layers)),
+            "alignment": (("encoder",), [b.score for b in best]),
+            "own_layer": (("encoder",), own_layers),
+            "best_layer": (("encoder",), best_layers),
         },
         coords={
             "layer": list(layers),

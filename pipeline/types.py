@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Floating = NDArray[np.floating[Any]]
+Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Index = NDArray[np.intp]
 

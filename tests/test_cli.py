@@ -203,12 +203,12 @@ def test_run__model_left_out_is_named(
         )  # fmt: skip
         assert result.exit_code == 1, result.output
         assert "failed: timm/vit-b@step10: " in result.output
-        assert "note: Not wholly extracted, and so in no comparison: timm/vit-b@step10." in (
+        assert "note: Not fully extracted, so in no comparison: timm/vit-b@step10." in (
             result.output
         )
         assert (
             "note: Final models: 2 of 2 models left out: timm/vit-b@step10 (last checkpoint not "
-            "wholly extracted); timm/vit-a (no other model to compare with).\n"
+            "fully extracted); timm/vit-a (no other model to compare with).\n"
         ) in result.output
 
 

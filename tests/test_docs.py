@@ -3,7 +3,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -15,10 +17,28 @@ import pipeline
 from pipeline.cluster import LocalSpec, override
 from pipeline.config.model import ModelSpec
 from pipeline.config.registry import load_registry
+from pipeline.measures import measure_spec
 from pipeline.workflow import load_workflow
-from pipeline.workflow.spec import CompareSpec
+from pipeline.workflow.spec import CalibrateSpec, CompareSpec
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    p.relative_to(ROOT).as_posix() for f in (".", "docs") for p in (ROOT / f).glob("*.md")
+)
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+def anchors(page: str) -> set[str]:
+    """Give the anchors of a page's headings, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.*)$", read(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jupyter_client's event loops
@@ -45,12 +65,8 @@ def test_schemas__in_step(name: str) -> None:
     assert written == _schemas_script().SCHEMAS[name](), "run `make schemas`"
 
 
-def _readme() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8")
-
-
 def _yaml_blocks() -> list[str]:
-    return re.findall(r"```yaml\n(.*?)```", _readme(), re.DOTALL)
+    return re.findall(r"```yaml\n(.*?)```", read("README.md"), re.DOTALL)
 
 
 def test_readme__measures_are_valid() -> None:
@@ -83,21 +99,67 @@ def test_clusters__recipes_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_readme__counts_the_registry() -> None:
-    (count,) = re.findall(r"has (\d+) published ones", _readme())
+    (count,) = re.findall(r"has (\d+) published ones", read("README.md"))
     assert int(count) == len(load_registry([ROOT / "models.yaml"]))
 
 
+def test_readme__counts_the_measures() -> None:
+    (count,) = re.findall(r"(\d+) measures", read("README.md"))
+    measures = pipeline.list_measures()
+    assert int(count) == len(measures)
+    analytic = {
+        m.name
+        for m in measures
+        if CalibrateSpec(method="analytic").null_of(measure_spec(m.name))[0] == "analytic"
+    }
+    (sentence,) = re.findall(
+        r"the nulls of (.*?) come from their moments", read("README.md"), re.DOTALL
+    )
+    assert set(re.findall(r"`(\w+)`", sentence)) == analytic
+
+
 def test_readme__names_exist() -> None:
-    for name in re.findall(r"\bpipeline\.(\w+)\(", _readme()):
+    for name in re.findall(r"\bpipeline\.(\w+)\(", read("README.md")):
         assert hasattr(pipeline, name), name
-    for name in re.findall(r"\bstore\.(\w+)\(", _readme()):
+    for name in re.findall(r"\bstore\.(\w+)\(", read("README.md")):
         assert hasattr(pipeline.Store, name), name
 
 
-def test_readme__commands_are_targets() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^    make (\w+)", _readme(), re.MULTILINE):
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__links_resolve(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.resolve().relative_to(ROOT).as_posix()), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__files_exist(page: str) -> None:
+    folders = "benchmarks|docs|pipeline|tests|workflows"
+    for path in re.findall(rf"`(?:python )?((?:{folders})/[\w./-]*)`", read(page)):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages__make_commands_are_targets(page: str) -> None:
+    makefile = read("Makefile")
+    for target in re.findall(r"(?:^    |`)make ([\w-]+)", read(page), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_citation__agrees_with_the_package() -> None:
+    citation = YAML(typ="safe").load(read("CITATION.cff"))
+    assert citation["version"] == project()["version"]
+    assert citation["license"] == project()["license"]
+
+
+def test_changelog__has_the_version() -> None:
+    assert "## [Unreleased]" in read("CHANGELOG.md")
+    assert project()["version"] in read("CHANGELOG.md")
 
 
 def test_quickstart__is_a_valid_workflow(monkeypatch: pytest.MonkeyPatch) -> None:

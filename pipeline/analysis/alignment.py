@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from pipeline.analysis.analysis import Analysis, ComparisonResults, Inputs
 from pipeline.analysis.competence import COLUMNS
-from pipeline.calibration import VERSION, benjamini_hochberg, calibrate_score, check_level
+from pipeline.calibration import (
+    VERSION,
+    benjamini_hochberg,
+    best_pair,
+    calibrate_score,
+    check_level,
+)
 from pipeline.encoder import Encoder, related
 from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT as VARIABLES
@@ -39,7 +45,7 @@ class LayerAggregate:
     matched: float
 
 
-def aggregate_layers(block: Float64) -> LayerAggregate:
+def aggregate_block(block: Float64) -> LayerAggregate:
     """Aggregate the scores of all layer pairs of two encoders.
 
     Parameters
@@ -54,15 +60,15 @@ def aggregate_layers(block: Float64) -> LayerAggregate:
         the mean over layers at equal relative depth: for the deeper encoder every layer, with
         the nearest layer of the other.
     """
-    if np.isnan(block).all():
-        return LayerAggregate(np.nan, -1, -1, np.nan, np.nan)
-    i, j = divmod(int(np.nanargmax(block)), block.shape[1])
+    best = best_pair(block)
+    if best.layer_x < 0:
+        return LayerAggregate(best.score, -1, -1, np.nan, np.nan)
     matched = block[matched_depths(*block.shape)]
     matched = matched[~np.isnan(matched)]
     return LayerAggregate(
-        float(block[i, j]),
-        i,
-        j,
+        best.score,
+        best.layer_x,
+        best.layer_y,
         float(block[~np.isnan(block)].mean()),
         float(matched.mean()) if len(matched) else np.nan,
     )
@@ -116,7 +122,7 @@ def alignment_dataset(
     for result in results:
         for (x, y), block in result.scores.items():
             at = index[x], index[y]
-            best = aggregate_layers(block)
+            best = aggregate_block(block)
             found["score"][at], found["mean"][at] = best.score, best.mean
             found["layer_x"][at], found["layer_y"][at] = best.layer_x, best.layer_y
             found["matched"][at], found["n_stimuli"][at] = best.matched, result.n_stimuli

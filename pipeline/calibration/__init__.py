@@ -6,9 +6,9 @@ of Y no longer correspond to those of X, and where the best of several layers is
 null of that best.
 """
 
+from pipeline.calibration.aggregate import AGGREGATES, BestPair, aggregate_layers, best_pair
 from pipeline.calibration.analytic import VERSION, flagged_encoders, nulls_of
 from pipeline.calibration.draws import draw
-from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.plain import METHODS, Calibration, calibrate, calibrate_layers
 from pipeline.calibration.statistics import benjamini_hochberg, calibrate_score, check_level
@@ -18,9 +18,11 @@ __all__ = [
     "AGGREGATES",
     "METHODS",
     "VERSION",
+    "BestPair",
     "Calibration",
     "aggregate_layers",
     "benjamini_hochberg",
+    "best_pair",
     "calibrate",
     "calibrate_layers",
     "calibrate_score",

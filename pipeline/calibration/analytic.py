@@ -24,16 +24,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
 
 from pipeline.calibration.draws import Null, Term, variance_of
 from pipeline.calibration.leading import Leading, leading_weights
 from pipeline.calibration.meeting import LinearMoments, Meeting, ratio
 from pipeline.calibration.moments import (
-    BiasedScalars,
+    CouplingScalars,
     UCentredScalars,
-    biased_meetings,
-    split_scalars,
+    coupling_moments,
+    relation_scalars,
     u_centred_moments,
 )
 from pipeline.calibration.neighbour_moments import (
@@ -58,10 +57,7 @@ from pipeline.measures.pairs import (
 )
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import Relation, denominators
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
-Index = NDArray[np.intp]
+from pipeline.types import Float64, Floating, Index, Mask
 
 VERSION = 3
 """Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
@@ -119,9 +115,7 @@ def nulls_of(
     return {label: found[label] for label in specs}
 
 
-def flagged_encoders(
-    null: Null, x_groups: Index, y_groups: Index, wanted: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def flagged_encoders(null: Null, x_groups: Index, y_groups: Index, wanted: Mask) -> Mask:
     """Give the wanted pairs of encoders with a pair of layers that is flagged, `(Gx, Gy)`."""
     odd = null.flagged & np.isfinite(null.scale)
     found = np.zeros(wanted.shape, bool)
@@ -135,8 +129,8 @@ class _Dense:
     """One side of a null of relations."""
 
     relations: list[Relation]
-    own: UCentredScalars
-    whole: BiasedScalars
+    u_centred: UCentredScalars
+    coupling: CouplingScalars
     within: Float64
     """Inner products of relations within encoders, 0 between."""
 
@@ -150,7 +144,7 @@ class _Dense:
 def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     xs, ys = x.relations, y.relations
     n = xs[0].n_stimuli
-    variance, third, fourth = u_centred_moments(n, x.own, y.own)
+    variance, third, fourth = u_centred_moments(n, x.u_centred, y.u_centred)
     skewness = ratio(third, variance**1.5)
     excess = np.where(variance > 0, ratio(fourth, variance**2) - 3.0, 0.0)
     odd = np.abs(excess - 1.5 * skewness**2)
@@ -161,7 +155,7 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
         linear_x, linear_y = np.stack([r.linear for r in xs]), np.stack([r.linear for r in ys])
         mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
         linear = LinearMoments.of(linear_x, linear_y)
-        meeting = Meeting.of(linear, *biased_meetings(n, x.whole, y.whole), variance)
+        meeting = Meeting.of(linear, *coupling_moments(n, x.coupling, y.coupling), variance)
         skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
         share = ratio(variance, variance + linear.variance)
         odd = odd * share**2
@@ -173,26 +167,26 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, meeting=meeting)
 
 
-def _strong(meeting: Meeting, variance: Float64) -> NDArray[np.bool_]:
+def _strong(meeting: Meeting, variance: Float64) -> Mask:
     """Tell where the linear part changes the other too much for a first-order model."""
     met = np.abs(meeting.growth) * np.sqrt(meeting.linear_variance)
-    found: NDArray[np.bool_] = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
+    found: Mask = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
     return found
 
 
 _scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of each relation, or list
 
 
-def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, BiasedScalars]:
+def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, CouplingScalars]:
     """Scalars of relations, worked out once for each."""
     n = relations[0].n_stimuli
     table: Floating = np.empty((n, n), dtype=relations[0].dtype)
     for relation in relations:
         if relation not in _scalars:
             relation.whole(out=table)
-            _scalars[relation] = split_scalars(table, relation.linear, relation.constant)
+            _scalars[relation] = relation_scalars(table, relation.linear)
     own, both = zip(*(_scalars[r] for r in relations), strict=True)
-    return UCentredScalars.stack(own), BiasedScalars.stack(both)
+    return UCentredScalars.stack(own), CouplingScalars.stack(both)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +194,7 @@ class _Near:
     """One side of a null of nearest neighbours."""
 
     lists: list[Neighbours]
-    defined: NDArray[np.bool_]
+    defined: Mask
     grams: tuple[Float64, Float64]
     """Inner products of symmetric and of antisymmetric parts within encoders, 0 between."""
     linear: Float64

@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.calibration.layers import AGGREGATES
+from pipeline.calibration.aggregate import AGGREGATES, aggregate_draws
 from pipeline.calibration.leading import Leading, share_skewness
 from pipeline.calibration.meeting import Meeting
 from pipeline.calibration.pearson import PearsonIII, from_normal
 from pipeline.calibration.permutation import permutations
-
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Index = NDArray[np.intp]
+from pipeline.types import Float32, Float64, Index, Mask
 
 BATCH = 256
 """Draws made at a time."""
@@ -69,8 +65,8 @@ class Null:
     linear_y: Float64 | None
     mean: Float64
     scale: Float64
-    flagged: NDArray[np.bool_]
-    counts: NDArray[np.bool_] | None = None
+    flagged: Mask
+    counts: Mask | None = None
     meeting: Meeting | None = None
     leading: Leading | None = None
 
@@ -111,7 +107,7 @@ def draw(
     null: Null,
     x_groups: Index,
     y_groups: Index,
-    wanted: NDArray[np.bool_],
+    wanted: Mask,
     n_draws: int,
     seed: int,
 ) -> dict[str, Float64]:
@@ -200,8 +196,8 @@ def draw(
                 if not np.isfinite(scale).all():
                     layers = layers[:, np.isfinite(scale)]
                 layers = layers.reshape(size, -1)
-                values["max"][g, h, batch] = layers.max(axis=1)
-                values["mean"][g, h, batch] = layers.mean(axis=1)
+                for how, each in aggregate_draws(layers).items():
+                    values[how][g, h, batch] = each
     return values
 
 
@@ -233,9 +229,7 @@ def _skewness(
     return share_skewness(third, weights, deviation, null.skewness[at], with_all, with_first)
 
 
-def _any_defined(
-    null: Null, x_groups: Index, y_groups: Index, shape: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def _any_defined(null: Null, x_groups: Index, y_groups: Index, shape: tuple[int, ...]) -> Mask:
     """Tell which pairs of encoders have a pair of layers with a score."""
     found = np.zeros(shape, bool)
     i, j = np.nonzero(np.isfinite(null.scale))

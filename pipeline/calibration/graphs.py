@@ -31,13 +31,13 @@ from itertools import pairwise, permutations, product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
+
 Edges = tuple[tuple[Any, ...], ...]
 
 
-def pair_up(
+def permutation_moment(
     graphs: tuple[str, ...],
     n: int,
     xs: Sequence[Float64],

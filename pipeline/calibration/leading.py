@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.calibration.pearson import MOST_SKEWED
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64, Index
 
 ROOM = 0.05
 """Least share of a component's third moment that its layers' own must leave open to be changed."""
@@ -36,7 +34,7 @@ class Leading:
         return Leading(self.weights_y, self.weights_x, self.third.T)
 
 
-def leading_weights(within: Float64, groups: NDArray[np.intp]) -> Float64:
+def leading_weights(within: Float64, groups: Index) -> Float64:
     """Give the first eigenvector of each encoder's inner products, `(M,)`, of length 1 for each."""
     found = np.empty(len(groups))
     for group in np.unique(groups):

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.calibration.graphs import pair_up
-
-Float64 = NDArray[np.float64]
+from pipeline.calibration.graphs import permutation_moment
+from pipeline.types import Float64
 
 LEAST = 1e-6
 """Factor of the variance of z, where β ℓ would take all of it."""
@@ -54,8 +52,8 @@ class LinearMoments:
         )
         return cls(
             np.outer(*squares) / (n - 1),
-            pair_up(("a a a",), n, *((c,) for c in cubes)),
-            pair_up(
+            permutation_moment(("a a a",), n, *((c,) for c in cubes)),
+            permutation_moment(
                 ("a a a a", "a a b b"),
                 n,
                 *((f, s**2) for f, s in zip(fourths, squares, strict=True)),

@@ -11,16 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.calibration.graphs import pair_up
+from pipeline.calibration.graphs import permutation_moment
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
+from pipeline.types import Float64, Floating
 
 ROWS = 128
 """Rows of A² that are held at a time."""
@@ -85,73 +83,19 @@ class UCentredScalars(Scalars):
 
 
 @dataclass(frozen=True, eq=False)
-class BiasedScalars(Scalars):
-    """What moments need of relations that keep their row effects: biased CKA, mean-centred RSA.
+class CouplingScalars(Scalars):
+    """What the mixed moments of a U-centred relation U and its row effects ℓ need.
 
-    Such a relation is the sum of three orthogonal parts, of which products are taken apart:
-
-        S = ⟨U, U'⟩ + ℓ·ℓ' + c c',
-
-    with U the U-centred relation, ℓ a vector of zero sum and c a number. Each field is `(M,)`.
+    Each field is `(M,)`.
     """
 
-    constants: Float64
-    """c."""
-    squares: Float64
-    """Σ u²."""
-    triangles: Float64
-    """tr U³."""
-    cubes: Float64
-    """Σ u³."""
-    linear_squares: Float64
-    """Σ ℓ²."""
-    linear_cubes: Float64
-    """Σ ℓ³."""
-    linear_energies: Float64
+    energies: Float64
     """Σ_i ℓ_i Σ_j u_ij²."""
-    linear_form: Float64
+    forms: Float64
     """ℓᵀ U ℓ."""
 
 
-# U-centred relations
-
-
-def u_centred_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) -> UCentredScalars:
-    """Summarise one U-centred relation.
-
-    Parameters
-    ----------
-    relation
-        A, `(n, n)`, n ≥ 4: symmetric, with zero diagonal and zero row sums.
-    dtype
-        Precision of the product A·A, the dtype of `relation` if not given. All sums are float64.
-
-    Returns
-    -------
-    UCentredScalars
-        Of one representation, each field `(1,)`.
-
-    Raises
-    ------
-    InputError
-        If `relation` is not a square matrix of at least 4 rows, its diagonal is not zero, or a sum
-        is not finite. Symmetry and zero row sums are taken on trust: of a relation that is zero but
-        for rounding they could not be asked.
-
-    Notes
-    -----
-    n³ multiplications and additions, half of A·A, of which 128 rows are held at a time. Fourth
-    powers must neither overflow nor underflow: scale entries to about one.
-
-    Examples
-    --------
-    >>> square = [[0, 1, -1, 0], [1, 0, 0, -1], [-1, 0, 0, 1], [0, -1, 1, 0]]
-    >>> scalars = u_centred_scalars(square)
-    >>> float(scalars.squares[0]), float(scalars.cycles[0])
-    (8.0, 32.0)
-    """
-    matrix = _checked_relation(relation, dtype, hollow=True)
-    return _summed(matrix, np.zeros(len(matrix)), 0.0)[0]
+# Moments
 
 
 def u_centred_moments(
@@ -191,8 +135,8 @@ def u_centred_moments(
     """
     check_stimuli(n)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
-    third = pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    fourth = pair_up(
+    third = permutation_moment(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
+    fourth = permutation_moment(
         U_CENTRED_FOURTH,
         n,
         *((s.cycles, s.squares**2, s.energies, s.chords, s.fourths) for s in (xs, ys)),
@@ -200,101 +144,17 @@ def u_centred_moments(
     return variance, third, fourth
 
 
-# Relations that keep their row effects
+def coupling_moments(n: int, xs: CouplingScalars, ys: CouplingScalars) -> tuple[Float64, Float64]:
+    """Exact third moments that mix ⟨U, U'_π⟩ with ℓ·ℓ'_π, for all pairs of relations.
 
+    A relation that keeps its row effects (biased CKA, mean-centred RSA) is the sum of three
+    orthogonal parts, so that S = ⟨U, U'_π⟩ + ℓ·ℓ'_π + c c', with U the U-centred relation, ℓ a
+    vector of zero sum and c a number. The two random terms are uncorrelated, but in the third
+    central moment of S they mix: it is that of each term plus 3 E[λ²μ] + 3 E[λμ²], where
+    λ = ℓ·ℓ'_π and μ = ⟨U, U'_π⟩,
 
-def biased_scalars(relation: ArrayLike, *, dtype: DTypeLike | None = None) -> BiasedScalars:
-    """Summarise one doubly centred relation.
-
-    Parameters
-    ----------
-    relation
-        W, `(n, n)`, n ≥ 4: symmetric with zero row sums, and a diagonal.
-    dtype
-        Precision of the product U·U, the dtype of `relation` if not given. All sums are float64.
-
-    Returns
-    -------
-    BiasedScalars
-        Of one representation, each field `(1,)`.
-
-    Raises
-    ------
-    InputError
-        If `relation` is not a square matrix of at least 4 rows, or a sum is not finite. Symmetry
-        and zero row sums are taken on trust.
-
-    Notes
-    -----
-    With w = diag W and t = tr W, c = t/√(n−1) and ℓ = √(n/(n−2)) (w − t/n). Costs a copy of W and
-    what `u_centred_scalars` does. If U, ℓ and c are at hand, `split_scalars` is the way.
-    """
-    matrix = _checked_relation(relation, dtype, hollow=False).copy()
-    n = len(matrix)
-    diagonal = np.diagonal(matrix).astype(np.float64)
-    trace = float(diagonal.sum())
-    shift = (diagonal / (n - 2) - trace / (2 * (n - 1) * (n - 2))).astype(matrix.dtype)
-    matrix += shift[:, None]
-    matrix += shift
-    np.fill_diagonal(matrix, 0.0)
-    return split_scalars(
-        matrix, math.sqrt(n / (n - 2)) * (diagonal - trace / n), trace / math.sqrt(n - 1)
-    )[1]
-
-
-def split_scalars(
-    relation: ArrayLike, linear: ArrayLike, constant: float, *, dtype: DTypeLike | None = None
-) -> tuple[UCentredScalars, BiasedScalars]:
-    """Summarise one relation, without and with its row effects, from one product.
-
-    Parameters
-    ----------
-    relation
-        U, `(n, n)`, n ≥ 4: the U-centred relation, symmetric, with zero diagonal and row sums.
-    linear
-        ℓ, `(n,)`, with zero sum.
-    constant
-        c.
-    dtype
-        Precision of the product U·U, the dtype of `relation` if not given. All sums are float64.
-
-    Returns
-    -------
-    UCentredScalars
-        Of U alone, each field `(1,)`.
-    BiasedScalars
-        Of U, ℓ and c, each field `(1,)`.
-
-    Raises
-    ------
-    InputError
-        As `u_centred_scalars`, and if `linear` does not fit.
-    """
-    matrix = _checked_relation(relation, dtype, hollow=True)
-    vector = np.asarray(linear, dtype=np.float64)
-    if vector.shape != (len(matrix),):
-        raise InputError(
-            f"The linear part has shape {vector.shape}; a relation of {len(matrix)} stimuli needs "
-            f"({len(matrix)},)."
-        )
-    return _summed(matrix, vector, constant)
-
-
-def biased_moments(
-    n: int, xs: BiasedScalars, ys: BiasedScalars
-) -> tuple[Float64, Float64, Float64]:
-    """Exact moments of ⟨U, U'_π⟩ + ℓ·ℓ'_π + c c' for all pairs of relations.
-
-    For doubly centred relations this is Σ_ij w_ij w'_π(i)π(j). The first two terms are
-    uncorrelated: the mean is c c' and the variance
-
-        2 ⟨U,U⟩⟨U',U'⟩/(n(n−3)) + (ℓ·ℓ)(ℓ'·ℓ')/(n−1).
-
-    In the third central moment they meet. It is that of ⟨U, U'_π⟩, as in `u_centred_moments`, plus
-
-        12(n−2)/((n−1)(n−3)(n−4)) · R R',   R = Σ_i ℓ_i Σ_j u_ij²
-        6/(n(n−3)) · B B',                  B = ℓᵀ U ℓ
-        n/((n−1)(n−2)) · D D',              D = Σ ℓ³.
+        E[λ²μ] = 2/(n(n−3)) · B B',                  B = ℓᵀ U ℓ
+        E[λμ²] = 4(n−2)/((n−1)(n−3)(n−4)) · R R',    R = Σ_i ℓ_i Σ_j u_ij².
 
     Parameters
     ----------
@@ -305,8 +165,8 @@ def biased_moments(
 
     Returns
     -------
-    mean, variance, third : numpy.ndarray
-        Mean and central moments, `(Mx, My)` each.
+    quadratic, linear : numpy.ndarray
+        E[λ²μ] and E[λμ²], `(Mx, My)` each.
 
     Raises
     ------
@@ -319,61 +179,70 @@ def biased_moments(
     biased CKA, in other invariants.
     """
     check_stimuli(n)
-    mean = np.outer(xs.constants, ys.constants)
-    variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
-    variance += np.outer(xs.linear_squares, ys.linear_squares) / (n - 1)
-    third = pair_up(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
-    third += pair_up(("a a a",), n, *((s.linear_cubes,) for s in (xs, ys)))
-    twice, once = biased_meetings(n, xs, ys)
-    return mean, variance, third + 3 * (twice + once)
-
-
-def biased_meetings(n: int, xs: BiasedScalars, ys: BiasedScalars) -> tuple[Float64, Float64]:
-    """Exact third moments in which both random terms of `biased_moments` occur.
-
-    Parameters
-    ----------
-    n
-        Number of stimuli, at least 4.
-    xs, ys
-        Scalars of Mx and of My representations.
-
-    Returns
-    -------
-    twice, once : numpy.ndarray
-        E[λ²μ] and E[λμ²] with λ = ℓ·ℓ'_π and μ = ⟨U, U'_π⟩, `(Mx, My)` each: a third of the terms
-        with B B' and with R R' there.
-
-    Raises
-    ------
-    InputError
-        If `n` is below 4.
-    """
-    check_stimuli(n)
-    twice = pair_up(("a b ab",), n, *((s.linear_form,) for s in (xs, ys)))
-    once = pair_up(("a ab ab",), n, *((s.linear_energies,) for s in (xs, ys)))
-    return twice, once
+    quadratic = permutation_moment(("a b ab",), n, *((s.forms,) for s in (xs, ys)))
+    linear = permutation_moment(("a ab ab",), n, *((s.energies,) for s in (xs, ys)))
+    return quadratic, linear
 
 
 # Sums over one relation
 
 
-def _summed(
-    matrix: Floating, linear: Float64, constant: float
-) -> tuple[UCentredScalars, BiasedScalars]:
-    """Sum up a U-centred matrix and what is beside it, from the upper half of A·A."""
+def relation_scalars(
+    relation: ArrayLike, row_effects: ArrayLike
+) -> tuple[UCentredScalars, CouplingScalars]:
+    """Summarise one relation, without and with its row effects, from one product U·U.
+
+    Parameters
+    ----------
+    relation
+        U, `(n, n)`, n ≥ 4: the U-centred relation, symmetric, with zero diagonal and row sums.
+    row_effects
+        ℓ, `(n,)`, with zero sum.
+
+    Returns
+    -------
+    UCentredScalars
+        Of U alone, each field `(1,)`.
+    CouplingScalars
+        Of U and ℓ, each field `(1,)`.
+
+    Raises
+    ------
+    InputError
+        If `relation` is not a square matrix of at least 4 rows, its diagonal is not zero,
+        `row_effects` does not fit, or a sum is not finite. Symmetry and zero row sums are not
+        checked: rounding errors of a relation that is zero would fail any test of them.
+
+    Notes
+    -----
+    n³ multiplications and additions, half of U·U, of which 128 rows are held at a time. Products
+    are in the dtype of `relation`, sums in float64. Fourth powers must neither overflow nor
+    underflow: scale entries to about one.
+    """
+    matrix = _checked_relation(relation)
+    vector = np.asarray(row_effects, dtype=np.float64)
+    if vector.shape != (len(matrix),):
+        raise InputError(
+            f"The row effects have shape {vector.shape}; a relation of {len(matrix)} stimuli needs "
+            f"({len(matrix)},)."
+        )
+    return _summed(matrix, vector)
+
+
+def _summed(matrix: Floating, row_effects: Float64) -> tuple[UCentredScalars, CouplingScalars]:
+    """Sum up a U-centred matrix and its row effects, from the upper half of U·U."""
     n = len(matrix)
     energies = np.zeros(n)
     ones = np.ones(n, dtype=matrix.dtype)
-    rooms = np.empty((2, min(ROWS, n) * n), dtype=matrix.dtype)
+    buffers = np.empty((2, min(ROWS, n) * n), dtype=matrix.dtype)
     triangles = cubes = cycles = chords = fourths = 0.0
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         height = rows.stop - start
         entries = matrix[rows, start:]
         shape = entries.shape
-        paths = np.matmul(matrix[rows], matrix[:, start:], out=_room(rooms[0], shape))
-        powers = np.multiply(entries, entries, out=_room(rooms[1], shape))
+        paths = np.matmul(matrix[rows], matrix[:, start:], out=_view(buffers[0], shape))
+        powers = np.multiply(entries, entries, out=_view(buffers[1], shape))
         energies[rows] += powers @ ones[start:]
         energies[rows.stop :] += ones[rows] @ powers[:, height:]
         triangles += _both_halves(entries, paths)
@@ -381,24 +250,22 @@ def _summed(
         cycles += _both_halves(paths, paths)
         chords += _both_halves(powers, paths)
         fourths += _both_halves(powers, powers)
-    form = float(linear @ (matrix @ linear.astype(matrix.dtype)))
-    squares = energies.sum()
-    u_centred = [squares, triangles, cubes, cycles, energies @ energies, chords, fourths]
-    of_linear = [linear @ linear, (linear**3).sum(), linear @ energies, form]
-    biased = [constant, squares, triangles, cubes, *of_linear]
-    if not np.isfinite([*u_centred, *biased]).all():
+    form = float(row_effects @ (matrix @ row_effects.astype(matrix.dtype)))
+    alone = [energies.sum(), triangles, cubes, cycles, energies @ energies, chords, fourths]
+    coupled = [float(row_effects @ energies), form]
+    if not np.isfinite([*alone, *coupled]).all():
         raise InputError(
             "Sums over a relation are not finite: it holds NaN or infinity, or entries so large "
             "that their fourth powers overflow. Scale it to entries of about one."
         )
     return (
-        UCentredScalars(*(np.array([float(value)]) for value in u_centred)),
-        BiasedScalars(*(np.array([float(value)]) for value in biased)),
+        UCentredScalars(*(np.array([float(value)]) for value in alone)),
+        CouplingScalars(*(np.array([float(value)]) for value in coupled)),
     )
 
 
-def _room(room: Floating, shape: tuple[int, ...]) -> Floating:
-    return room[: math.prod(shape)].reshape(shape)
+def _view(buffer: Floating, shape: tuple[int, ...]) -> Floating:
+    return buffer[: math.prod(shape)].reshape(shape)
 
 
 def _both_halves(x: Floating, y: Floating) -> float:
@@ -420,17 +287,17 @@ def check_stimuli(n: int) -> None:
         raise InputError(f"There are {n} stimuli; moments under permutation need at least 4.")
 
 
-def _checked_relation(relation: ArrayLike, dtype: DTypeLike | None, *, hollow: bool) -> Floating:
-    """Return the relation as floating-point numbers; if `hollow`, its diagonal must be zero."""
-    name = "U-centred" if hollow else "doubly centred"
+def _checked_relation(relation: ArrayLike) -> Floating:
+    """Return the relation as floating-point numbers, square and with a zero diagonal."""
     array = np.asarray(relation)
     kind = array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
-    matrix: Floating = array.astype(kind if dtype is None else dtype, copy=False)
+    matrix: Floating = array.astype(kind, copy=False)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 4:
         raise InputError(
-            f"The {name} relation has shape {matrix.shape}; it must be (n, n), with n at least 4."
+            f"The U-centred relation has shape {matrix.shape}; it must be (n, n), with n at "
+            "least 4."
         )
-    if hollow and np.diagonal(matrix).any():
+    if np.diagonal(matrix).any():
         raise InputError(
             "The diagonal of a U-centred relation is zero, and this one's is not: set it to zero."
         )

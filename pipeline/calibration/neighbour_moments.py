@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.calibration.graphs import pair_up
+from pipeline.calibration.graphs import permutation_moment
 from pipeline.calibration.moments import Scalars, check_stimuli
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
@@ -240,7 +239,9 @@ def neighbour_moments(
         neighbour_weights(n), _own_grams(n, xs), _own_grams(n, ys), strict=True
     ):
         variance += weight * np.outer(x, y)
-    third = pair_up(NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True)
+    third = permutation_moment(
+        NEIGHBOUR_THIRD, n, _three_edges(xs), _three_edges(ys), directed=True
+    )
     return mean, variance, third
 
 
@@ -273,11 +274,11 @@ def neighbour_meetings(
     check_stimuli(n)
     factor = (n - 1) / (n * (n - 2))
     sides = xs, ys
-    cubes = factor**3 * pair_up(("a a a",), n, *((s.degree_cubes,) for s in sides))
-    twice = factor**2 * pair_up(
+    cubes = factor**3 * permutation_moment(("a a a",), n, *((s.degree_cubes,) for s in sides))
+    twice = factor**2 * permutation_moment(
         TWO_LINEAR, n, *((s.degree_cubes, s.degree_form) for s in sides), directed=True
     )
-    once = factor * pair_up(
+    once = factor * permutation_moment(
         LINEAR_AND_TWO,
         n,
         *(

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-Float64 = NDArray[np.float64]
+from pipeline.types import Float32, Float64, Mask
 
 MOST_SKEWED = 5.0
 """Skewness up to which quantiles are tabulated."""
@@ -36,9 +36,6 @@ SERIES = [(-1) ** k * 2 / (k + 2) for k in range(14)]
 
 FIRST = [-1 / 3, 1 / 12, -2 / 135, 1 / 864, 1 / 2835, -139 / 777600]
 """Of c₀ = 1/μ − 1/η in powers of η."""
-
-NEWTON_STEPS = 3
-"""From the cube's start, which is right to 1e-3, two or three reach the last digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +67,8 @@ class PearsonIII:
     An exponential distribution has skewness 2:
 
     >>> waiting = PearsonIII(1.0, 1.0, 2.0)
-    >>> float(waiting.sf(3.0).round(6)), float(waiting.isf(0.05).round(6))
-    (0.049787, 2.995732)
+    >>> float(waiting.sf(3.0).round(6))
+    0.049787
     """
 
     mean: ArrayLike
@@ -115,26 +112,6 @@ class PearsonIII:
         right = skewness >= 0
         return _tail(np.where(right, z, -z), np.abs(skewness), right)
 
-    def isf(self, p: ArrayLike) -> Float64:
-        """Value that is exceeded with probability `p`.
-
-        Parameters
-        ----------
-        p
-            Probabilities, of any shape that broadcasts with the parameters.
-
-        Returns
-        -------
-        numpy.ndarray
-            Of the broadcast shape; NaN where `p` is not between 0 and 1.
-        """
-        skewness = np.asarray(self.skewness, np.float64)
-        wanted, skewness = np.broadcast_arrays(np.asarray(p, np.float64), skewness)
-        right = skewness >= 0
-        z = _quantile(wanted, np.abs(skewness), right)
-        mean = np.asarray(self.mean, np.float64)
-        return np.asarray(mean + _deviation(self.variance) * np.where(right, z, -z))
-
 
 def _deviation(variance: ArrayLike) -> Float64:
     """Square root of a positive variance, NaN for another."""
@@ -142,7 +119,7 @@ def _deviation(variance: ArrayLike) -> Float64:
     return np.sqrt(np.where(values > 0, values, np.nan))
 
 
-def _tail(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+def _tail(z: Float64, g: Float64, upper: Mask) -> Float64:
     """P(Z > z) where `upper`, else P(Z < z), for standardised right-skewed Z of skewness g."""
     nearly_normal = g * g * LARGE_SHAPE < 4
     tail = np.full(z.shape, np.nan)
@@ -155,7 +132,7 @@ def _tail(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
     return tail
 
 
-def _expansion(z: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
+def _expansion(z: Float64, g: Float64, upper: Mask) -> Float64:
     """Find the same by Temme's uniform expansion for large shapes a = 4/g²."""
     sign = np.where(upper, 1.0, -1.0)
     z = np.clip(z, -1e100, 1e100)
@@ -194,57 +171,26 @@ def _density(z: Float64) -> Float64:
     return np.asarray(np.exp(-z * z / 2) / np.sqrt(2 * np.pi))
 
 
-def _quantile(p: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
-    """Where `_tail` is `p`."""
-    # The smaller tail is the one that is known precisely; 1 − p is exact for p of a half or more.
-    swapped = p > 0.5
-    p, upper = np.where(swapped, 1 - p, p), upper ^ swapped
-    quantile = np.full(p.shape, np.nan)
-    valid = (p >= 0) & (p <= 0.5)
-    nearly_normal = g * g * LARGE_SHAPE < 4
-    some = valid & nearly_normal
-    quantile[some] = _inverted_expansion(p[some], g[some], upper[some])
-    some = valid & ~nearly_normal & (g > 0)
-    root = 2 / g[some]
-    x = np.where(
-        upper[some],
-        special.gammainccinv(root**2, p[some]),
-        special.gammaincinv(root**2, p[some]),
-    )
-    quantile[some] = x / root - root
-    return quantile
-
-
-def _inverted_expansion(p: Float64, g: Float64, upper: NDArray[np.bool_]) -> Float64:
-    """Quantile for large shapes: Wilson and Hilferty's cube, then Newton on the log of the tail."""
-    sign = np.where(upper, 1.0, -1.0)
-    some = p > 0
-    zeta = -sign * special.ndtri(np.where(some, p, 0.5))
-    z = (zeta / 3 - g / 18) * (3 + 3 * (u := g * zeta / 6 - g * g / 36) + u * u)
-    for _ in range(NEWTON_STEPS):
-        mu = g * z / 2
-        density = _density(z * _ratio(mu)) / (1 + mu)
-        tail = _expansion(z, g, upper)
-        z = z + sign * np.log(tail / np.where(some, p, tail)) * tail / density
-    with np.errstate(divide="ignore"):
-        end = np.where(upper, np.inf, -2 / g)
-    return np.where(some, z, end)
-
-
 _Z = np.linspace(-6.0, 6.0, 241)
 _G = np.linspace(0.0, MOST_SKEWED, 201)
 
 
 @lru_cache(maxsize=1)
-def _quantiles() -> NDArray[np.float32]:
+def _quantiles() -> Float32:
     """Pearson III quantiles at the normal probabilities of `_Z`, a row for each skewness."""
     table = np.empty((len(_G), len(_Z)), dtype=np.float32)
-    for row, skewness in zip(table, _G, strict=True):
-        row[:] = PearsonIII(0.0, 1.0, skewness).isf(special.ndtr(-_Z))
+    table[0] = _Z
+    # Each quantile comes from the smaller of its two tails, the one that is known precisely.
+    right = _Z >= 0
+    tail = special.ndtr(-np.abs(_Z))
+    for row, skewness in zip(table[1:], _G[1:], strict=True):
+        root = 2 / skewness
+        x = np.where(right, special.gammainccinv(root**2, tail), special.gammaincinv(root**2, tail))
+        row[:] = x / root - root
     return table
 
 
-def from_normal(z: NDArray[np.float32], skewness: Float64) -> NDArray[np.float32]:
+def from_normal(z: Float32, skewness: Float64) -> Float32:
     """Carry standard normal values over to standardised Pearson III distributions.
 
     Parameters

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.calibration.layers import AGGREGATES, aggregate_layers
+from pipeline.calibration.aggregate import AGGREGATES, aggregate_layers
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.pairs import MEMORY
 from pipeline.measures.permuted import score_permuted, working_bytes
 from pipeline.measures.prepared import Prepared
+from pipeline.types import Float64, Index, Mask
 
-Float64 = NDArray[np.float64]
 
-
-def permutations(n: int, n_permutations: int, seed: int) -> NDArray[np.intp]:
+def permutations(n: int, n_permutations: int, seed: int) -> Index:
     """Draw permutations of n stimuli.
 
     Parameters
@@ -129,7 +128,7 @@ def permutation_null(
 
 def checked_encoders(
     n_xs: int, n_ys: int, x_groups: ArrayLike, y_groups: ArrayLike, wanted: ArrayLike | None
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+) -> tuple[Index, Index, Mask]:
     """Check encoder numbers and the mask of wanted pairs of encoders, `(Gx, Gy)`."""
     gx, gy = _checked_groups(x_groups, n_xs, "x"), _checked_groups(y_groups, n_ys, "y")
     shape = (int(gx.max()) + 1, int(gy.max()) + 1)
@@ -142,7 +141,7 @@ def checked_encoders(
     return gx, gy, mask
 
 
-def _checked_groups(groups: ArrayLike, count: int, side: str) -> NDArray[np.intp]:
+def _checked_groups(groups: ArrayLike, count: int, side: str) -> Index:
     index = np.asarray(groups, dtype=np.intp)
     if index.shape != (count,) or count == 0:
         raise InputError(
@@ -157,7 +156,7 @@ def _checked_groups(groups: ArrayLike, count: int, side: str) -> NDArray[np.intp
     return index
 
 
-def _batches(groups: NDArray[np.intp], capacity: int) -> list[NDArray[np.intp]]:
+def _batches(groups: Index, capacity: int) -> list[Index]:
     """Split encoders into batches of at most `capacity` layers, with at least one encoder each."""
     batches: list[list[int]] = []
     room = 0
@@ -181,8 +180,8 @@ def _score_in_parts(
     xs: list[Prepared],
     ys: list[Prepared],
     specs: Mapping[str, MeasureSpec],
-    orders: NDArray[np.intp],
-    wanted: NDArray[np.bool_],
+    orders: Index,
+    wanted: Mask,
     memory: int,
 ) -> dict[str, Float64]:
     """Score under permutations; an encoder too large for the budget goes some layers at a time."""

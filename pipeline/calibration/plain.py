@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from pipeline.calibration.aggregate import AGGREGATES, aggregate_layers, best_pair
 from pipeline.calibration.analytic import nulls_of
 from pipeline.calibration.draws import draw, pair_null
-from pipeline.calibration.layers import AGGREGATES, aggregate_layers
 from pipeline.calibration.permutation import permutation_null, permutations
 from pipeline.calibration.statistics import calibrate_score, check_level
 from pipeline.calibration.tails import tail_bounds
@@ -20,8 +20,7 @@ from pipeline.measures.measure import Parameter, Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.plain import check_defined, prepare_all, resolved
 from pipeline.measures.prepared import Prepared
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +280,7 @@ def _against(
     observed = aggregate_layers(layers, of_x, of_y)[aggregate][0, 0]
     maximum = spec.measure.range[1]
     calibrated, tau, p = calibrate_score(observed, null, alpha=alpha, maximum=maximum, tail=tail)
-    best = np.unravel_index(int(layers.argmax()), layers.shape)
+    best = best_pair(layers)
     return Calibration(
         score=float(observed),
         calibrated=float(calibrated),
@@ -290,7 +289,7 @@ def _against(
         null=null,
         method=method,
         aggregate=aggregate,
-        best_layers=(int(best[0]), int(best[1])),
+        best_layers=(best.layer_x, best.layer_y),
     )
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 EQUAL = 4 * float(np.finfo(np.float32).eps)
 """Values that differ by no more than this are equal."""

@@ -13,13 +13,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.calibration.draws import Null
 from pipeline.calibration.pearson import PearsonIII
-
-Float64 = NDArray[np.float64]
-Index = NDArray[np.intp]
+from pipeline.types import Float64, Index
 
 
 def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> Float64:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
+from pipeline.types import Mask
 
 
 def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
@@ -65,7 +66,7 @@ def is_constant(values: NDArray[Any], unit: float) -> bool:
     return bool(constant_features(values, unit).all())
 
 
-def constant_features(values: NDArray[Any], unit: float) -> NDArray[np.bool_]:
+def constant_features(values: NDArray[Any], unit: float) -> Mask:
     """Tell which features vary by no more than their own rounding, `(n_features,)`."""
     high, low = (extreme(axis=0).astype(np.float64) for extreme in (values.max, values.min))
     # Halves, since the range of numbers near the largest there are is not a number.

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.stats
-from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.neighbours import power_of_two
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64, Index
 
 LONGEST_RUN = 8.0
 """Values that are equal but for their rounding do not spread further than over so many of it."""
@@ -70,7 +68,7 @@ def ranked(entries: Float64, noise: float) -> Float64:
     return table
 
 
-def _levels(values: Float64, apart: float) -> NDArray[np.intp]:
+def _levels(values: Float64, apart: float) -> Index:
     """Find which level each value is on: a run of values without a gap is one.
 
     A run of many values that are merely close, each to the next, is cut every `LONGEST_RUN` gaps:

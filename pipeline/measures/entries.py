@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.spill import Spilled
+from pipeline.types import Float64, Floating, Index
 
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
-Order = NDArray[np.intp]
 Stored = Floating | Spilled
 """In memory, or in a file."""
 
@@ -47,7 +44,7 @@ class Entries(Protocol):
     def within(self, rows: slice, columns: slice) -> Cells:
         """Read what blocks of R[rows, columns] need, and compute these when asked."""
 
-    def permuted(self, order: Order) -> Self:
+    def permuted(self, order: Index) -> Self:
         """Reorder the stimuli."""
 
     def spilled(self, folder: Path) -> Self:
@@ -74,7 +71,7 @@ class Products:
         """Read rows, and multiply sets of them."""
         return partial(_multiply, *_read(self.features, rows, columns))
 
-    def permuted(self, order: Order) -> Products:
+    def permuted(self, order: Index) -> Products:
         """Reorder the stimuli."""
         return Products(self.features[order])
 
@@ -122,7 +119,7 @@ class Distances:
         squared *= -0.5 / self.bandwidth**2
         return np.exp(squared, out=squared)
 
-    def permuted(self, order: Order) -> Distances:
+    def permuted(self, order: Index) -> Distances:
         """Reorder the stimuli."""
         return replace(self, features=self.features[order], squares=self.squares[order])
 
@@ -152,7 +149,7 @@ class Table:
         values = self.values[rows]
         return lambda r, c: values[r.start - rows.start : r.stop - rows.start, c].copy()
 
-    def permuted(self, order: Order) -> Table:
+    def permuted(self, order: Index) -> Table:
         """Reorder the stimuli."""
         return Table(self.values[:][np.ix_(order, order)])
 
@@ -202,7 +199,7 @@ class Source(Protocol):
         Columns begin with the rows, or after them.
         """
 
-    def permuted(self, order: Order) -> Source:
+    def permuted(self, order: Index) -> Source:
         """Reorder the stimuli."""
 
     @property
@@ -250,7 +247,7 @@ class Formed:
                     found[np.tri(len(found), dtype=np.bool_)] = 0.0
                 target[...] = found[_moved(place[0], cell_rows), _moved(place[1], cell_columns)]
 
-    def permuted(self, order: Order) -> Formed:
+    def permuted(self, order: Index) -> Formed:
         """Reorder the stimuli."""
         return Formed(self.entries.permuted(order), self.shift[order])
 
@@ -303,7 +300,7 @@ class Laid:
                 some.start - top : some.stop - top, first - top : columns.stop - top
             ]
 
-    def permuted(self, order: Order) -> Laid:
+    def permuted(self, order: Index) -> Laid:
         """Reorder the stimuli."""
         table = whole(self, np.empty((self.n, self.n), dtype=self.values.dtype))
         moved = Table(table[np.ix_(order, order)])

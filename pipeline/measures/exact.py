@@ -17,14 +17,11 @@ numbers, the second for what the first leaves.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
-Floating = NDArray[np.floating[Any]]
+from pipeline.types import Float32, Float64, Floating, Int64
 
 LONGEST_SUM = 2**11
 """Products that are added in float64 before integers take over."""
@@ -47,7 +44,7 @@ def step_of(largest: float, n: int) -> float:
     return math.ldexp(1.0, math.frexp(largest)[1] - bits(n)) if largest > 0 else 1.0
 
 
-def in_steps(values: Floating, step: float, n: int, out: NDArray[np.float32]) -> None:
+def in_steps(values: Floating, step: float, n: int, out: Float32) -> None:
     """Round entries to whole numbers of steps.
 
     Parameters

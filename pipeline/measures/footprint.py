@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.entries import HEIGHT, laid_bytes
@@ -21,8 +20,8 @@ from pipeline.measures.neighbours import HEIGHT as RANKED_ROWS
 from pipeline.measures.pairs import MEMORY, sharing, tile_sides
 from pipeline.measures.permuted import CHUNK, working_bytes
 from pipeline.measures.relations import MEDIAN_ROWS, RelationKey
+from pipeline.types import Float64, Int64
 
-Float64 = NDArray[np.float64]
 Specs = Mapping[str, MeasureSpec]
 
 SINGLE, DOUBLE = 4, 8
@@ -39,7 +38,7 @@ class Kept:
     """Of the rest."""
 
 
-def kept_bytes(n: int, widths: NDArray[np.int64], specs: Specs) -> Kept:
+def kept_bytes(n: int, widths: Int64, specs: Specs) -> Kept:
     """Give what is kept of representations `n` × `widths` that are prepared for the measures.
 
     Stimuli that tie for the last places of others take more: 12 bytes each time, which nothing but
@@ -91,7 +90,7 @@ def _ranks(key: RelationKey) -> bool:
     return key[1] == "rsa" and key[-1] == "spearman"
 
 
-def _entry_bytes(key: RelationKey, n: int, widths: NDArray[np.int64]) -> Any:
+def _entry_bytes(key: RelationKey, n: int, widths: Int64) -> Any:
     if _ranks(key):
         return DOUBLE * n / np.maximum(widths, 1)  # a table (n, n)
     return DOUBLE if _in_distances(key) else SINGLE
@@ -136,7 +135,7 @@ def _forming_bytes(key: RelationKey, n: int, width: int) -> float:
     return DOUBLE * 4 * features + rows if key[1] == "rsa" else SINGLE * features
 
 
-def preparing_operations(n: int, widths: NDArray[np.int64], specs: Specs) -> float:
+def preparing_operations(n: int, widths: Int64, specs: Specs) -> float:
     """Give the operations of preparing representations: relations that are laid out, neighbours."""
     total = 0.0
     everything = float(widths.sum())
@@ -152,7 +151,7 @@ def preparing_operations(n: int, widths: NDArray[np.int64], specs: Specs) -> flo
     return total + 2.0 * len(_kernels(specs)) * float((n * widths * np.minimum(n, widths)).sum())
 
 
-def scoring_operations(n: int, widths: NDArray[np.int64], pairs: float, specs: Specs) -> float:
+def scoring_operations(n: int, widths: Int64, pairs: float, specs: Specs) -> float:
     """Give the operations of scoring pairs of prepared representations.
 
     Notes
@@ -204,7 +203,7 @@ def permuting_bytes(
     n: int,
     n_orders: int,
     n_xs: int,
-    widths: NDArray[np.int64],
+    widths: Int64,
     specs: Specs,
     *,
     memory: int = MEMORY,
@@ -240,9 +239,7 @@ def permuting_bytes(
     return orders + max(steps) + scores * (len(specs) + 4)
 
 
-def permuting_operations(
-    n: int, n_orders: int, widths: NDArray[np.int64], pairs: float, specs: Specs
-) -> float:
+def permuting_operations(n: int, n_orders: int, widths: Int64, pairs: float, specs: Specs) -> float:
     """Give the operations of a null by permutation: n² for each pair of layers, K times."""
     total = n * n * float(widths.sum()) * len(_relations(specs))
     total += n_orders * pairs * n * n * len(_relations(specs))

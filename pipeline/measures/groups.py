@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
-Floating = NDArray[np.floating[Any]]
+from pipeline.types import Floating, Index, Mask
 
 OVERHEAD = 24
 """A product of few rows or columns takes as long as one with about so many more of each."""
@@ -19,8 +16,8 @@ OVERHEAD = 24
 class Group:
     """Rows that are multiplied with the same columns: one product. No row is in two groups."""
 
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
+    rows: Index
+    columns: Index
 
     def cost(self, overhead: int) -> int:
         """Estimate the product's time, in multiplications per pair of stimuli."""
@@ -58,7 +55,7 @@ def _better_joined(one: Group, other: Group, overhead: int) -> bool:
     return one.joined(other).cost(overhead) < one.cost(overhead) + other.cost(overhead)
 
 
-def take_rows(panel: Floating, rows: NDArray[np.intp]) -> Floating:
+def take_rows(panel: Floating, rows: Index) -> Floating:
     """Rows of a panel, without a copy where they are consecutive."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return panel[rows[0] : rows[-1] + 1]

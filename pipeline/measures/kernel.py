@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.checks import constant_features, is_constant
 from pipeline.measures.measure import Parameter
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 EPS = float(np.finfo(np.float64).eps)
 

@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.dissimilarity import unit_rows
 from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64, Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,7 @@ class NeighbourGram:
     neighbours are tied for the last places.
     """
 
-    keys: Indices
+    keys: Index
     entries: Float64
     n: int
     form: str
@@ -93,7 +90,7 @@ def prepare_cknna(
     return replace(gram, norm=norm if defined else 0.0, defined=defined)
 
 
-def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
+def _listed(near: Neighbours) -> tuple[Index, Index, Index, Float64]:
     """List every pair of a stimulus and a neighbour: as one number, row, column, share."""
     relation = near.relation()
     n = relation.shape[0]
@@ -102,7 +99,7 @@ def _listed(near: Neighbours) -> tuple[Indices, Indices, Indices, Float64]:
     return row * n + column, row, column, relation.data
 
 
-def _products(x: Float64, rows: Indices, y: Float64, columns: Indices) -> Float64:
+def _products(x: Float64, rows: Index, y: Float64, columns: Index) -> Float64:
     """Inner products of each x[rows] with its y[columns], `(len(rows),)`; rows ascend."""
     found = np.empty(len(rows))
     starts = np.searchsorted(rows, np.arange(len(x) + 1))
@@ -199,13 +196,13 @@ class CosineNeighbours:
     """
 
     rows: Float64
-    keys: Indices
+    keys: Index
     shares: Float64
     cosines: Float64
     defined: bool
     ties: int
 
-    def at(self, keys: Indices) -> tuple[Float64, Float64]:
+    def at(self, keys: Index) -> tuple[Float64, Float64]:
         """Give shares and cosines of any pairs; cosines that are not there are worked out."""
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         missing = self.keys[place] != keys

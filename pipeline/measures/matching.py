@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, sparse
 
 from pipeline.errors import InputError
 from pipeline.measures.checks import constant_features
 from pipeline.measures.kernel import EPS, Kernel
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64
 
 LARGEST_ASSIGNMENT = 4096
 """Most features on a side of an assignment: a matrix of 128 MiB, and seconds."""

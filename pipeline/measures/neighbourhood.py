@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64, Index, Mask
 
 BLOCK_BYTES = 2**25
 """Size of the block of features that is gathered at a time."""
@@ -64,8 +61,8 @@ class NeighbourLists:
     `defined` is false where all rows are the same and nothing is nearest.
     """
 
-    indices: Indices
-    determined: NDArray[np.bool_]
+    indices: Index
+    determined: Mask
     defined: bool = True
 
     @property
@@ -121,7 +118,7 @@ def prepare_neighbour_lists(
     return NeighbourLists(np.ascontiguousarray(indices), determined)
 
 
-def products_at(rows: Float64, indices: Indices) -> Float64:
+def products_at(rows: Float64, indices: Index) -> Float64:
     """Inner products of rows i with rows indices[i, :], `(len(indices), k)`."""
     count, k = indices.shape
     products = np.empty((count, k))
@@ -281,7 +278,7 @@ def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     return float(1.0 - before[k].mean() / k) if n else float("nan")
 
 
-def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Indices, Indices]:
+def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Index, Index]:
     """Choose the stimuli whose lists are determined in both."""
     both = x.determined & y.determined
     return x.indices[both], y.indices[both]

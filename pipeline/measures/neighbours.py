@@ -24,9 +24,9 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.measures.checks import is_constant
+from pipeline.types import Float32, Float64, Index, Mask
 
-Float64 = NDArray[np.float64]
-TiedRows = tuple[NDArray[np.intp], scipy.sparse.csr_array]
+TiedRows = tuple[Index, scipy.sparse.csr_array]
 """Rows in which stimuli are tied for the last places, and what each neighbour has, `(rows, n)`."""
 
 BLOCK_BYTES = 2**25
@@ -47,7 +47,7 @@ class Neighbours:
     becomes of ties. Where m stimuli are tied for the last f < m places, each has f/m.
     """
 
-    indices: NDArray[np.intp]
+    indices: Index
     """`(n_stimuli, k)`; within a row the order means nothing. Of stimuli tied for the last places,
     those of lowest index."""
     defined: bool = True
@@ -68,7 +68,7 @@ class Neighbours:
         return self.shares is not None and not self.by_index
 
     @property
-    def tied(self) -> NDArray[np.bool_]:
+    def tied(self) -> Mask:
         """Tell in which rows stimuli are tied for the last places, `(n_stimuli,)`."""
         n = len(self.indices)
         if not self.defined or self.shares is None:
@@ -105,7 +105,7 @@ class Neighbours:
         columns = np.sort(self.indices, axis=1).ravel()
         return scipy.sparse.csr_array((np.ones(n * k), columns, ends), shape=(n, n))
 
-    def permuted(self, order: NDArray[np.intp]) -> Neighbours:
+    def permuted(self, order: Index) -> Neighbours:
         """Reorder the stimuli: rows move, and so do the names of the neighbours."""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
@@ -121,7 +121,7 @@ class Neighbours:
         return replace(self, indices=moved, shares=shares)
 
 
-def _lowest(shares: scipy.sparse.csr_array, k: int) -> NDArray[np.intp]:
+def _lowest(shares: scipy.sparse.csr_array, k: int) -> Index:
     """Choose k neighbours of each row, the lowest index first among those that are tied."""
     tied = shares.data < 1.0
     row = np.repeat(np.arange(shares.shape[0]), np.diff(shares.indptr))
@@ -153,11 +153,11 @@ class Ranking:
     blur: float
     """What rounding rows to unit length may have done to a similarity; 0 if they were not."""
 
-    def rows(self, which: slice | NDArray[np.intp]) -> Float64:
+    def rows(self, which: slice | Index) -> Float64:
         """Work out some rows."""
         return _affine(self.values, self.powers, self.factors, which) - self.mean
 
-    def near(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Float64:
+    def near(self, rows: Index, columns: Index) -> Float64:
         """Give the similarity of each pair, `(len(rows),)`, in float64."""
         found = np.empty(len(rows))
         step = max(1, BLOCK_BYTES // (16 * len(self.mean)))
@@ -166,7 +166,7 @@ class Ranking:
             found[some] = np.einsum("ij,ij->i", self.rows(rows[some]), self.rows(columns[some]))
         return found + self.bias[columns]
 
-    def tolerance(self, rows: slice | NDArray[np.intp], unit: float) -> Float64:
+    def tolerance(self, rows: slice | Index, unit: float) -> Float64:
         """Bound the error of a similarity computed with relative precision `unit`, per row."""
         bound = (self.lengths[rows] + self.offset) * self.lengths.max()
         return np.asarray(unit * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
@@ -251,7 +251,7 @@ def find_neighbours(
 
 
 def ranking_of(
-    values: NDArray[Any], unit: float, neighbours: str, *, out: NDArray[np.float32] | None = None
+    values: NDArray[Any], unit: float, neighbours: str, *, out: Float32 | None = None
 ) -> Ranking | None:
     """Rows and biases for one way of ranking; None if all rows are the same.
 
@@ -310,7 +310,7 @@ def _affine(
     values: NDArray[Any],
     powers: Float64,
     factors: Float64 | None,
-    which: slice | NDArray[np.intp],
+    which: slice | Index,
 ) -> Float64:
     """Scale some rows, in float64."""
     scaled: Float64 = values[which] * (powers[which] if len(powers) > 1 else powers)
@@ -326,12 +326,12 @@ def power_of_two(largest: ArrayLike) -> Float64:
 
 def _rank_exactly(
     ranking: Ranking,
-    which: NDArray[np.intp],
-    possible: NDArray[np.bool_],
+    which: Index,
+    possible: Mask,
     k: int,
     *,
     include_self: bool,
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], TiedRows]]:
+) -> Iterator[tuple[Index, Index, TiedRows]]:
     """Neighbours of some rows in float64.
 
     Parameters
@@ -372,7 +372,7 @@ def _rank_exactly(
         yield some, np.nonzero(chosen)[1].reshape(-1, k), (some[tied], table)
 
 
-def _shares(indices: NDArray[np.intp], tied: list[TiedRows]) -> scipy.sparse.csr_array | None:
+def _shares(indices: Index, tied: list[TiedRows]) -> scipy.sparse.csr_array | None:
     """Put the relation together, of rows without ties and of rows with; None without any."""
     rows = np.concatenate([some for some, _ in tied]) if tied else np.empty(0, dtype=np.intp)
     if not len(rows):

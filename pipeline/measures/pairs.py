@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
@@ -34,10 +33,7 @@ from pipeline.measures.relations import (
     linear_products,
     relation_scores,
 )
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
+from pipeline.types import Float64, Index, Mask
 
 MEMORY = 2**28
 """Default budget for panels, in bytes."""
@@ -308,7 +304,7 @@ def _dense_products(
     return _mirrored(products, groups) if symmetric else products
 
 
-def _used(indices: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+def _used(indices: list[Index]) -> Index:
     return np.unique(np.concatenate(indices))
 
 
@@ -423,7 +419,7 @@ def neighbour_scores(
     return np.asarray(np.minimum(shared / neighbour_norms(xs, ys), 1.0))
 
 
-def _places(near: NDArray[np.intp], rows: slice, *, turned: bool = False) -> NDArray[np.intp]:
+def _places(near: Index, rows: slice, *, turned: bool = False) -> Index:
     """Where some rows of an indicator of neighbours, or of its transpose, are one."""
     n = len(near)
     if turned:

@@ -11,20 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.entries import Formed, Products
 from pipeline.measures.exact import LONGEST_SUM, add_own, add_products, bits, in_steps, slices
 from pipeline.measures.groups import take_rows
 from pipeline.measures.relations import Relation
+from pipeline.types import Floating, Index, Int64
 
 if TYPE_CHECKING:
     import torch
-
-Int64 = NDArray[np.int64]
-Floating = NDArray[np.floating[Any]]
-Index = NDArray[np.intp]
 
 
 class Panel(Protocol):

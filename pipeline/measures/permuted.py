@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
@@ -37,9 +37,7 @@ from pipeline.measures.relations import (
     linear_products,
     relation_scores,
 )
-
-Float64 = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from pipeline.types import Float32, Float64, Index, Mask
 
 CHUNK = 8192
 """Pairs of stimuli multiplied at a time: a few megabytes for a hundred layers."""
@@ -111,7 +109,7 @@ def score_permuted(
     return {name: results[name] for name in specs}
 
 
-def _only(ys: Sequence[Prepared], spec: MeasureSpec, order: NDArray[np.intp]) -> list[Prepared]:
+def _only(ys: Sequence[Prepared], spec: MeasureSpec, order: Index) -> list[Prepared]:
     """Reorder what one kernel needs, and no more."""
     key = spec.relation
     return [replace(y, relations={}, neighbours={}, states={key: y.states[key]}).permuted(order)
@@ -124,7 +122,7 @@ def working_bytes(n: int, n_orders: int, n_xs: int, n_ys: int, dtype: DTypeLike)
     return relations + 6 * 8 * n_orders * n_xs * n_ys
 
 
-def _checked_orders(orders: ArrayLike, n: int) -> NDArray[np.intp]:
+def _checked_orders(orders: ArrayLike, n: int) -> Index:
     permutations = np.asarray(orders, dtype=np.intp)
     if permutations.ndim != 2 or not np.array_equal(
         np.sort(permutations, axis=1), np.broadcast_to(np.arange(n), (len(permutations), n))
@@ -139,7 +137,7 @@ def _checked_orders(orders: ArrayLike, n: int) -> NDArray[np.intp]:
 def _dense_products(
     xs: list[Relation],
     ys: list[Relation],
-    orders: NDArray[np.intp],
+    orders: Index,
     groups: list[Group],
 ) -> Float64:
     """⟨U_x, P U_y Pᵀ⟩ for each permutation, `(K, len(xs), len(ys))`; zero outside the groups."""
@@ -178,7 +176,7 @@ def _dense_products(
     return in_units(products, xs, ys)
 
 
-def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, Float32]]:
     """Give rows, and what stands in them above the diagonal in whole numbers of steps.
 
     Arrays are `(len(relations), count, pairs)`, with about `CHUNK` pairs i < j of stimuli.
@@ -199,7 +197,7 @@ def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, NDAr
             yield rows, panel
 
 
-def _above_diagonal(n: int, rows: slice) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _above_diagonal(n: int, rows: slice) -> tuple[Index, Index]:
     """Row and column of the pairs i < j of some rows, from the first of these rows."""
     return np.triu_indices(rows.stop - rows.start, k=1, m=n - rows.start)
 
@@ -207,7 +205,7 @@ def _above_diagonal(n: int, rows: slice) -> tuple[NDArray[np.intp], NDArray[np.i
 def _neighbour_scores(
     xs: list[Neighbours],
     ys: list[Neighbours],
-    orders: NDArray[np.intp],
+    orders: Index,
     groups: list[Group],
     mask: Mask,
 ) -> Float64:
@@ -234,7 +232,7 @@ def _neighbour_scores(
 
 
 def _shared_by_ties(
-    xs: list[Neighbours], ys: list[Neighbours], orders: NDArray[np.intp], wanted: Mask
+    xs: list[Neighbours], ys: list[Neighbours], orders: Index, wanted: Mask
 ) -> Float64:
     """Add up products of relations of which one has ties, `(K, len(xs), len(ys))`."""
     n = len(xs[0].indices)

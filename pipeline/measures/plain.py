@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec, measure_spec
@@ -14,6 +14,7 @@ from pipeline.measures.checks import checked_array
 from pipeline.measures.measure import Value
 from pipeline.measures.pairs import score_pairs
 from pipeline.measures.prepared import Prepared, clip_thresholds, prepare
+from pipeline.types import Float64
 
 
 def similarity(
@@ -82,7 +83,7 @@ def compare(
     *,
     encoders: Sequence[object] | None = None,
     **parameters: Value,
-) -> NDArray[np.float64]:
+) -> Float64:
     """Compute how alike each of several representations is to each other one.
 
     Parameters

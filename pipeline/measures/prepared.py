@@ -20,6 +20,7 @@ from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours, find_neighbours
 from pipeline.measures.presets import clip_threshold, preset_features
 from pipeline.measures.relations import Relation, RelationKey, relate
+from pipeline.types import Float64, Index
 
 NeighboursKey = tuple[str, str, int]
 
@@ -30,7 +31,7 @@ class State:
 
     kernel: Kernel
     parameters: Mapping[str, Value]
-    values: NDArray[np.float64]
+    values: Float64
     unit: float
     """Relative spacing of the numbers that the features were stored in."""
     state: Any
@@ -38,7 +39,7 @@ class State:
     """Of the features in their first order: which of two comes first, whoever asks."""
 
     @classmethod
-    def of(cls, values: NDArray[np.float64], unit: float, spec: MeasureSpec) -> State:
+    def of(cls, values: Float64, unit: float, spec: MeasureSpec) -> State:
         """Prepare features for a measure that a kernel computes."""
         kernel = KERNELS[spec.name]
         parameters = {name: spec[name] for name in kernel.prepares}
@@ -48,7 +49,7 @@ class State:
         digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
         return cls(kernel, parameters, values, unit, state, digest)
 
-    def permuted(self, order: NDArray[np.intp]) -> State:
+    def permuted(self, order: Index) -> State:
         """Prepare the features anew, in another order; which of two comes first stays."""
         values = self.values[order]
         state = self.kernel.prepare(values, unit=self.unit, **self.parameters)

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.measures.dissimilarity import unit_rows
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64
 
 PRESETS = ("prh", "prh_rowwise")
 """By name. The empty name is no preset."""

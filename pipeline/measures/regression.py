@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
 from pipeline.errors import InputError
 from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
 from pipeline.measures.subspace import decomposed
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64, Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +23,8 @@ class Fold:
     mean of the target.
     """
 
-    train: Indices
-    held_out: Indices
+    train: Index
+    held_out: Index
     basis: Float64
     """`(n_train, rank)`."""
     readout: Float64
@@ -97,7 +94,7 @@ def prepare_linear_regression(
     return Regression(tuple(parts), target, True)
 
 
-def _fold(features: Centred, train: Indices, held_out: Indices, alpha: float) -> Fold:
+def _fold(features: Centred, train: Index, held_out: Index, alpha: float) -> Fold:
     """Fit the training stimuli of one fold."""
     mean = features.features[train].mean(axis=0)
     u, s, vt = decomposed(Centred(features.features[train] - mean, features.noise))

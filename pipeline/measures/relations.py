@@ -45,10 +45,7 @@ from pipeline.measures.entries import (
 )
 from pipeline.measures.exact import add_own, in_steps, joined, slices, step_of
 from pipeline.measures.neighbours import power_of_two, row_blocks
-
-Float64 = NDArray[np.float64]
-Floating = NDArray[np.floating[Any]]
-Order = NDArray[np.intp]
+from pipeline.types import Float64, Floating, Index, Mask
 
 ROWS = 512
 """Rows and columns of the blocks in which sums over one representation are made."""
@@ -100,7 +97,7 @@ class Relation:
         """Write U to `out`, `(n, n)`."""
         return whole(self.source, out)
 
-    def permuted(self, order: Order) -> Relation:
+    def permuted(self, order: Index) -> Relation:
         """Reorder the stimuli."""
         source = self.source.permuted(order)
         return replace(self, source=source, linear=self.linear[order], own=[])
@@ -377,7 +374,7 @@ def in_units(products: Float64, xs: Sequence[Relation], ys: Sequence[Relation]) 
 
 
 def linear_products(
-    xs: Sequence[Relation], ys: Sequence[Relation], order: Order | None = None
+    xs: Sequence[Relation], ys: Sequence[Relation], order: Index | None = None
 ) -> Float64:
     """Give ℓ_x · ℓ_y, `(len(xs), len(ys))`, each summed in the same order whatever the others are.
 
@@ -397,7 +394,7 @@ def relation_scores(
     xs: Sequence[Relation],
     ys: Sequence[Relation],
     *,
-    wanted: NDArray[np.bool_],
+    wanted: Mask,
     residual: bool,
     added: float = 0.0,
 ) -> Float64:
@@ -428,7 +425,7 @@ def denominators(
     xs: Sequence[Relation],
     ys: Sequence[Relation],
     *,
-    wanted: NDArray[np.bool_],
+    wanted: Mask,
     residual: bool,
     added: float = 0.0,
 ) -> Float64:

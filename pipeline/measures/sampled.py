@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.kernel import EPS, Kernel, centred
 from pipeline.measures.measure import Parameter
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64, Index
 
 SMALLEST_BATCH = 4
 """Unbiased HSIC divides by n − 3."""
@@ -38,7 +35,7 @@ class BatchGrams:
     defined: bool
 
 
-def batches(n: int, batch_size: int, n_passes: int, seed: int) -> list[Indices]:
+def batches(n: int, batch_size: int, n_passes: int, seed: int) -> list[Index]:
     """Divide stimuli into batches, anew in every pass.
 
     Parameters

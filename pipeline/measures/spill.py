@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.types import Index
+
 
 @dataclass(frozen=True)
 class Spilled:
@@ -38,7 +40,7 @@ class Spilled:
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def __getitem__(self, rows: slice | NDArray[np.intp]) -> NDArray[Any]:
+    def __getitem__(self, rows: slice | Index) -> NDArray[Any]:
         """Read some rows, or items of a vector."""
         if not isinstance(rows, slice):
             return self[:][rows]

@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
 from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
-
-Float64 = NDArray[np.float64]
-Indices = NDArray[np.intp]
+from pipeline.types import Float64
 
 
 @dataclass(frozen=True, eq=False)

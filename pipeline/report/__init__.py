@@ -4,7 +4,13 @@ Importing this room imports neither torch nor dask.distributed; matplotlib and j
 report is written.
 """
 
-from pipeline.report.findings import findings
-from pipeline.report.write import Report, default_folder, is_current, notes, write_report
+from pipeline.report.write import (
+    Report,
+    default_folder,
+    findings,
+    is_current,
+    notes,
+    write_report,
+)
 
 __all__ = ["Report", "default_folder", "findings", "is_current", "notes", "write_report"]

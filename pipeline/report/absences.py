@@ -1,4 +1,4 @@
-"""What is left out of what, and why: models that were compared, and are missing from a figure."""
+"""Which models are missing from a figure or a mean, and why."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.results import Checkpoint, Mask, Results, encoder_mask, text, value_names
+from pipeline.report.modality import modalities, with_article
+from pipeline.report.results import Results, encoder_mask, text, value_names
+from pipeline.types import Mask
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pipeline.store.store import StoredCheckpoint
+
 NAMED = 6
-"""Models of one reason that are named; of more, the first ones, and their number."""
+"""Up to so many models are named for each reason; beyond that, the first ones and a count."""
 NAMES = {"final": "Final models", "init": "Models at initialisation"}
 PREDICTORS = {"n_parameters": "numbers of parameters", "probe_accuracy": "accuracy"}
 Reasons = Mapping[str, Sequence[str]]
 """Why something is left out → the models for which that holds."""
 
 
-def models_of(results: Results, tower: str | None = None) -> list[str]:
-    """Return the models that any measure compared, sorted; or those with such a tower."""
+def models_of(results: Results, modality: str | None = None) -> list[str]:
+    """Return the models that any measure compared, sorted; or those with a modality's tower."""
     found: set[str] = set()
     for alignment in results.alignment.values():
         models = text(alignment, "model_x")
-        found |= set(models if tower is None else models[text(alignment, "tower_x") == tower])
+        found |= set(
+            models if modality is None else models[text(alignment, "modality_x") == modality]
+        )
     return sorted(map(str, found))
 
 
-def missing_encoders(results: Results, label: str, condition: str, tower: str) -> Reasons:
-    """Return why models have no encoder that is `final`, or `init`, among those of a measure."""
+def missing_encoders(results: Results, label: str, condition: str, modality: str) -> Reasons:
+    """Return why models have no `final`, or `init`, encoder among those a measure compared."""
     alignment = results.alignment[label]
-    there = set(text(alignment, "model_x")[encoder_mask(alignment, condition, tower)])
+    there = set(text(alignment, "model_x")[encoder_mask(alignment, condition, modality)])
     which = "last checkpoint" if condition == "final" else "checkpoint at initialisation"
     reasons: dict[str, list[str]] = {}
-    for model in models_of(results, tower):
+    for model in models_of(results, modality):
         if model in there:
             continue
-        checkpoints = results.checkpoints.get((model, tower), [])
+        checkpoints = results.checkpoints.get((model, modality), [])
         meant = checkpoints[-1:] if condition == "final" else []
         if condition == "init":
             meant = [c for c in checkpoints if c.step == 0]
@@ -46,36 +52,42 @@ def missing_encoders(results: Results, label: str, condition: str, tower: str) -
     return reasons
 
 
-def missing_at_step(results: Results, label: str, step: int) -> Reasons:
-    """Return why models have no image encoder at a training step."""
+def missing_at_step(results: Results, label: str, step: int, modality: str) -> Reasons:
+    """Return why models have no encoder of a modality at a training step."""
     alignment = results.alignment[label]
-    at = (alignment["step_x"].values == step) & (text(alignment, "tower_x") == "image")
+    at = (alignment["step_x"].values == step) & (text(alignment, "modality_x") == modality)
     there = set(text(alignment, "model_x")[at])
     reasons: dict[str, list[str]] = {}
-    for model in models_of(results, "image"):
+    for model in models_of(results, modality):
         if model not in there:
-            meant = [c for c in results.checkpoints.get((model, "image"), []) if c.step == step]
+            checkpoints = results.checkpoints.get((model, modality), [])
+            meant = [c for c in checkpoints if c.step == step]
             _add(reasons, model, "checkpoint at this step", meant)
     return reasons
 
 
 def _add(
-    reasons: dict[str, list[str]], model: str, which: str, meant: Sequence[Checkpoint]
+    reasons: dict[str, list[str]], model: str, which: str, meant: Sequence[StoredCheckpoint]
 ) -> None:
-    """Note why a checkpoint of a model was not compared; `meant` is empty where it has none."""
+    """Note why a checkpoint of a model was not compared; `meant` is empty if it has none."""
     if not meant:
         why, name = f"no {which}", model
-    elif not meant[0].whole:
-        why, name = f"{which} not wholly extracted", f"{model}@{meant[0].label}"
+    elif not meant[0].is_complete:
+        why, name = f"{which} not fully extracted", f"{model}@{meant[0].label}"
     else:
         why, name = f"{which} not among those compared", f"{model}@{meant[0].label}"
     reasons.setdefault(why, []).append(name)
 
 
 def missing_values(
-    results: Results, label: str, condition: str, value: str, predictor: str | None = None
+    results: Results,
+    label: str,
+    condition: str,
+    value: str,
+    modality: str,
+    predictor: str | None = None,
 ) -> Reasons:
-    """Return why models have no value in the means and trends of image towers.
+    """Return why models have no value in the means and trends of a modality.
 
     Parameters
     ----------
@@ -92,8 +104,9 @@ def missing_values(
         Those of `missing_encoders` first.
     """
     alignment = results.alignment[label]
-    reasons = {w: list(m) for w, m in missing_encoders(results, label, condition, "image").items()}
-    mask = encoder_mask(alignment, condition)
+    missing = missing_encoders(results, label, condition, modality)
+    reasons = {why: list(models) for why, models in missing.items()}
+    mask = encoder_mask(alignment, condition, modality)
     for i in np.flatnonzero(mask):
         why = _why_no_value(alignment, int(i), mask, value)
         if not why and predictor is not None:
@@ -105,7 +118,7 @@ def missing_values(
 
 
 def _why_no_value(alignment: xr.Dataset, i: int, mask: Mask, value: str) -> str:
-    """Say why an encoder has no value with any unrelated one; empty where it has."""
+    """Say why an encoder has no value with any unrelated one; empty if it has one."""
     others = mask.copy()
     others[i] = False
     if not others.any():
@@ -123,7 +136,7 @@ def _why_no_value(alignment: xr.Dataset, i: int, mask: Mask, value: str) -> str:
 
 
 def phrase(reasons: Reasons, n_models: int) -> str:
-    """Say how many models are left out of those compared, which, and why; empty where none is."""
+    """Say how many of the models compared are left out, which, and why; empty if none is."""
     if not reasons:
         return ""
     n = sum(map(len, reasons.values()))
@@ -132,14 +145,14 @@ def phrase(reasons: Reasons, n_models: int) -> str:
 
 
 def named(models: Sequence[str]) -> str:
-    """List models, where they are few; else the first of them, and how many more."""
+    """List models if they are few; otherwise the first of them and how many more."""
     if len(models) <= NAMED:
         return ", ".join(models)
     return f"{', '.join(models[: NAMED - 1])} and {len(models) - NAMED + 1} more"
 
 
 def sentences(
-    results: Results, label: str, condition: str, predictors: Sequence[str] = ()
+    results: Results, label: str, condition: str, modality: str, predictors: Sequence[str] = ()
 ) -> list[str]:
     """Say which models the means and trends of a measure leave out, each once.
 
@@ -153,19 +166,22 @@ def sentences(
     Returns
     -------
     list of str
-        Of the raw alignment, then what else is left out of the calibrated one and of each trend.
+        For raw alignment; then what else is missing from calibrated alignment and from each trend.
     """
-    n_models = len(models_of(results, "image"))
-    raw = missing_values(results, label, condition, "score")
-    said = [(NAMES[condition], raw)]
+    n_models = len(models_of(results, modality))
+    whose = NAMES[condition]
+    if len(modalities(results)) > 1:
+        whose += f" with {with_article(modality)} tower"
+    raw = missing_values(results, label, condition, "score", modality)
+    said = [(whose, raw)]
     for value, name in value_names(results.alignment[label]).items():
-        of_value = missing_values(results, label, condition, name)
+        of_value = missing_values(results, label, condition, name, modality)
         if value != "raw":
-            said.append((f"{NAMES[condition]}, {value}", _besides(of_value, raw)))
+            said.append((f"{whose}, {value}", _besides(of_value, raw)))
         for predictor in predictors if value == "raw" else ():
-            of_trend = missing_values(results, label, condition, name, predictor)
+            of_trend = missing_values(results, label, condition, name, modality, predictor)
             of_trend = _besides(of_trend, of_value)
-            said.append((f"{NAMES[condition]}, trend over {PREDICTORS[predictor]}", of_trend))
+            said.append((f"{whose}, trend over {PREDICTORS[predictor]}", of_trend))
     return [f"{where}: {phrase(why, n_models)}." for where, why in said if why]
 
 
@@ -183,12 +199,13 @@ def left_out(results: Results) -> list[str]:
     Returns
     -------
     list of str
-        Empty where every model that takes part in anything takes part in these.
+        Empty if every model that takes part in any comparison takes part in these.
     """
     labels: dict[str, list[str]] = {}
-    for label in results.labels:
-        for said in sentences(results, label, "final"):
-            labels.setdefault(said, []).append(label)
+    for modality in modalities(results):
+        for label in results.labels:
+            for said in sentences(results, label, "final", modality):
+                labels.setdefault(said, []).append(label)
     return [
         said if of == results.labels else f"{', '.join(of)}: {said}" for said, of in labels.items()
     ]

@@ -1,103 +1,61 @@
-"""The rows of the findings table: one per measure, plain numbers."""
+"""Tables of findings: mean alignment and its slope, and alignment between modalities."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.analysis.convergence import mean_alignment
-from pipeline.report.results import (
-    Float,
-    Results,
-    encoder_mask,
-    load_results,
-    pair_values,
-)
+from pipeline.report.modality import convergence_of, modalities, modality_pairs
+from pipeline.report.results import Results, encoder_mask, pair_values, value_names
+from pipeline.report.section import Section, SectionMaker
+from pipeline.report.templating import render
+from pipeline.types import Float64
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pipeline.store import Store
-
 ALPHA = 0.05  # where the store names no level
-COLUMNS = (
-    "measure",
-    "raw_final",
-    "raw_init",
-    "calibrated_final",
-    "calibrated_init",
-    "significant",
-    "slope_raw",
-    "slope_raw_low",
-    "slope_raw_high",
-    "slope_calibrated",
-    "slope_calibrated_low",
-    "slope_calibrated_high",
-    "n_models",
-    "n_pairs",
-)
 
 
-def findings(store: Store, subset: str | None = None) -> list[dict[str, Any]]:
-    """Return what was found, one row per measure.
-
-    Parameters
-    ----------
-    store
-        An open store.
-    subset
-        Its key; may be left out where the store has one subset only.
-
-    Returns
-    -------
-    list of dict
-        Keys as `COLUMNS` has them, in this order. `measure` is its label. Over pairs of image
-        towers of unrelated models: mean alignments `raw_final`, `raw_init`, `calibrated_final`,
-        `calibrated_init`; `significant`, the fraction of final pairs with q at most alpha;
-        `slope_raw` and `slope_calibrated`, the change of final alignment per tenfold parameters,
-        with 95% intervals `…_low`, `…_high` of a bootstrap over models; `n_models` and `n_pairs`,
-        those of the raw final alignment. NaN where a value was not computed.
-
-    Raises
-    ------
-    InputError
-        Where there is no such subset, or nothing has been aggregated on it yet.
-
-    Examples
-    --------
-    >>> import pandas as pd                                    # doctest: +SKIP
-    >>> pd.DataFrame(findings(open_store("quickstart.zarr")))  # doctest: +SKIP
-    """
-    return [{name: row[name] for name in COLUMNS} for row in detailed(load_results(store, subset))]
+def findings_tables(results: Results) -> Iterator[Section]:
+    """Tabulate the findings of each modality, then those between modalities."""
+    rows = findings_rows(results)
+    within = {m: [row for row in rows if row["modality"] == m] for m in modalities(results)}
+    across = {
+        pair: found for pair in modality_pairs(results) if (found := _rows_between(results, *pair))
+    }
+    yield Section("findings", html=render("findings", within=within, across=across))
 
 
-def detailed(results: Results) -> list[dict[str, Any]]:
-    """Return the findings with what the report adds: intervals, tests, pairs with text towers."""
+FINDINGS = SectionMaker("Findings", ("alignment", "convergence"), findings_tables)
+
+
+def findings_rows(results: Results) -> list[dict[str, Any]]:
+    """Return what was found by each measure in each modality, with intervals and tests."""
     return [
-        {"measure": label, **_row(results.alignment[label], results.convergence[label])}
+        {
+            "measure": label,
+            "modality": modality,
+            **_row(results.alignment[label], convergence_of(results, label, modality), modality),
+        }
+        for modality in modalities(results)
         for label in results.labels
     ]
 
 
-def _row(alignment: xr.Dataset, convergence: xr.Dataset) -> dict[str, Any]:
+def _row(alignment: xr.Dataset, convergence: xr.Dataset, modality: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    final = encoder_mask(alignment, "final")
-    text = encoder_mask(alignment, "final", "text")
     for value, name in (("raw", "score"), ("calibrated", "calibrated")):
         for condition in ("final", "init"):
-            mask = encoder_mask(alignment, condition)
+            mask = encoder_mask(alignment, condition, modality)
             mean, low, high, n = mean_alignment(pair_values(alignment, name, mask, mask))
             key = f"{value}_{condition}"
             row |= {key: mean, f"{key}_low": low, f"{key}_high": high, f"{key}_pairs": n}
-        trend = convergence.sel(condition="final", value=value, predictor="n_parameters")
-        for suffix, field in (("", "slope"), ("_low", "slope_low"), ("_high", "slope_high")):
-            row[f"slope_{value}{suffix}"] = float(trend[field])
-        row[f"p_{value}"] = float(trend["p_qap"])
-        across = pair_values(alignment, name, final, text)
-        across = across[np.isfinite(across)]
-        row[f"{value}_image_text"] = float(across.mean()) if len(across) else np.nan
-        row[f"{value}_image_text_pairs"] = len(across)
+        row |= _slope(convergence, value)
+    final = encoder_mask(alignment, "final", modality)
     row["alpha"] = float(alignment.attrs.get("alpha", ALPHA))
     q = _each_once(pair_values(alignment, "q", final, final))
     row["significant"] = float(np.mean(q <= row["alpha"])) if len(q) else np.nan
@@ -107,7 +65,34 @@ def _row(alignment: xr.Dataset, convergence: xr.Dataset) -> dict[str, Any]:
     return row
 
 
-def _each_once(values: Float) -> Float:
+def _slope(convergence: xr.Dataset, value: str) -> dict[str, float]:
+    """Return the slope per tenfold parameters of the final pairs, its interval and its p."""
+    fields = {
+        f"slope_{value}": "slope",
+        f"slope_{value}_low": "slope_low",
+        f"slope_{value}_high": "slope_high",
+        f"p_{value}": "p_qap",
+    }
+    trend = convergence.sel(condition="final", value=value, predictor="n_parameters")
+    return {key: float(trend[field]) for key, field in fields.items()}
+
+
+def _rows_between(results: Results, x: str, y: str) -> list[dict[str, Any]]:
+    """Return the mean alignment of final towers of two modalities; empty if none were compared."""
+    rows = []
+    for label, alignment in results.alignment.items():
+        final_x, final_y = (encoder_mask(alignment, "final", modality) for modality in (x, y))
+        row: dict[str, Any] = {"measure": label, "raw": np.nan, "calibrated": np.nan}
+        for value, name in value_names(alignment).items():
+            values = pair_values(alignment, name, final_x, final_y)
+            values = values[np.isfinite(values)]
+            row[value] = float(values.mean()) if len(values) else np.nan
+            row.setdefault("n_pairs", len(values))  # raw comes first
+        rows.append(row)
+    return rows if any(row["n_pairs"] for row in rows) else []
+
+
+def _each_once(values: Float64) -> Float64:
     """Return the finite values of unordered pairs."""
     above = values[np.triu_indices(len(values), 1)]
     return above[np.isfinite(above)]

@@ -1,4 +1,4 @@
-"""What a report is made of: the final datasets of one subset, and the pairs in them."""
+"""What a report is made from: the final datasets of one subset, and the pairs in them."""
 
 from __future__ import annotations
 
@@ -11,123 +11,97 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.analysis import ALIGNMENT
-from pipeline.encoder import in_training_order
 from pipeline.errors import InputError
-from pipeline.schema import SCORE_GROUP
-from pipeline.store.catalog import tower_groups
-from pipeline.store.grid import Grid
-from pipeline.store.layout import child_groups
+from pipeline.types import Float64, Mask
 
 if TYPE_CHECKING:
     import xarray as xr
-    import zarr
 
     from pipeline.store import Store
-
-Float = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+    from pipeline.store.store import StoredCheckpoint
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint of a tower, as the store knows it."""
-
-    label: str
-    step: int
-    whole: bool
-    """Whether it was wholly extracted."""
+ALWAYS = ("alignment", "convergence")
+"""Final datasets that every report reads."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The alignment and convergence of every measure of one subset.
+    """The final datasets of every measure of one subset.
 
     Attributes
     ----------
     key
         The subset's key in the store.
-    alignment, convergence
-        Label of a measure → dataset. Both have the same labels.
+    datasets
+        Name of a final dataset → label of a measure → dataset. All have the same labels, and
+        `alignment` and `convergence` are among them.
     unfinished
-        Labels that were compared, but not (wholly) aggregated yet.
+        Labels that were compared but whose final datasets are not all there yet.
     outdated
-        Label → what is wrong with its scores or their calibration, so that these cannot be used,
-        and the remedy.
+        Label → why its scores or their calibration cannot be used, and the remedy.
     """
 
     store: Store
     key: str
-    alignment: Mapping[str, xr.Dataset]
-    convergence: Mapping[str, xr.Dataset]
+    datasets: Mapping[str, Mapping[str, xr.Dataset]]
     unfinished: tuple[str, ...] = ()
     outdated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def alignment(self) -> Mapping[str, xr.Dataset]:
+        """Label → alignment of encoders."""
+        return self.datasets["alignment"]
+
+    @property
+    def convergence(self) -> Mapping[str, xr.Dataset]:
+        """Label → trends and means over training, of all modalities."""
+        return self.datasets["convergence"]
 
     @property
     def labels(self) -> list[str]:
         """Labels of the measures, sorted."""
         return list(self.alignment)
 
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """What the store says about the subset: kind, set, fingerprint, n_stimuli."""
-        return dict(self.store.root[f"measures/{self.key}"].attrs)
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """What is recorded about the subset: kind, set, fingerprint, n_stimuli."""
+        return self.store.subset_metadata(self.key)
 
     @property
-    def captions_key(self) -> str | None:
-        """Key of the subset's distinct captions, on which text towers are compared."""
-        root = self.store.root
-        for key in child_groups(root, "measures"):
-            about = root[f"measures/{key}"].attrs
-            if key != self.key and about.get("base") == self.key:
-                return key
-        return None
+    def set_key(self) -> str:
+        """Key of the stimulus set."""
+        return str(self.metadata["set"])
 
     @cached_property
-    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[Checkpoint]]:
-        """(model, tower) → the checkpoints that were to be extracted, in training order."""
-        found = {}
-        for model, tower, group in tower_groups(self.store.root, str(self.attributes["set"])):
-            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
-            found[model, tower] = [
-                Checkpoint(label, steps[label], group.is_complete(label))
-                for label in in_training_order(steps.items())
-            ]
-        return found
+    def checkpoints(self) -> Mapping[tuple[str, str], Sequence[StoredCheckpoint]]:
+        """(model, modality) → the checkpoints that were to be extracted, in training order."""
+        return self.store.checkpoints(self.set_key)
 
-    def grids(self, label: str) -> list[Grid]:
-        """Return a measure's pairwise results: on the subset, then on its distinct captions."""
-        keys = [self.key, *([self.captions_key] if self.captions_key else [])]
-        root = self.store.root
-        paths = [f"measures/{key}/{label}" for key in keys]
-        return [Grid(_group(root, path), SCORE_GROUP) for path in paths if path in root]
+    def diagnostics(self, label: str) -> list[xr.Dataset]:
+        """Return per-representation diagnostics, as `Store.diagnostics`."""
+        return self.store.diagnostics(label, self.key)
 
 
-def _group(root: zarr.Group, path: str) -> zarr.Group:
-    import zarr
-
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    return group
-
-
-def load_results(store: Store, subset: str | None = None) -> Results:
+def load_results(store: Store, subset: str | None = None, names: Sequence[str] = ALWAYS) -> Results:
     """Read the final datasets of a subset.
 
     Parameters
     ----------
     subset
-        Its key; may be left out where the store has one subset only.
+        Its key; may be omitted if the store has only one subset.
+    names
+        Names of the final datasets, those of `ALWAYS` among them.
 
     Raises
     ------
     InputError
-        Where there is no such subset, it is ambiguous, or nothing has been aggregated on it that
-        can be used.
+        If there is no such subset, it is ambiguous, or none of its results can be used.
     """
     labels = store.labels(subset)  # refuses an unknown or ambiguous subset
-    key = store.subsets[0] if subset is None else subset
-    done = {kind: set(child_groups(store.root, kind, key)) for kind in ("alignment", "convergence")}
-    made = [label for label in labels if all(label in found for found in done.values())]
+    key = store.subset(subset)
+    done = [set(store.dataset_labels(name, key)) for name in names]
+    made = [label for label in labels if all(label in found for found in done)]
     faults = {label: why for label in made if (why := _fault(store, key, label))}
     ready = [label for label in made if label not in faults]
     if faults and not ready:
@@ -142,21 +116,24 @@ def load_results(store: Store, subset: str | None = None) -> Results:
     return Results(
         store,
         key,
-        {label: store.alignment(label, key) for label in ready},
-        {label: store.convergence(label, key).isel(modality=0) for label in ready},
+        {name: {label: _read(store, name, label, key) for label in ready} for name in names},
         tuple(label for label in labels if label not in made),
         faults,
     )
 
 
+def _read(store: Store, name: str, label: str, key: str) -> xr.Dataset:
+    return {"alignment": store.alignment, "convergence": store.convergence}[name](label, key)
+
+
 def _fault(store: Store, key: str, label: str) -> str:
-    """Say why a measure's results cannot be used, and the remedy; empty where they can."""
+    """Say why a measure's results cannot be used, and the remedy; empty if they can."""
     try:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = ALIGNMENT.fault(_group(store.root, f"alignment/{key}/{label}").attrs)
-    remedy = "A run of a workflow that compares by it makes it anew."
+    why = ALIGNMENT.fault(store.dataset_metadata("alignment", label, key))
+    remedy = "Run a workflow that compares by it to recompute it."
     return f"{label}, because {why}. {remedy}" if why else ""
 
 
@@ -165,16 +142,16 @@ def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:
     return np.array([str(value) for value in dataset[name].values], dtype=str)
 
 
-def encoder_mask(alignment: xr.Dataset, condition: str, tower: str = "image") -> Mask:
-    """Return which encoders are `final` or `init`, and of a tower."""
+def encoder_mask(alignment: xr.Dataset, condition: str, modality: str) -> Mask:
+    """Return which encoders are `final`, or `init`, and of a modality."""
     chosen = alignment["final_x" if condition == "final" else "initial_x"].values.astype(bool)
-    return np.asarray(chosen & (text(alignment, "tower_x") == tower))
+    return np.asarray(chosen & (text(alignment, "modality_x") == modality))
 
 
-def pair_values(alignment: xr.Dataset, name: str, rows: Mask, columns: Mask) -> Float:
-    """Return a variable among the chosen encoders; NaN for pairs that were not trained apart."""
-    apart = ~alignment["related"].values.astype(bool)
-    values = np.where(apart, alignment[name].values, np.nan)
+def pair_values(alignment: xr.Dataset, name: str, rows: Mask, columns: Mask) -> Float64:
+    """Return a variable among the chosen encoders; NaN for pairs of related models."""
+    unrelated = ~alignment["related"].values.astype(bool)
+    values = np.where(unrelated, alignment[name].values, np.nan)
     return np.asarray(values[np.ix_(rows, columns)], dtype=np.float64)
 
 
@@ -184,33 +161,33 @@ def is_calibrated(alignment: xr.Dataset) -> bool:
 
 
 @dataclass(frozen=True)
-class NullFacts:
-    """How the nulls of one measure were had, by the dataset's own word."""
+class NullSummary:
+    """How the nulls of one measure were estimated, as its alignment dataset records."""
 
     method: str
     n_permutations: int
-    """K, permutations or draws."""
+    """Permutations, or draws, per pair."""
     alpha: float
     seed: int
     n_pairs: int
     """Unordered pairs of encoders that were calibrated."""
     n_permuted: int
-    """Pairs among them whose null was had by permuting stimuli."""
+    """Those of them whose null was estimated by permutation."""
 
     @property
     def flagged(self) -> int:
-        """Pairs that were permuted because moments do not determine their null."""
+        """Pairs that were permuted because their moments do not determine the null."""
         return self.n_permuted if self.method == "analytic" else 0
 
 
-def null_facts(alignment: xr.Dataset) -> NullFacts | None:
-    """Return how the scores of a measure were calibrated; None where they were not."""
+def null_summary(alignment: xr.Dataset) -> NullSummary | None:
+    """Return how the scores of a measure were calibrated; None if they were not."""
     if not is_calibrated(alignment):
         return None
     about = alignment.attrs
     tested, permuted = np.isfinite(alignment["p"].values), alignment["permuted"].values
     pairs = np.triu(tested | tested.T, 1)
-    return NullFacts(
+    return NullSummary(
         str(about["method"]),
         int(about["n_permutations"]),
         float(about["alpha"]),
@@ -221,17 +198,39 @@ def null_facts(alignment: xr.Dataset) -> NullFacts | None:
 
 
 def value_names(alignment: xr.Dataset) -> dict[str, str]:
-    """Return `raw` and, where there is one, `calibrated` → variable of an alignment dataset."""
+    """Return `raw` and, if there is any, `calibrated` → variable of an alignment dataset."""
     return {"raw": "score", **({"calibrated": "calibrated"} if is_calibrated(alignment) else {})}
 
 
-def stages(alignment: xr.Dataset, convergence: xr.Dataset) -> list[str]:
-    """Return the stages of training at which something was measured, each set of encoders once."""
-    image = text(alignment, "tower_x") == "image"
-    step, final = alignment["step_x"].values[image], alignment["final_x"].values[image]
+def stages(alignment: xr.Dataset, convergence: xr.Dataset, modality: str) -> list[str]:
+    """Return the stages of training at which something was measured, each set of encoders once.
+
+    Parameters
+    ----------
+    convergence
+        Of this modality.
+    """
+    mine = text(alignment, "modality_x") == modality
+    step, final = alignment["step_x"].values[mine], alignment["final_x"].values[mine]
     n_pairs = convergence["n_pairs_stage"].values.max(axis=1)
     known = (n_pairs > 0) | np.isfinite(convergence["to_final"].values)
     names = text(convergence, "stage")
     # where all models end at one step, that step and the end are the same encoders
     ends = {f"step {s}" for s in np.unique(step) if ((step == s) == final).all()}
     return [str(n) for n, k in zip(names, known, strict=True) if k and n not in ends]
+
+
+def has_accuracy(results: Results, modality: str | None = None) -> bool:
+    """Return whether the accuracy of any encoder, or of any of a modality, is in the store."""
+    for alignment in results.alignment.values():
+        known = np.isfinite(alignment["probe_accuracy_x"].values)
+        if (known & ((modality is None) | (text(alignment, "modality_x") == modality))).any():
+            return True
+    return False
+
+
+def no_accuracy(results: Results, modality: str) -> str:
+    """Say that there is no accuracy, the beginning of a sentence."""
+    if has_accuracy(results):
+        return f"No accuracy of {modality} towers is in the store"
+    return "No accuracy is in the store, as for stimuli without labels"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -50,16 +49,6 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
 }
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the report: a figure with how to read it, or a sentence why there is none."""
-
-    heading: str
-    name: str
-    caption: str
-    png: bytes | None = None
 
 
 def draw(make: Callable[[], Figure]) -> bytes:

@@ -1,15 +1,30 @@
-"""Alignment over training: between models, with each model's own end, and accuracy beside them."""
+"""Alignment over training: between models, and of each with its own end; and accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.report.absences import missing_at_step, missing_encoders, models_of, phrase
-from pipeline.report.results import Results, encoder_mask, is_calibrated, stages, text
-from pipeline.report.style import LINES, MARKERS, PALETTE, WIDTH, Section, draw, new_figure
+from pipeline.report.modality import (
+    convergence_of,
+    modalities,
+    section_name,
+    section_title,
+)
+from pipeline.report.results import (
+    Results,
+    encoder_mask,
+    is_calibrated,
+    no_accuracy,
+    stages,
+    text,
+)
+from pipeline.report.section import Section, SectionMaker
+from pipeline.report.style import LINES, MARKERS, PALETTE, WIDTH, draw, new_figure
+from pipeline.types import Float64
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,67 +32,83 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HEADING = "Alignment over training"
+
+def training_figures(results: Results) -> Iterator[Section]:
+    """Draw, for each modality, alignment and accuracy at each common stage of training."""
+    for modality in modalities(results):
+        yield _training_figure(results, modality)
 
 
-def training_figure(results: Results) -> Section:
-    """Draw alignment and accuracy at each common stage of training."""
-    of_label = {}
-    for label, convergence in results.convergence.items():
-        known = stages(results.alignment[label], convergence)
+TRAINING = SectionMaker("Figures", ("alignment", "convergence"), training_figures)
+
+
+def _training_figure(results: Results, modality: str) -> Section:
+    name = section_name(results, "training", modality)
+    title = section_title(results, "Alignment over training", modality)
+    of_label, every = {}, {}
+    for label in results.labels:
+        convergence = convergence_of(results, label, modality)
+        every[label] = convergence
+        known = stages(results.alignment[label], convergence, modality)
         if len(known) > 1:
             of_label[label] = convergence.sel(stage=known)
     if not of_label:
         return Section(
-            HEADING, "training",
+            name, title,
             "Fewer than two stages of training were compared (the models have one checkpoint, or "
             "no two of them share a training step), so nothing is drawn over training."
-            + "".join(f" {said}" for said in _lost_stages(results, results.convergence)),
+            + "".join(f" {said}" for said in _lost_stages(results, modality, every.values())),
         )  # fmt: skip
     panels = _panels(of_label)
-    calibrated = [label for label in of_label if is_calibrated(results.alignment[label])]
-    sentences = [
-        "Alignment is the mean over pairs of image towers of unrelated models at equal training "
-        "step; bands and bars are 95% intervals of a bootstrap over models. Stages, the steps that "
-        "most models have in common and the end of each training, are spaced evenly, not by step, "
-        "and the marks of a stage stand side by side.",
+    png = draw(lambda: _figure(of_label, panels))
+    return Section(name, title, " ".join(_caption(results, modality, of_label, panels)), png)
+
+
+def _caption(
+    results: Results,
+    modality: str,
+    of_label: Mapping[str, xr.Dataset],
+    panels: Mapping[str, str],
+) -> list[str]:
+    said = [
+        f"Alignment is the mean over pairs of {modality} towers of unrelated models at equal "
+        "training step; bands and bars are 95% intervals from a bootstrap over models. Stages (the "
+        "steps that most models have in common, and the end of each training) are spaced evenly, "
+        "not by step, and the marks of one stage are drawn side by side.",
     ]
     if "calibrated" in panels:
-        sentences.append(
-            "Calibrated means stand only at those stages whose pairs were calibrated, and are "
+        said.append(
+            "Calibrated means are shown only at stages whose pairs were calibrated, and are "
             "joined only where neighbouring stages were."
         )
-    if len(calibrated) < len(of_label):
-        sentences.append(
-            f"Not calibrated: {', '.join(n for n in of_label if n not in calibrated)}."
-        )
+    uncalibrated = [label for label in of_label if not is_calibrated(results.alignment[label])]
+    if uncalibrated:
+        said.append(f"Not calibrated: {', '.join(uncalibrated)}.")
     if "to_final" in panels:
-        sentences.append(
-            "“With its own end” is the mean raw alignment of a model's image tower with that of "
-            "its own last checkpoint, and 1 at the end where an encoder was compared with itself."
+        said.append(
+            f"“With its own end” is the mean raw alignment of a model's {modality} tower with that "
+            "of its own last checkpoint; it is 1 at the end if an encoder was compared with itself."
         )
-    sentences += _left_out(results, of_label)
-    sentences += _lost_stages(results, of_label)
-    sentences.append(
+    said += _left_out(results, modality, of_label)
+    said += _lost_stages(results, modality, of_label.values())
+    said.append(
         "Accuracy is that of a cross-validated linear probe on the last layer, mean over models."
         if "probe_accuracy" in panels
-        else "No accuracy is in the store, as for stimuli without labels, so it is not drawn."
+        else f"{no_accuracy(results, modality)}, so it is not drawn."
     )
-    return Section(
-        HEADING, "training", " ".join(sentences), draw(lambda: _figure(of_label, panels))
-    )
+    return said
 
 
-def _left_out(results: Results, of_label: dict[str, xr.Dataset]) -> list[str]:
-    """Say which models have no part in a stage, for measures together where they agree."""
-    n_models = len(models_of(results, "image"))
+def _left_out(results: Results, modality: str, of_label: Mapping[str, xr.Dataset]) -> list[str]:
+    """Say which models are missing from a stage, for measures together where they agree."""
+    n_models = len(models_of(results, modality))
     labels: dict[str, list[str]] = {}
     for label, convergence in of_label.items():
         for name, step in zip(convergence["stage"].values, convergence["step"].values, strict=True):
             reasons = (
-                missing_encoders(results, label, "final", "image")
+                missing_encoders(results, label, "final", modality)
                 if str(name) == "end"
-                else missing_at_step(results, label, int(step))
+                else missing_at_step(results, label, int(step), modality)
             )
             if reasons:
                 labels.setdefault(f"At {name}: {phrase(reasons, n_models)}.", []).append(label)
@@ -87,30 +118,33 @@ def _left_out(results: Results, of_label: dict[str, xr.Dataset]) -> list[str]:
     ]
 
 
-def _lost_stages(results: Results, of_label: Mapping[str, xr.Dataset]) -> list[str]:
-    """Say which steps are no stage because a model's checkpoint could not be extracted."""
-    n_models, models = len(models_of(results, "image")), set(models_of(results, "image"))
+def _lost_stages(results: Results, modality: str, drawn_from: Iterable[xr.Dataset]) -> list[str]:
+    """Say which steps are not stages because a model's checkpoint could not be extracted."""
+    models = models_of(results, modality)
     broken = {
         checkpoint.step
-        for (model, tower), checkpoints in results.checkpoints.items()
-        for checkpoint in checkpoints
-        if model in models and tower == "image" and checkpoint.step >= 0 and not checkpoint.whole
+        for model in models
+        for checkpoint in results.checkpoints.get((model, modality), ())
+        if checkpoint.step >= 0 and not checkpoint.is_complete
     }
-    drawn = {str(name) for c in of_label.values() for name in c["stage"].values}
+    drawn = {str(name) for convergence in drawn_from for name in convergence["stage"].values}
     alignment = results.alignment[results.labels[0]]
-    final = encoder_mask(alignment, "final")
-    image = text(alignment, "tower_x") == "image"
+    final = encoder_mask(alignment, "final", modality)
+    mine = text(alignment, "modality_x") == modality
     # the end is a stage of its own
-    broken -= {s for s in broken if final[image & (alignment["step_x"].values == s)].all()}
-    return [
-        f"Step {step} is no stage, because not all have it: "
-        f"{phrase(missing_at_step(results, results.labels[0], step), n_models)}."
+    broken -= {s for s in broken if final[mine & (alignment["step_x"].values == s)].all()}
+    said = {
+        step: phrase(missing_at_step(results, results.labels[0], step, modality), len(models))
         for step in sorted(broken)
         if f"step {step}" not in drawn
+    }
+    return [
+        f"Step {step} is not a stage, because not all models have it: {who}."
+        for step, who in said.items()
     ]
 
 
-def _panels(of_label: dict[str, xr.Dataset]) -> dict[str, str]:
+def _panels(of_label: Mapping[str, xr.Dataset]) -> dict[str, str]:
     """Return the panels for which there is something to draw, with their titles."""
     titles = {
         "raw": "between models, raw", "calibrated": "between models, calibrated",
@@ -130,7 +164,7 @@ def _panels(of_label: dict[str, xr.Dataset]) -> dict[str, str]:
     return {name: title for name, title in titles.items() if any_of(name)}
 
 
-def _figure(of_label: dict[str, xr.Dataset], panels: dict[str, str]) -> Figure:
+def _figure(of_label: Mapping[str, xr.Dataset], panels: Mapping[str, str]) -> Figure:
     longest = max(of_label.values(), key=lambda c: c.sizes["stage"])
     names = [str(s) for s in longest["stage"].values]
     columns = min(2, len(panels))
@@ -175,8 +209,8 @@ def _figure(of_label: dict[str, xr.Dataset], panels: dict[str, str]) -> Figure:
     return figure
 
 
-def _means(axes: Axes, at: np.ndarray, chosen: xr.Dataset, look: dict[str, Any]) -> Artist:
-    """Draw means with their intervals: a band, and bars, which also show lone stages."""
+def _means(axes: Axes, at: Float64, chosen: xr.Dataset, look: dict[str, Any]) -> Artist:
+    """Draw means with their intervals: a band, and bars, which also show isolated stages."""
     mean, low, high = (chosen[n].values for n in ("mean", "mean_low", "mean_high"))
     (line,) = axes.plot(at, mean, **look)
     axes.fill_between(at, low, high, color=str(look["color"]), alpha=0.15, linewidth=0)

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.analysis.convergence import LOGARITHMIC, MINIMUM_MODELS
 from pipeline.report.absences import sentences
-from pipeline.report.results import Results, encoder_mask, pair_values, value_names
+from pipeline.report.modality import (
+    convergence_of,
+    modalities,
+    section_name,
+    section_title,
+)
+from pipeline.report.results import (
+    Results,
+    encoder_mask,
+    no_accuracy,
+    pair_values,
+    value_names,
+)
+from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import (
     FINAL,
     INIT,
     INIT_TEXT,
     WIDTH,
-    Section,
     count,
     draw,
     new_figure,
@@ -24,18 +36,17 @@ from pipeline.report.style import (
     p_value,
     upper_limit,
 )
+from pipeline.types import Float64
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Float = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Predictor:
-    """How a predictor is drawn: its axis, and the step that its slope is told for."""
+    """How a predictor is drawn: its axis, and the increase for which its slope is given."""
 
     name: str
     axis: str
@@ -51,39 +62,54 @@ PREDICTORS = (
         "probe_accuracy", "linear-probe accuracy (mean of the pair)", 0.1, "per 0.1 of accuracy"
     ),
 )
-NAMES = {"final": "final", "init": "init"}
+CONDITIONS = ("final", "init")
+Points = Mapping[tuple[str, str, str], tuple[Float64, Float64]]
+"""(predictor, raw or calibrated, condition) → predictor and alignment of each pair."""
 
 
-def scale_figure(results: Results, label: str) -> Section:
-    """Draw alignment against scale and against accuracy, raw and calibrated side by side."""
-    heading = f"{label}: alignment against scale and accuracy"
-    alignment, convergence = results.alignment[label], results.convergence[label]
+def trend_figures(results: Results) -> Iterator[Section]:
+    """Draw, for each modality and measure, alignment against scale and against accuracy."""
+    for modality in modalities(results):
+        for label in results.labels:
+            yield _trend_figure(results, label, modality)
+
+
+TRENDS = SectionMaker("Figures", ("alignment", "convergence"), trend_figures)
+
+
+def _trend_figure(results: Results, label: str, modality: str) -> Section:
+    name = section_name(results, f"scale-{label}", modality)
+    title = section_title(results, f"{label}: alignment against scale and accuracy", modality)
+    alignment, convergence = results.alignment[label], convergence_of(results, label, modality)
     points = {
-        (predictor.name, value, condition): _points(alignment, predictor.name, name, condition)
+        (predictor.name, value, condition): _points(
+            alignment, predictor.name, variable, condition, modality
+        )
         for predictor in PREDICTORS
-        for value, name in value_names(alignment).items()
-        for condition in NAMES
+        for value, variable in value_names(alignment).items()
+        for condition in CONDITIONS
     }
     drawn = [p for p in PREDICTORS if len(points[p.name, "raw", "final"][0])]
     if not drawn:
         return Section(
-            heading, f"scale-{label}",
-            "No pair of unrelated final image towers has both an alignment and a number of "
+            name, title,
+            f"No pair of unrelated final {modality} towers has both an alignment and a number of "
             "parameters or an accuracy, so nothing is drawn.",
         )  # fmt: skip
     png = draw(lambda: _figure(points, convergence, label, drawn))
-    caption = [_caption(points, convergence, drawn)]
-    caption += sentences(results, label, "final", [p.name for p in drawn])
-    if any(len(x) for (_, _, condition), (x, _) in points.items() if condition == "init"):
-        caption += sentences(results, label, "init", [p.name for p in drawn])
-    return Section(heading, f"scale-{label}", " ".join(caption), png)
+    caption = [_caption(results, points, convergence, drawn, modality)]
+    predictors = [p.name for p in drawn]
+    caption += sentences(results, label, "final", modality, predictors)
+    if _has_control(points):
+        caption += sentences(results, label, "init", modality, predictors)
+    return Section(name, title, " ".join(caption), png)
 
 
 def _points(
-    alignment: xr.Dataset, predictor: str, name: str, condition: str
-) -> tuple[Float, Float]:
-    """Return predictor and alignment of each unrelated pair of image towers."""
-    mask = encoder_mask(alignment, condition)
+    alignment: xr.Dataset, predictor: str, name: str, condition: str, modality: str
+) -> tuple[Float64, Float64]:
+    """Return predictor and alignment of each unrelated pair of a modality's towers."""
+    mask = encoder_mask(alignment, condition, modality)
     values = pair_values(alignment, name, mask, mask)
     x = np.asarray(alignment[f"{predictor}_x"].values[mask], dtype=np.float64)
     if predictor in LOGARITHMIC:
@@ -95,48 +121,49 @@ def _points(
     return pair[keep], values[i, j][keep]
 
 
+def _has_control(points: Points) -> bool:
+    """Return whether any pair at initialisation is drawn."""
+    return any(len(x) for (_, _, condition), (x, _) in points.items() if condition == "init")
+
+
 def _caption(
-    points: dict[tuple[str, str, str], tuple[Float, Float]],
+    results: Results,
+    points: Points,
     convergence: xr.Dataset,
     drawn: list[Predictor],
+    modality: str,
 ) -> str:
-    calibrated = any(value == "calibrated" for _, value, _ in points)
-    control = any(len(x) for (_, _, condition), (x, _) in points.items() if condition == "init")
-    lacking = [p for p in PREDICTORS if p not in drawn]
-    return " ".join(
-        [
-            "Each point is a pair of image towers of unrelated models: "
-            + ("filled blue, final; " if control else "final. ")
-            + (
-                "grey crosses, at initialisation (init), the control: what rises there owes "
-                "nothing to training."
-                if control
-                else "No encoders at initialisation were compared, so there is no random-init "
-                "control."
-            ),
-            "Left raw, right calibrated, on one scale."
-            if calibrated
-            else "No pair was calibrated, so only raw scores are shown.",
-            "Lines are least-squares fits; above each panel stand their slopes with the 95% "
-            f"interval of {convergence.attrs.get('n_bootstrap', '')} bootstrap draws of models "
-            "(not of pairs, which share models) and the two-sided p of permuting the models "
-            "(QAP).",
-            *(
-                ["No accuracy is in the store, as for stimuli without labels, so there is no "
-                 "panel of alignment against accuracy."]
-                if any(p.name == "probe_accuracy" for p in lacking) else []
-            ),
-            *(
-                ["No numbers of parameters are in the store, so there is no panel of alignment "
-                 "against scale."]
-                if any(p.name == "n_parameters" for p in lacking) else []
-            ),
-        ]
-    )  # fmt: skip
+    lacking = {p.name for p in PREDICTORS if p not in drawn}
+    said = [
+        f"Each point is a pair of {modality} towers of unrelated models: "
+        + (
+            "filled blue, final; grey crosses, at initialisation (init), the control: what rises "
+            "there owes nothing to training."
+            if _has_control(points)
+            else "final. No encoders at initialisation were compared, so there is no random-init "
+            "control."
+        ),
+        "Left raw, right calibrated, on one scale."
+        if any(value == "calibrated" for _, value, _ in points)
+        else "No pair was calibrated, so only raw scores are shown.",
+        "Lines are least-squares fits; above each panel are their slopes with the 95% interval "
+        f"from {convergence.attrs.get('n_bootstrap', '')} bootstrap draws of models (not of pairs, "
+        "which share models) and the two-sided p from permuting the models (QAP).",
+    ]
+    if "probe_accuracy" in lacking:
+        said.append(
+            f"{no_accuracy(results, modality)}, so there is no panel of alignment against accuracy."
+        )
+    if "n_parameters" in lacking:
+        said.append(
+            "No numbers of parameters are in the store, so there is no panel of alignment against "
+            "scale."
+        )
+    return " ".join(said)
 
 
 def _figure(
-    points: dict[tuple[str, str, str], tuple[Float, Float]],
+    points: Points,
     convergence: xr.Dataset,
     label: str,
     drawn: list[Predictor],
@@ -159,7 +186,7 @@ def _figure(
         row[0].set_ylabel("alignment (best pair of layers)")
         if predictor.name in LOGARITHMIC:
             _log_axis(row[0], np.concatenate(
-                [points[predictor.name, v, c][0] for v in values for c in NAMES]
+                [points[predictor.name, v, c][0] for v in values for c in CONDITIONS]
             ))  # fmt: skip
     margin = 0.03 * (upper_limit(every) - low)
     panels[0, 0].set_ylim(low - margin, upper_limit(every) + margin)
@@ -167,7 +194,7 @@ def _figure(
 
 
 def _panel(
-    axes: Axes, x: Float, y: Float, trend: xr.Dataset, predictor: Predictor, condition: str
+    axes: Axes, x: Float64, y: Float64, trend: xr.Dataset, predictor: Predictor, condition: str
 ) -> None:
     """Draw one condition: its pairs, its line, and the line's numbers above the panel."""
     final = condition == "final"
@@ -190,33 +217,33 @@ def _panel(
         xycoords="axes fraction", textcoords="offset points", fontsize=6.5, linespacing=1.15,
         color="#004C78" if final else INIT_TEXT,
     )  # fmt: skip
-    note.set_in_layout(False)  # the title's padding holds its place; it may be wider than the axes
+    note.set_in_layout(False)  # the title's padding makes room; it may be wider than the axes
 
 
 def _numbers(trend: xr.Dataset, predictor: Predictor, condition: str, n_points: int) -> str:
-    """Say in one line what a trend is worth."""
+    """Return a trend's slope, interval and p, in two lines."""
     if not n_points:
-        return f"{NAMES[condition]}: no pairs"
+        return f"{condition}: no pairs"
     n = f"{int(trend['n_models'])} models, {int(trend['n_pairs'])} pairs"
     slope, low, high = (
         float(trend[name]) * predictor.step for name in ("slope", "slope_low", "slope_high")
     )
     if not np.isfinite(slope):
         few = int(trend["n_models"]) < MINIMUM_MODELS
-        why = f"a trend wants {MINIMUM_MODELS}" if few else "the predictor does not vary"
-        return f"{NAMES[condition]}: no trend: {why};\n{n}"
+        why = f"a trend needs {MINIMUM_MODELS} models" if few else "the predictor does not vary"
+        return f"{condition}: no trend: {why};\n{n}"
     interval = (
         f"[{number(low, sign=True)}, {number(high, sign=True)}]"
         if np.isfinite(low)
         else "(too few models for an interval)"
     )
     return (
-        f"{NAMES[condition]}: {number(slope, sign=True)} {interval} {predictor.per},\n"
+        f"{condition}: {number(slope, sign=True)} {interval} {predictor.per},\n"
         f"p {p_value(float(trend['p_qap']))}; {n}"
     )
 
 
-def _log_axis(axes: Axes, x: Float) -> None:
+def _log_axis(axes: Axes, x: Float64) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.report import prose
-from pipeline.report.findings import detailed
-from pipeline.report.maps import alignment_map, layer_map
-from pipeline.report.results import Results, load_results
-from pipeline.report.style import Section, number, p_value
-from pipeline.report.training import training_figure
-from pipeline.report.trends import scale_figure
+from pipeline.report.findings import FINDINGS, findings_rows
+from pipeline.report.layers import LAYER_MAPS
+from pipeline.report.maps import ALIGNMENT_MAPS
+from pipeline.report.measures import MEASURES
+from pipeline.report.models import MODELS
+from pipeline.report.provenance import PROVENANCE
+from pipeline.report.results import ALWAYS, Results, load_results
+from pipeline.report.section import Section, SectionMaker
+from pipeline.report.templating import render
+from pipeline.report.training import TRAINING
+from pipeline.report.trends import TRENDS
 
 if TYPE_CHECKING:
     from pipeline.store import Store
 
-TEMPLATE = "template.html.j2"
+SECTIONS: tuple[SectionMaker, ...] = (
+    FINDINGS,
+    ALIGNMENT_MAPS,
+    TRENDS,
+    TRAINING,
+    LAYER_MAPS,
+    MODELS,
+    MEASURES,
+    PROVENANCE,
+)
+"""The page, from top to bottom; those of one chapter stand together."""
+COLUMNS = (
+    "measure",
+    "modality",
+    "raw_final",
+    "raw_init",
+    "calibrated_final",
+    "calibrated_init",
+    "significant",
+    "slope_raw",
+    "slope_raw_low",
+    "slope_raw_high",
+    "slope_calibrated",
+    "slope_calibrated_low",
+    "slope_calibrated_high",
+    "n_models",
+    "n_pairs",
+)
+"""Of the findings."""
 PAGE = "index.html"
 _HEAD = 1000  # characters, among which the page says what it is made from
 
@@ -74,20 +107,18 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     >>> write_report(open_store("store/quickstart.zarr")).html  # doctest: +SKIP
     PosixPath('store/quickstart.report/index.html')
     """
-    results = load_results(store, subset)
+    results = _load(store, subset)
     folder = default_folder(store, results.key) if folder is None else Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, and a report is a folder. Name another path.")
-    sections = [
-        *(alignment_map(results, label) for label in results.labels),
-        *(scale_figure(results, label) for label in results.labels),
-        training_figure(results),
-        layer_map(results),
+    chapters = [
+        (chapter, [section for maker in makers for section in maker.make(results)])
+        for chapter, makers in groupby(SECTIONS, lambda maker: maker.chapter)
     ]
-    page = render(results, sections)
+    page = _page(results, chapters)
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
-    for section in sections:
+    for section in chain.from_iterable(sections for _, sections in chapters):
         if section.png is not None:
             figures.append(folder / f"{section.name}.png")
             figures[-1].write_bytes(section.png)
@@ -97,6 +128,45 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     partial.write_text(page, encoding="utf-8")
     partial.replace(html)
     return Report(html, figures)
+
+
+def findings(store: Store, subset: str | None = None) -> list[dict[str, Any]]:
+    """Return what was found, one row per measure and modality.
+
+    Parameters
+    ----------
+    store
+        An open store.
+    subset
+        Its key; may be omitted if the store has only one subset.
+
+    Returns
+    -------
+    list of dict
+        Keys as `COLUMNS` has them, in this order. `measure` is its label, `modality` that of the
+        towers. Over pairs of towers of unrelated models: mean alignments `raw_final`, `raw_init`,
+        `calibrated_final`, `calibrated_init`; `significant`, the fraction of final pairs with q at
+        most alpha; `slope_raw` and `slope_calibrated`, the change of final alignment per tenfold
+        parameters, with 95% intervals `…_low`, `…_high` from a bootstrap over models; `n_models`
+        and `n_pairs`, those of the raw final alignment. NaN if a value was not computed.
+
+    Raises
+    ------
+    InputError
+        If there is no such subset, or nothing has been aggregated on it yet.
+
+    Examples
+    --------
+    >>> import pandas as pd                                    # doctest: +SKIP
+    >>> pd.DataFrame(findings(open_store("quickstart.zarr")))  # doctest: +SKIP
+    """
+    return [{name: row[name] for name in COLUMNS} for row in findings_rows(_load(store, subset))]
+
+
+def _load(store: Store, subset: str | None) -> Results:
+    """Read what the sections need."""
+    needed = (name for maker in SECTIONS for name in maker.needs)
+    return load_results(store, subset, tuple(dict.fromkeys([*ALWAYS, *needed])))
 
 
 def notes(store: Store, subset: str | None = None) -> list[str]:
@@ -114,7 +184,7 @@ def notes(store: Store, subset: str | None = None) -> list[str]:
     InputError
         As `write_report`.
     """
-    return prose.notes(load_results(store, subset))
+    return prose.notes(_load(store, subset))
 
 
 def is_current(store: Store, folder: Path, subset: str) -> bool:
@@ -124,13 +194,12 @@ def is_current(store: Store, folder: Path, subset: str) -> bool:
             head = page.read(_HEAD)
     except OSError:
         return False
-    return _inputs(load_results(store, subset)) in head
+    return _inputs(_load(store, subset)) in head
 
 
 def _inputs(results: Results) -> str:
     """Return the identity of what a report is made from: datasets, and what is said of the rest."""
-    root, key = results.store.root, results.key
-    datasets = [(n, root[f"alignment/{key}/{n}"].attrs["inputs"]) for n in results.labels]
+    datasets = [(label, results.alignment[label].attrs["inputs"]) for label in results.labels]
     made_from = [datasets, prose.summary(results), prose.notes(results)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
@@ -144,37 +213,13 @@ def default_folder(store: Store, subset_key: str) -> Path:
     return folder if len(store.subsets) == 1 else folder / subset_key
 
 
-def render(results: Results, sections: list[Section]) -> str:
+def _page(results: Results, chapters: Sequence[tuple[str, Sequence[Section]]]) -> str:
     """Return the HTML page, figures included."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, base64=_base64, p_value=p_value, percent=_percent)
-    environment.tests["finite"] = math.isfinite
-    rows = detailed(results)
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        "page",
         inputs=_inputs(results),
         title=results.store.location.name,
         summary=prose.summary(results),
         notes=prose.notes(results),
-        findings=rows,
-        image_text=prose.image_text(rows),
-        sections=sections,
-        models=prose.models(results),
-        conventions=prose.conventions(results),
-        provenance=prose.provenance(results),
+        chapters=chapters,
     )
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f}%" if math.isfinite(value) else "–"

@@ -153,6 +153,11 @@ class Grid:
         """Return one of the group's arrays."""
         return array_of(self.group, name)
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The group's attributes."""
+        return dict(self.group.attrs)
+
     def column(self, name: str) -> NDArray[Any]:
         """Return what is recorded of single slots; chunks that are not there read as fill."""
         return read(self.array(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,13 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
-from pipeline.encoder import Encoder
+from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import encoders, tower_encoders
+from pipeline.store.catalog import encoders, tower_encoders, tower_groups
 from pipeline.store.choices import resolve_one, unique
 from pipeline.store.datasets import MARK, NEW, is_current, read_dataset
 from pipeline.store.grid import Grid
@@ -56,6 +57,16 @@ def open_store(path: str | Path) -> Store:
     >>> store.catalog()                              # doctest: +SKIP
     """
     return Store(path)
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """One checkpoint of a tower."""
+
+    label: str
+    step: int
+    is_complete: bool
+    """Whether all of its activations were extracted."""
 
 
 class Store:
@@ -222,20 +233,20 @@ class Store:
         return [
             label
             for label in child_groups(self.root, paths.SCORES, key)
-            if find_group(self.root, paths.scores(key, label), "chunk") is not None
+            if self.scores(key, label) is not None
         ]
 
     def subset(self, key: str | None = None) -> str:
         """Return the key of the subset that is meant; ambiguity is an error that lists all."""
         return resolve_one(key, self.subsets, "subset", "subset")
 
-    def _parts(self, subset: str | None, label: str) -> list[str]:
-        """Return the groups of a label: the subset's, and that of its distinct captions."""
+    def _grids(self, subset: str | None, label: str) -> dict[str, Grid]:
+        """Return subset key → scores of a measure: the subset's, then its distinct captions'."""
         key = self.subset(subset)
         label = resolve_one(label, self.labels(key), "label", "measure")
         captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
-        parts = [paths.scores(k, label) for k in (key, *captions)]
-        return [p for p in parts if find_group(self.root, p, "chunk") is not None]
+        grids = {k: self.scores(k, label) for k in (key, *captions)}
+        return {k: grid for k, grid in grids.items() if grid is not None}
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
         """Return the raw similarity of every pair of representations that was compared.
@@ -254,7 +265,7 @@ class Store:
         """
         import xarray as xr
 
-        parts = [_read_grid(self.group(p)) for p in self._parts(subset, label)]
+        parts = [_read_grid(grid) for grid in self._grids(subset, label).values()]
         names = unique(n for part in parts for n in part[0])
         index = {n: i for i, n in enumerate(names)}
         score = np.full((len(names), len(names)), np.nan, np.float32)
@@ -283,8 +294,7 @@ class Store:
         """
         from pipeline.measures import check_version, recorded_spec
 
-        group = self.group(self._parts(subset, label)[0])
-        named: Any = group.attrs["measure"]
+        named = next(iter(self._grids(subset, label).values())).attrs["measure"]
         check_version(named, label)
         return recorded_spec(named["name"], named["parameters"])
 
@@ -528,16 +538,103 @@ class Store:
             )
         return read_dataset(group)
 
+    @property
+    def format_version(self) -> int:
+        """Version of the store's format."""
+        version: Any = self.root.attrs["format_version"]
+        return int(version)
+
+    def set_metadata(self, set: str | None = None) -> dict[str, Any]:
+        """Return what is recorded about a stimulus set: its source and its fingerprint."""
+        return dict(self.group(paths.stimuli(self._set(set))).attrs)
+
+    def subset_metadata(self, subset: str | None = None) -> dict[str, Any]:
+        """Return what is recorded about a subset: kind, base, set, fingerprint, n_stimuli."""
+        return dict(self.group(paths.subset(self._subset_or_captions(subset))).attrs)
+
+    def captions_subset(self, subset: str | None = None) -> str | None:
+        """Return the key of a subset's distinct captions; None where none were compared."""
+        key = self.subset(subset)
+        found = [k for k, about in self._compared.items() if about.get("base") == key != k]
+        return found[0] if found else None
+
+    def dataset_labels(self, name: str, subset: str | None = None) -> list[str]:
+        """Return the labels for which a final dataset, such as `alignment`, is stored."""
+        return list(child_groups(self.root, name, self.subset(subset)))
+
+    def dataset_metadata(self, name: str, label: str, subset: str | None = None) -> dict[str, Any]:
+        """Return the attributes of a final dataset, without reading its variables."""
+        return dict(self.group(paths.dataset(name, self.subset(subset), label)).attrs)
+
+    def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
+        """Return (model, modality) → checkpoints in training order, incomplete ones included."""
+        found = {}
+        for model, tower, group in tower_groups(self.root, self._set(set)):
+            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+            found[model, str(group.attrs.get("modality", tower))] = [
+                StoredCheckpoint(label, steps[label], group.is_complete(label))
+                for label in in_training_order(steps.items())
+            ]
+        return found
+
+    def diagnostics(self, label: str, subset: str | None = None) -> list[xr.Dataset]:
+        """Return per-representation diagnostics: on the subset, then on its distinct captions.
+
+        Returns
+        -------
+        list of xarray.Dataset
+            `(representation)`: `n_ties`, the stimuli whose neighbours tie (-1 without neighbours).
+            Attributes: `kind` of the subset, and `n_stimuli`.
+        """
+        import xarray as xr
+
+        found = []
+        for key, grid in self._grids(subset, label).items():
+            ties = grid.column("n_ties")[list(grid.members.values())]
+            found.append(
+                xr.Dataset(
+                    {"n_ties": ("representation", ties)},
+                    coords={"representation": list(grid.members)},
+                    attrs={
+                        "kind": self._compared[key].get("kind"),
+                        "n_stimuli": grid.attrs["n_stimuli"],
+                    },
+                )
+            )
+        return found
+
+    def layer_scores(
+        self, label: str, x: Encoder, y: Encoder, subset: str | None = None
+    ) -> NDArray[np.float64] | None:
+        """Return the scores of all pairs of layers of two encoders.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            `(layers of x, layers of y)`, NaN where the measure is undefined; None where the pair
+            was not compared. Only the chunks that hold the pair are read.
+        """
+        for grid in self._grids(subset, label).values():
+            members = grid.members
+            if not all(r in members for r in (*x.representations, *y.representations)):
+                continue
+            rows, columns = ([members[r] for r in e.representations] for e in (x, y))
+            scores, _ = grid.scores_among(rows, columns)
+            if np.isfinite(scores).any():
+                return scores.astype(np.float64)
+        return None
+
+    def _subset_or_captions(self, key: str | None) -> str:
+        return key if key in self._compared else self.subset(key)
+
 
 def _read_grid(
-    group: zarr.Group,
+    grid: Grid,
 ) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8], int]:
-    grid = Grid(group, SCORE_GROUP)
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
     scores = grid.values("score")[at]
-    n: Any = group.attrs["n_stimuli"]
-    return list(grid.members), scores, grid.state()[at], int(n)
+    return list(grid.members), scores, grid.state()[at], int(grid.attrs["n_stimuli"])
 
 
 __all__ = ["Store", "open_store"]

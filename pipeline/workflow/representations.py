@@ -28,11 +28,11 @@ from pipeline.schema import rows_per_chunk
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root, subset_rows
-from pipeline.workflow.scratch import Held, Scratch
+from pipeline.workflow.scratch import CachedRepresentation, Scratch
 
 
 @dataclass(frozen=True)
-class Member:
+class RepresentationRef:
     """One representation, as a worker finds it."""
 
     path: str
@@ -45,11 +45,11 @@ class Member:
     """Features."""
 
 
-def encoder_members(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[Member]:
+def representation_refs(encoder: Encoder, specs: Iterable[MeasureSpec]) -> list[RepresentationRef]:
     """Return an encoder's layers as members, for the measures given."""
     stack = encoder.layers if any(spec.preset for spec in specs) else ()
     return [
-        Member(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
+        RepresentationRef(encoder.path, encoder.checkpoint, layer, encoder.digest, stack, width)
         for layer, width in zip(encoder.layers, encoder.attributes["widths"], strict=True)
     ]
 
@@ -73,7 +73,7 @@ class PreparedCache:
     """
 
     def __init__(self) -> None:
-        self.held: dict[Any, Held] = {}
+        self.held: dict[Any, CachedRepresentation] = {}
         self.clip: dict[Any, dict[str, float]] = {}
         """By encoder: thresholds of presets, which are but numbers."""
         self.lock = RLock()  # a worker may have several threads
@@ -83,7 +83,7 @@ class PreparedCache:
         self,
         store: str,
         subset: str,
-        members: Sequence[Member],
+        members: Sequence[RepresentationRef],
         specs: Mapping[str, MeasureSpec],
         budget: Budget,
     ) -> list[Prepared]:
@@ -96,7 +96,7 @@ class PreparedCache:
         needed = set(keys)
         if budget.scratch:
             self.scratch.need(map(_name, keys))
-        found: list[Held] = []
+        found: list[CachedRepresentation] = []
         for key, member in zip(keys, members, strict=True):
             with self.lock:
                 each = self.held.pop(key, None)
@@ -115,26 +115,26 @@ class PreparedCache:
     def _obtained(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
         budget: Budget,
-    ) -> Held:
+    ) -> CachedRepresentation:
         def make() -> Prepared:
             return self._prepared(key, member, specs, rows, tower)
 
         if not budget.scratch:
-            return Held(make())
+            return CachedRepresentation(make())
         found = self.scratch.get(_name(key), make, budget.scratch)
         if self.used + found.whole <= budget.memory:
-            found.bring_in()
+            found.load()
         return found
 
     def _prepared(
         self,
         key: tuple[Any, ...],
-        member: Member,
+        member: RepresentationRef,
         specs: Mapping[str, MeasureSpec],
         rows: NDArray[np.int64],
         tower: TowerGroup,
@@ -159,7 +159,7 @@ class PreparedCache:
             if used <= budget.memory:
                 return
             used -= each.memory
-            each.put_away()
+            each.spill()
             used += each.memory
         for key in [key for key in self.held if key not in needed]:
             if used <= budget.memory:
@@ -190,10 +190,10 @@ def _name(key: tuple[Any, ...]) -> str:
 CACHE = PreparedCache()
 
 
-def prepare_members(
+def prepare_representations(
     store: str,
     subset: str,
-    members: Sequence[Member],
+    members: Sequence[RepresentationRef],
     specs: Mapping[str, MeasureSpec],
     budget: Budget,
 ) -> list[Prepared]:
@@ -210,7 +210,7 @@ class PreparedFootprint:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[RepresentationRef],
         subset: Subset,
         specs: Mapping[str, MeasureSpec],
         budget: Budget,

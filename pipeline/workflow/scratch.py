@@ -21,7 +21,7 @@ from pipeline.measures import Prepared
 from pipeline.measures.spill import in_files, in_memory
 
 
-class Held:
+class CachedRepresentation:
     """A prepared representation, with its relations in memory or in files.
 
     Parameters
@@ -47,11 +47,11 @@ class Held:
         """Where its relations are, if they are in files."""
         return in_files(self.filed)
 
-    def put_away(self) -> None:
+    def spill(self) -> None:
         """Let go of the relations in memory, if there are files."""
         self.prepared = self.filed or self.prepared
 
-    def bring_in(self) -> None:
+    def load(self) -> None:
         """Read relations into memory."""
         if self.prepared is self.filed:
             self.prepared = in_memory(self.filed)
@@ -91,7 +91,7 @@ class Scratch:
         """Tell whether there are files of a representation."""
         return self._file(name).exists()
 
-    def get(self, name: str, make: Callable[[], Prepared], budget: int) -> Held:
+    def get(self, name: str, make: Callable[[], Prepared], budget: int) -> CachedRepresentation:
         """Return a prepared representation, from its files or else newly made.
 
         Parameters
@@ -107,14 +107,14 @@ class Scratch:
         file = self._file(name)
         with self._locked(f"{name}.lock"):
             if file.exists():
-                known: Held = pickle.loads(file.read_bytes())
+                known: CachedRepresentation = pickle.loads(file.read_bytes())
                 file.touch()
                 return known
-            held = Held(make())
+            held = CachedRepresentation(make())
             if self._reserve(held.whole, budget):
                 held.filed = held.prepared.spilled(self.folder)
                 away = copy(held)
-                away.put_away()
+                away.spill()
                 partial = file.with_suffix(".partial")
                 partial.write_bytes(pickle.dumps(away))
                 partial.rename(file)
@@ -137,7 +137,7 @@ class Scratch:
                 needed = self._needed()
                 files = [f for f in self.folder.glob("*.prepared") if f.stem not in needed]
                 for file in sorted(files, key=lambda f: f.stat().st_mtime_ns):
-                    old: Held = pickle.loads(file.read_bytes())
+                    old: CachedRepresentation = pickle.loads(file.read_bytes())
                     file.unlink()
                     for path in old.files:
                         path.unlink()

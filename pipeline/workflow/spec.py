@@ -128,7 +128,7 @@ class CalibrateSpec(Spec):
     seed: int = 0
     """Seed of the permutations."""
 
-    def null_of(self, measure: MeasureSpec) -> tuple[str, int]:
+    def null_method(self, measure: MeasureSpec) -> tuple[str, int]:
         """Return by which method a measure's null is had, and its number of values."""
         analytic = self.method == "analytic" and measure.measure.engine != "kernel"
         method = "analytic" if analytic else "permutation"
@@ -177,7 +177,7 @@ class Workflow(Spec):
     ) -> CalibrateSpec | None:
         compared: CompareSpec | None = info.data.get("compare")
         if value is not None and compared is not None:
-            counts = {label: value.null_of(spec)[1] for label, spec in compared.specs.items()}
+            counts = {label: value.null_method(spec)[1] for label, spec in compared.specs.items()}
             fewest = min(counts, key=counts.__getitem__)
             differ = len(set(counts.values())) > 1
             try:

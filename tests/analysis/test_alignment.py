@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.analysis import ComparisonResults
 from pipeline.analysis.alignment import (
     LayerAggregate,
-    aggregate_layers,
+    aggregate_block,
     alignment_dataset,
     encoder_columns,
     matched_depths,
@@ -70,32 +70,32 @@ def same(a: LayerAggregate, b: LayerAggregate) -> None:
         elements=st.one_of(st.just(NAN), st.integers(-4, 4).map(lambda i: i / 4)),
     )
 )
-def test_aggregate_layers__equals_loops(block: NDArray[np.float64]) -> None:
-    same(aggregate_layers(block), by_loops(block))
+def test_aggregate_block__equals_loops(block: NDArray[np.float64]) -> None:
+    same(aggregate_block(block), by_loops(block))
 
 
-def test_aggregate_layers__negative_scores_do_not_vanish() -> None:
-    found = aggregate_layers(np.array([[-0.5, NAN], [-0.2, -0.9]]))
+def test_aggregate_block__negative_scores_do_not_vanish() -> None:
+    found = aggregate_block(np.array([[-0.5, NAN], [-0.2, -0.9]]))
     assert found == LayerAggregate(-0.2, 1, 0, pytest.approx(-1.6 / 3), pytest.approx(-0.7))
 
 
-def test_aggregate_layers__first_of_equals() -> None:
-    found = aggregate_layers(np.array([[0.1, 0.7], [0.7, 0.7]]))
+def test_aggregate_block__first_of_equals() -> None:
+    found = aggregate_block(np.array([[0.1, 0.7], [0.7, 0.7]]))
     assert (found.layer_x, found.layer_y) == (0, 1)
 
 
-def test_aggregate_layers__nothing_defined() -> None:
-    same(aggregate_layers(np.full((2, 3), NAN)), LayerAggregate(NAN, -1, -1, NAN, NAN))
+def test_aggregate_block__nothing_defined() -> None:
+    same(aggregate_block(np.full((2, 3), NAN)), LayerAggregate(NAN, -1, -1, NAN, NAN))
 
 
-def test_aggregate_layers__nothing_defined_at_matched_depths() -> None:
-    found = aggregate_layers(np.array([[NAN, 0.5], [0.25, NAN]]))
+def test_aggregate_block__nothing_defined_at_matched_depths() -> None:
+    found = aggregate_block(np.array([[NAN, 0.5], [0.25, NAN]]))
     assert found.score == 0.5
     assert math.isnan(found.matched)
 
 
-def test_aggregate_layers__types_can_be_stored() -> None:
-    found = aggregate_layers(np.eye(2))
+def test_aggregate_block__types_can_be_stored() -> None:
+    found = aggregate_block(np.eye(2))
     assert {type(v) for v in (found.score, found.mean, found.matched)} == {float}
     assert {type(v) for v in (found.layer_x, found.layer_y)} == {int}
 
@@ -207,7 +207,7 @@ def test_alignment_dataset__scores_of_each_direction() -> None:
     made = dataset([ComparisonResults(64, given, {})])
     for x, y in PAIRS:
         at = made.sel(encoder_x=x, encoder_y=y)
-        best = aggregate_layers(given[x, y])
+        best = aggregate_block(given[x, y])
         assert at.score == best.score == given[x, y].max()
         assert at["mean"] == best.mean
         assert at.matched == best.matched

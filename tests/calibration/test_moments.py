@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from pipeline.calibration import moments
 from pipeline.calibration import neighbour_moments as of_neighbours
+from pipeline.calibration.meeting import LinearMoments
 from pipeline.calibration.moments import (
-    BiasedScalars,
+    CouplingScalars,
     UCentredScalars,
-    biased_moments,
-    biased_scalars,
-    split_scalars,
+    coupling_moments,
+    relation_scalars,
     u_centred_moments,
-    u_centred_scalars,
 )
 from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
@@ -64,6 +63,31 @@ def u_centred(x):
     relation += rows.sum() / ((n - 1) * (n - 2)) - (rows[:, None] + rows) / (n - 2)
     np.fill_diagonal(relation, 0.0)
     return relation / np.abs(relation).max()
+
+
+def u_centred_scalars(relation):
+    return relation_scalars(relation, np.zeros(len(relation)))[0]
+
+
+def parts(w):
+    """Split a doubly centred relation into the U-centred one, row effects and a number."""
+    n, d, t = len(w), np.diag(w), np.trace(w)
+    u = w + (d[:, None] + d) / (n - 2) - t / ((n - 1) * (n - 2))
+    np.fill_diagonal(u, 0.0)
+    return u, np.sqrt(n / (n - 2)) * (d - t / n), t / np.sqrt(n - 1)
+
+
+def biased_moments(n, xs, ys):
+    """Mean, variance and third moment of Σ w_ij w'_π(i)π(j), from the moments of the parts."""
+    split = [[parts(w) for w in side] for side in (xs, ys)]
+    scalars = [[relation_scalars(u, effects) for u, effects, _ in side] for side in split]
+    alone = (UCentredScalars.stack([one for one, _ in side]) for side in scalars)
+    coupling = (CouplingScalars.stack([both for _, both in side]) for side in scalars)
+    effects = LinearMoments.of(*(np.stack([part for _, part, _ in side]) for side in split))
+    variance, third, _ = u_centred_moments(n, *alone)
+    third = third + effects.third + 3 * sum(coupling_moments(n, *coupling))
+    mean = np.outer(*([constant for _, _, constant in side] for side in split))
+    return mean, variance + effects.variance, third
 
 
 def neighbours(n, k, kind, seed):
@@ -139,9 +163,8 @@ def test_u_centred_moments__all_permutations(n):
 def test_biased_moments__all_permutations(n):
     xs = [doubly_centred(features(kind, n, 0)) for kind in KINDS]
     ys = [doubly_centred(features(kind, n, 1)) for kind in KINDS]
-    sx, sy = (BiasedScalars.stack([biased_scalars(r) for r in side]) for side in (xs, ys))
     values = enumerated(xs, ys)
-    mean, variance, third = biased_moments(n, sx, sy)
+    mean, variance, third = biased_moments(n, xs, ys)
     np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-9)
     expected = [central(values, order) for order in (2, 3)]
     assert_moments([variance, third], expected, expected[0])
@@ -314,16 +337,15 @@ def test_u_centred_moments__published_coefficients(n):
 
 
 @pytest.mark.parametrize("n", [5, 11, 300])
-def test_biased_moments__documented_coefficients(n):
-    zeros, unit = np.zeros(3), np.eye(3)
-    scalars = BiasedScalars(*[zeros] * 5, unit[2], unit[0], unit[1])
-    _, _, third = biased_moments(n, scalars, scalars)
-    expected = [
-        12 * (n - 2) / ((n - 1) * (n - 3) * (n - 4)),
-        6 / (n * (n - 3)),
-        n / ((n - 1) * (n - 2)),
-    ]
-    np.testing.assert_allclose(third, np.diag(expected), rtol=1e-14)
+def test_coupling_moments__documented_coefficients(n):
+    one = np.ones(1)
+    quadratic, linear = coupling_moments(n, *[CouplingScalars(energies=one, forms=one)] * 2)
+    np.testing.assert_allclose(quadratic, 2 / (n * (n - 3)), rtol=1e-14)
+    np.testing.assert_allclose(linear, 4 * (n - 2) / ((n - 1) * (n - 3) * (n - 4)), rtol=1e-14)
+    effects = np.random.default_rng(0).normal(size=(1, n))
+    effects -= effects.mean()
+    third = LinearMoments.of(effects, effects).third / (effects**3).sum() ** 2
+    np.testing.assert_allclose(third, n / ((n - 1) * (n - 2)), rtol=1e-12)
 
 
 def test_biased_moments__kazi_aoual_variance():
@@ -333,8 +355,7 @@ def test_biased_moments__kazi_aoual_variance():
     first = 2 * ((n - 1) * t2 - t**2) ** 2 / ((n - 1) ** 2 * (n + 1) * (n - 2))
     second = (n * (n + 1) * s2 - (n - 1) * (t**2 + 2 * t2)) ** 2
     second /= (n + 1) * n * (n - 1) * (n - 2) * (n - 3)
-    scalars = biased_scalars(w)
-    mean, variance, _ = biased_moments(n, scalars, scalars)
+    mean, variance, _ = biased_moments(n, [w], [w])
     assert mean.item() == pytest.approx(t**2 / (n - 1), rel=1e-12)
     assert variance.item() == pytest.approx(first + second, rel=1e-12)
 
@@ -386,18 +407,15 @@ def test_combined_neighbour_scalars__naive_sums_over_blocks(weights, full, monke
     assert_same(found, naive, atol=1e-10)
 
 
-def test_split_scalars__as_biased_and_as_u_centred():
+def test_relation_scalars__naive_sums_of_row_effects():
     n = 12
-    x = features("heavy tails", n, 5)
-    w = doubly_centred(x)
-    d, t = np.diag(w), np.trace(w)
-    u = w + (d[:, None] + d) / (n - 2) - t / ((n - 1) * (n - 2))
-    np.fill_diagonal(u, 0.0)
-    linear, constant = np.sqrt(n / (n - 2)) * (d - t / n), t / np.sqrt(n - 1)
-    alone, whole = split_scalars(u, linear, constant)
+    w = doubly_centred(features("heavy tails", n, 5))
+    u, effects, constant = parts(w)
+    alone, coupling = relation_scalars(u, effects)
     assert_same(alone, u_centred_scalars(u))
-    assert_same(whole, biased_scalars(w))
-    assert (w * w).sum() == pytest.approx((u * u).sum() + linear @ linear + constant**2)
+    naive = CouplingScalars(np.array([effects @ (u**2).sum(1)]), np.array([effects @ u @ effects]))
+    assert_same(coupling, naive)
+    assert (w * w).sum() == pytest.approx((u * u).sum() + effects @ effects + constant**2)
 
 
 def assert_same(one, other, rtol=1e-10, atol=0.0):
@@ -415,9 +433,9 @@ def test_u_centred_scalars__single_precision(kind):
     a = u_centred(features(kind, 400, 0))
     double = u_centred_scalars(a)
     assert_same(u_centred_scalars(a.astype(np.float32)), double, rtol=1e-5)
-    assert_same(u_centred_scalars(a, dtype=np.float32), double, rtol=1e-5)
-    w = doubly_centred(features(kind, 400, 0))
-    assert_same(biased_scalars(w.astype(np.float32)), biased_scalars(w), rtol=1e-4)
+    u, effects, _ = parts(doubly_centred(features(kind, 400, 0)))
+    single, double = (relation_scalars(u.astype(t), effects)[1] for t in (np.float32, np.float64))
+    assert_same(single, double, rtol=1e-4)
 
 
 def test_neighbour_moments__many_stimuli():
@@ -447,7 +465,7 @@ def test_moments__names_of_stimuli_and_scale(sides, scale, sign):
     n, seed, kinds, order = sides
     for make, scalars, pair_moments in (
         (u_centred, u_centred_scalars, u_centred_moments),
-        (doubly_centred, biased_scalars, biased_moments),
+        (doubly_centred, lambda w: [w], biased_moments),
     ):
         x, y = (make(features(kind, n, seed + i)) for i, kind in enumerate(kinds))
         sx, sy = scalars(x), scalars(y)
@@ -527,9 +545,9 @@ def test_scalars__wrong_relations():
         broken = good.copy()
         broken[0, 1] = broken[1, 0] = value
         with np.errstate(all="ignore"), pytest.raises(InputError, match="not finite"):
-            u_centred_scalars(broken, dtype=dtype)
-    with pytest.raises(InputError, match=r"linear part has shape \(7,\); .* needs \(8,\)"):
-        split_scalars(good, np.zeros(7), 0.0)
+            u_centred_scalars(broken.astype(dtype))
+    with pytest.raises(InputError, match=r"row effects have shape \(7,\); .* needs \(8,\)"):
+        relation_scalars(good, np.zeros(7))
 
 
 @pytest.mark.parametrize(
@@ -550,11 +568,11 @@ def test_neighbour_scalars__wrong_shapes():
 
 
 def test_moments__too_few_stimuli():
-    u, b = u_centred_scalars(np.zeros((4, 4))), biased_scalars(np.zeros((4, 4)))
+    u, coupling = relation_scalars(np.zeros((4, 4)), np.zeros(4))
     n = neighbour_scalars(relation(neighbours(4, 1, "random", 0)))
     for pair_moments, scalars in (
         (u_centred_moments, u),
-        (biased_moments, b),
+        (coupling_moments, coupling),
         (neighbour_moments, n),
     ):
         with pytest.raises(InputError, match=r"3 stimuli; .* at least 4"):

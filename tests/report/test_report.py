@@ -8,7 +8,8 @@ import io
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.analysis import ComparisonResults
+from pipeline.analysis import ANALYSES, ComparisonResults
 from pipeline.analysis.alignment import alignment_dataset
 from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
@@ -24,9 +25,9 @@ from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
 from pipeline.report import findings, is_current, notes, write_report
 from pipeline.report.absences import left_out, phrase, sentences
-from pipeline.report.findings import COLUMNS
 from pipeline.report.results import load_results
 from pipeline.report.style import count, number, p_value, upper_limit
+from pipeline.report.write import COLUMNS
 from pipeline.schema import SCORE_GROUP, State
 from pipeline.store import Store, open_store, paths
 from pipeline.store.activations import TowerGroup
@@ -37,6 +38,7 @@ from pipeline.store.layout import open_root
 from pipeline.types import Weights
 
 SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
+VERSIONS = {analysis.name: {"version": analysis.version} for analysis in ANALYSES}
 SPECS = {"knn10": measure_spec("mutual_knn", k=10), "cka_debiased": measure_spec("cka_debiased")}
 
 
@@ -48,9 +50,13 @@ class Made:
     widths: tuple[int, ...] = (8, 32, 96)
     seeds: int = 1
     steps: tuple[int, ...] = (0, 10, 100, 240)
-    text: bool = True
+    text: tuple[str, ...] = ("conv", "vit")
+    """Families with a text tower."""
+    image: bool = True
+    """Whether all families have an image tower."""
     calibrated: bool = True
-    labelled: bool = True
+    labelled: tuple[str, ...] = ("image", "text")
+    """Modalities whose accuracy is known."""
     labels: tuple[str, ...] = ("knn10", "cka_debiased")
     n_layers: int = 4
     n_stimuli: int = 64
@@ -72,12 +78,12 @@ def make_store(path: Path, made: Made) -> Store:
     encoders = stored_encoders(root, SET)
     root.create_group(
         f"measures/{made.subset}",
-        attributes={"kind": "images", "base": made.subset, "set": SET, "fingerprint": "e" * 64,
-                    "n_stimuli": made.n_stimuli},
+        attributes={"kind": "images" if made.image else "captions", "base": made.subset,
+                    "set": SET, "fingerprint": "e" * 64, "n_stimuli": made.n_stimuli},
     )  # fmt: skip
     competence = {
         e.id: {"probe_accuracy": 0.3 + 0.6 * _trained(e), "knn_accuracy": 0.2 + 0.6 * _trained(e)}
-        for e in encoders if made.labelled and e.tower == "image"
+        for e in encoders if e.tower in made.labelled
     }  # fmt: skip
     for label in made.labels:
         scores = {
@@ -97,8 +103,10 @@ def make_store(path: Path, made: Made) -> Store:
             attributes={"label": label, **({"alpha": 0.05, "method": "permutation",
                         "n_permutations": 99, "permutation_seed": 0} if nulls else {})},
         )  # fmt: skip
+        alignment.attrs |= VERSIONS["alignment"]
         write_dataset(root, f"alignment/{made.subset}/{label}", alignment, "")
         convergence = convergence_dataset(alignment, n_bootstrap=120)
+        convergence.attrs |= VERSIONS["convergence"]
         write_dataset(root, f"convergence/{made.subset}/{label}", convergence, "")
     return open_store(path)
 
@@ -106,8 +114,8 @@ def make_store(path: Path, made: Made) -> Store:
 def _write_activations(root: Any, made: Made) -> None:
     ids = [f"{i:016x}" for i in range(made.n_stimuli)]
     layers = {f"blocks.{i}": 2 for i in range(made.n_layers)}
-    for f, family in enumerate(made.families):
-        towers = ("image", "text") if made.text and f == 0 else ("image",)
+    for family in made.families:
+        towers = ["image"] * made.image + ["text"] * (family in made.text)
         for width in made.widths:
             for seed in range(made.seeds):
                 for tower in towers:
@@ -139,8 +147,8 @@ def _trained(encoder: Any) -> float:
 
 def _meet(a: Any, b: Any) -> bool:
     final = a.final and b.final
-    image = a.tower == b.tower == "image"
-    return final or (image and (a.step == b.step or a.model == b.model))
+    same = a.tower == b.tower
+    return final or (same and (a.step == b.step or a.model == b.model))
 
 
 def _kind(pair: tuple[str, str], encoders: list[Any]) -> bool:
@@ -208,12 +216,12 @@ def words_of(text: str) -> str:
     return html.unescape(re.sub(r"\s+", " ", body))
 
 
-SMALL = Made(families=("conv", "vit"), widths=(8, 32), seeds=1, steps=(0, 10), text=False,
+SMALL = Made(families=("conv", "vit"), widths=(8, 32), seeds=1, steps=(0, 10), text=(),
              labels=("knn10",), n_layers=2)  # fmt: skip
 
 
 def small(tmp_path: Path, **changed: Any) -> Any:
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, **changed}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, **changed))
     report = write_report(store)
     return SimpleNamespace(store=store, report=report, text=report.html.read_text("utf-8"))
 
@@ -221,8 +229,9 @@ def small(tmp_path: Path, **changed: Any) -> Any:
 def test_write_report__writes_all_files_beside_the_store(written: Any) -> None:
     folder = written.store.path.with_name("made.report")
     assert written.report.html == folder / "index.html"
-    names = ["map-cka_debiased", "map-knn10", "scale-cka_debiased", "scale-knn10", "training",
-             "layers"]  # fmt: skip
+    names = ["map-cka_debiased", "map-knn10", "scale-cka_debiased-image", "scale-knn10-image",
+             "scale-cka_debiased-text", "scale-knn10-text", "training-image", "training-text",
+             "layers-image", "layers-text"]  # fmt: skip
     assert [f.name for f in written.report.figures] == [f"{n}.png" for n in names]
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         ["index.html", *(f"{n}.png" for n in names)]
@@ -260,8 +269,8 @@ def test_write_report__writes_into_a_given_folder(written: Any, tmp_path: Path) 
 
 def test_write_report__page_has_the_numbers_of_the_datasets(written: Any) -> None:
     page = words_of(written.text)
-    for label in written.store.labels():
-        convergence = written.store.convergence(label)
+    for label, modality in product(written.store.labels(), ("image", "text")):
+        convergence = written.store.convergence(label).sel(modality=modality)
         for value in ("raw", "calibrated"):
             trend = convergence.sel(condition="final", value=value, predictor="n_parameters")
             slope, low, high = (
@@ -274,17 +283,17 @@ def test_write_report__page_has_the_numbers_of_the_datasets(written: Any) -> Non
 
 def test_write_report__summary_counts(written: Any) -> None:
     page = words_of(written.text)
-    assert "9 models of 3 families, as 48 encoders (36 image towers and 12 text towers)" in page
-    assert "with 192 representations, were compared on 64 stimuli, by 2 measures" in page
+    assert "9 models of 3 families, as 60 encoders (36 image towers and 24 text towers)" in page
+    assert "with 240 representations, were compared on 64 stimuli, by 2 measures" in page
     assert (
-        "Scores were calibrated by 99 permutations of the stimuli, at α = 0.05; the lowest p "
+        "Scores were calibrated by 99 permutations of the stimuli, at α = 0.05; the smallest "
         in (page)
     )
-    assert "that these can give is 1/100." in page
+    assert "p that these can give is 1/100." in page
     # of final image and text towers, and at initialisation
-    n_pairs = 12 * 11 // 2 + 9 * 8 // 2
+    n_pairs = 15 * 14 // 2 + 9 * 8 // 2 + 6 * 5 // 2
     assert f"null of cka_debiased, knn10 99 permutations, seed 0; {n_pairs} pairs" in page
-    assert "192 of 12,288 (192 representations of 64 stimuli)" in page  # ties
+    assert "240 of 15,360 (240 representations of 64 stimuli)" in page  # ties
 
 
 ANALYTIC = {"alpha": 0.01, "method": "analytic", "n_permutations": 999, "permutation_seed": 4,
@@ -307,7 +316,7 @@ def remake(store: Store, label: str, attributes: dict[str, Any], **changed: Any)
 def test_write_report__each_label_tells_of_its_own_null(tmp_path: Path) -> None:
     """Whatever the last run, or the label before, was calibrated by."""
     labels = ("cka_debiased", "knn10")
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, labels=labels))
     tested = np.isfinite(store.alignment("knn10")["p"].values)
     for flagged in (0, 2):
         permuted = np.zeros_like(tested)
@@ -320,10 +329,10 @@ def test_write_report__each_label_tells_of_its_own_null(tmp_path: Path) -> None:
         )  # fmt: skip
         assert "cka_debiased: scores were calibrated by 99 permutations of the stimuli" in page
         assert (
-            "knn10: scores were calibrated against 999 draws from nulls of exact moments, at α = "
-            "0.01; p below 1/1,000 is an upper bound from the moments"
+            "knn10: scores were calibrated against 999 draws from nulls with exact moments, at α = "
+            "0.01; a p below 1/1,000 is an upper bound from the moments"
         ) in page
-        but = ", but for 2 of 12 pairs, whose moments do not determine the null: these were "
+        but = ". 2 of 12 pairs have nulls that their moments do not determine: these were "
         assert (f"{but}calibrated by 999 permutations of the stimuli." in page) == bool(flagged)
         assert "null of cka_debiased 99 permutations, seed 0; 12 pairs" in page
         assert (
@@ -346,7 +355,7 @@ def test_write_report__calibrations_that_are_wrong_today(
     tmp_path: Path, attributes: dict[str, Any], why: str
 ) -> None:
     labels = ("cka_debiased", "knn10")
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, labels=labels))
     store = remake(store, "knn10", attributes)
     with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: .*run WORKFLOW") as e:
         store.alignment("knn10")
@@ -354,7 +363,7 @@ def test_write_report__calibrations_that_are_wrong_today(
     with pytest.raises(StoreError, match=r"alignment/.*/knn10 cannot be used: "):
         store.convergence("knn10")
     page = words_of(write_report(store).html.read_text("utf-8"))
-    assert f"Left out: knn10, because {why}. A run of a workflow that compares by it" in page
+    assert f"Left out: knn10, because {why}. Run a workflow that compares by it to rec" in page
     assert [row["measure"] for row in findings(store)] == ["cka_debiased"]
     store = remake(store, "cka_debiased", attributes)
     with pytest.raises(InputError, match=r"no alignment on subset .* can be used: cka_deb"):
@@ -364,7 +373,7 @@ def test_write_report__calibrations_that_are_wrong_today(
 def test_write_report__scores_of_an_earlier_version_are_left_out(tmp_path: Path) -> None:
     """And those of the other measures are reported all the same."""
     labels = ("cka_debiased", "knn10")
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, labels=labels))
     group = open_root(store.path, "r+")[f"measures/{SUBSET}/knn10"]
     identity: Any = group.attrs["measure"]
     group.attrs["measure"] = {**identity, "version": identity["version"] - 1}
@@ -392,7 +401,7 @@ def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
         stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={"recipe_digest": "0"},
     )  # fmt: skip
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
-    assert "Not compared at all, because no checkpoint was wholly extracted: timm/half." in page
+    assert "Not compared at all, because no checkpoint was fully extracted: timm/half." in page
 
 
 def test_write_report__another_workflow_s_models_are_told_from_those(tmp_path: Path) -> None:
@@ -406,13 +415,13 @@ def test_write_report__another_workflow_s_models_are_told_from_those(tmp_path: P
     group.write_block("end", (0, 1), {"blocks.0": np.zeros((1, 2), np.float32)})
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
     assert (
-        "In the store, but not in these comparisons, which are another workflow's: timm/other."
+        "In the store but not in these comparisons, which belong to another workflow: timm/other."
         in page
     )
 
 
 FAILED = "timm/vit-w32-s0@step-10"
-LOST = f"1 of 4 models left out: {FAILED} (last checkpoint not wholly extracted)."
+LOST = f"1 of 4 models left out: {FAILED} (last checkpoint not fully extracted)."
 
 
 def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Path) -> None:
@@ -420,7 +429,7 @@ def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Pat
     made = small(tmp_path, failed=(FAILED,))
     said = notes(made.store)
     assert said == [
-        f"Not wholly extracted, and so in no comparison: {FAILED}. `consilience store log` shows "
+        f"Not fully extracted, so in no comparison: {FAILED}. `consilience store log` shows "
         "what went wrong; the next run tries again.",
         f"Final models: {LOST}",
     ]
@@ -428,15 +437,14 @@ def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Pat
     assert "4 models of 2 families" in page
     for sentence in said:
         assert sentence in page
-    caption = dict(re.findall(r'<figure id="([^"]*)">(.*?)</figure>', made.text, re.DOTALL))
-    captions = {name: words_of(text) for name, text in caption.items()}
-    assert f"No row of a image tower: {LOST}" not in captions["map-knn10"]
-    assert f"No row of an image tower: {LOST}" in captions["map-knn10"]
+    captions = captions_of(made.text)
+    assert f"No row for a image tower: {LOST}" not in captions["map-knn10"]
+    assert f"No row for an image tower: {LOST}" in captions["map-knn10"]
     assert f"Final models: {LOST}" in captions["scale-knn10"]
     assert "Models at initialisation" not in captions["scale-knn10"]  # all are there
     assert f"At end: {LOST}" in captions["training"]
     assert "At step 0" not in captions["training"]
-    assert "is no stage" not in captions["training"]  # step 10 is the end
+    assert "is not a stage" not in captions["training"]  # step 10 is the end
     assert re.search(r"timm/vit-w32-s0 vit 71.7k – – 1; not extracted: step-10", page)
     assert findings(made.store)[0]["n_models"] == 3
 
@@ -444,7 +452,7 @@ def test_write_report__checkpoint_that_failed_is_missed_everywhere(tmp_path: Pat
 def test_write_report__nothing_left_out_is_nothing_said(written: Any) -> None:
     assert notes(written.store) == []
     assert "left out" not in words_of(written.text)
-    assert "no stage" not in words_of(written.text)
+    assert "not a stage" not in words_of(written.text)
 
 
 def test_write_report__measure_that_is_undefined_for_a_model(tmp_path: Path) -> None:
@@ -457,18 +465,18 @@ def test_write_report__measure_that_is_undefined_for_a_model(tmp_path: Path) -> 
 def test_write_report__initial_checkpoint_that_failed(tmp_path: Path) -> None:
     made = small(tmp_path, failed=("timm/vit-w32-s0@step-0",))
     page = words_of(made.text)
-    why = "timm/vit-w32-s0@step-0 (checkpoint {} not wholly extracted)"
+    why = "timm/vit-w32-s0@step-0 (checkpoint {} not fully extracted)"
     at_init = why.format("at initialisation")
     assert f"Models at initialisation: 1 of 4 models left out: {at_init}." in page
     lost = f"1 of 4 models left out: {why.format('at this step')}."
-    assert f"Step 0 is no stage, because not all have it: {lost}" in page
+    assert f"Step 0 is not a stage, because not all models have it: {lost}" in page
     assert "Final models" not in page
 
 
 def test_left_out__every_reason(tmp_path: Path) -> None:
     """Models without a value, one for each reason there is."""
     store = make_store(tmp_path / "made.zarr", Made(families=("conv", "vit"), steps=(240,),
-                                                   text=False, labels=("knn10",)))  # fmt: skip
+                                                   text=(), labels=("knn10",)))  # fmt: skip
     found = store.alignment("knn10")
     models = [str(m) for m in found["model_x"].values]
     n = len(models)
@@ -491,7 +499,7 @@ def test_left_out__every_reason(tmp_path: Path) -> None:
         f"{models[2]} (not compared, or the comparison failed); {models[3]} (the measure is "
         "undefined for it)."
     )
-    assert sentences(results, "knn10", "final", ["n_parameters", "probe_accuracy"]) == [
+    assert sentences(results, "knn10", "final", "image", ["n_parameters", "probe_accuracy"]) == [
         raw,
         f"Final models, trend over accuracy: 1 of {n} models left out: {models[4]} (accuracy not "
         "known).",
@@ -502,7 +510,7 @@ def test_left_out__every_reason(tmp_path: Path) -> None:
 
 def test_left_out__measures_that_disagree(tmp_path: Path) -> None:
     labels = ("cka_debiased", "knn10")
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": labels}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, labels=labels))
     score = store.alignment("knn10")["score"].values.copy()
     score[0], score[:, 0] = np.nan, np.nan
     model = str(store.alignment("knn10")["model_x"].values[0])
@@ -538,26 +546,126 @@ def test_is_current__not_where_a_checkpoint_failed_since(tmp_path: Path) -> None
 
 def test_findings__agree_with_naive_means(written: Any) -> None:
     rows = findings(written.store)
-    assert [r["measure"] for r in rows] == ["cka_debiased", "knn10"]
+    labels = ["cka_debiased", "knn10"]
+    assert [(r["modality"], r["measure"]) for r in rows] == list(product(("image", "text"), labels))
     for row in rows:
         assert tuple(row) == COLUMNS
         alignment = written.store.alignment(row["measure"])
         v = {str(name): alignment[name].values for name in alignment.variables}
-        image = [str(t) == "image" for t in v["tower_x"]]
+        mine = [str(t) == row["modality"] for t in v["tower_x"]]
         raw, calibrated, q = [], [], []
-        for i in range(len(image)):
-            for j in range(i + 1, len(image)):
+        for i in range(len(mine)):
+            for j in range(i + 1, len(mine)):
                 final = v["final_x"][i] and v["final_y"][j]
-                if final and image[i] and image[j] and not v["related"][i, j]:
+                if final and mine[i] and mine[j] and not v["related"][i, j]:
                     raw.append(v["score"][i, j])
                     calibrated.append(v["calibrated"][i, j])
                     q.append(v["q"][i, j])
         assert row["raw_final"] == pytest.approx(np.mean(raw))
         assert row["calibrated_final"] == pytest.approx(np.mean(calibrated))
         assert row["significant"] == pytest.approx(np.mean(np.array(q) <= 0.05))
-        assert (row["n_models"], row["n_pairs"]) == (9, len(raw))
-        end = written.store.convergence(row["measure"]).sel(stage="end", value="raw")
+        n_models = {"image": 9, "text": 6}[row["modality"]]
+        assert (row["n_models"], row["n_pairs"]) == (n_models, len(raw))
+        convergence = written.store.convergence(row["measure"])
+        end = convergence.sel(modality=row["modality"], stage="end", value="raw")
         assert row["raw_final"] == pytest.approx(float(end["mean"]))
+
+
+def captions_of(page: str) -> dict[str, str]:
+    """Return the words of each figure by its name."""
+    found = dict(re.findall(r'<figure id="([^"]*)">(.*?)</figure>', page, re.DOTALL))
+    return {name: words_of(text) for name, text in found.items()}
+
+
+def test_write_report__text_towers_alone(tmp_path: Path) -> None:
+    """The page of image towers, in other words: nothing depends on there being any."""
+    images = replace(SMALL, families=("conv", "vit", "xcit"))
+    texts = replace(images, image=False, text=images.families)
+    made = [
+        make_store(tmp_path / n / "made.zarr", m)
+        for n, m in zip("ab", (images, texts), strict=True)
+    ]
+    reports = [write_report(store) for store in made]
+    of_image, of_text = (words_of(r.html.read_text("utf-8")) for r in reports)
+    assert "image" not in of_text.lower()
+    expected = of_image.replace("image", "text").replace("an text", "a text")
+    expected = expected.replace(str(made[0].path), str(made[1].path))
+    expected = expected.replace("on 64 stimuli", "on 64 distinct captions")
+    expected = expected.replace("of 64 stimuli", "of 64 distinct captions")
+    assert of_text == expected
+    names = [[figure.name for figure in report.figures] for report in reports]
+    assert (
+        names[0] == names[1] == ["map-knn10.png", "scale-knn10.png", "training.png", "layers.png"]
+    )
+    rows = [findings(store) for store in made]
+    assert rows[1] == [{**row, "modality": "text"} for row in rows[0]]
+
+
+def test_write_report__each_modality_apart(written: Any) -> None:
+    captions = captions_of(written.text)
+    for name in ("scale-knn10", "training", "layers"):
+        for modality, other in (("image", "text"), ("text", "image")):
+            caption = captions[f"{name}-{modality}"]
+            assert f", {modality} towers " in caption
+            assert other not in caption
+    page = words_of(written.text)
+    for modality in ("image", "text"):
+        assert f"Mean alignment over pairs of {modality} towers of unrelated models" in page
+    assert "last layer of the final image or text tower" in page
+    assert re.search(
+        r"timm/conv-w8-s0 conv 4.48k image \+ 4.48k text 0.\d+ image \+ 0.\d+ text", page
+    )
+
+
+def test_write_report__pairs_across_modalities(written: Any) -> None:
+    page = words_of(written.text)
+    caption = (
+        "Image with text: mean alignment over pairs of a final image tower and a final text tower "
+        "of unrelated models, on distinct captions. measure raw alignment calibrated alignment "
+        "pairs"
+    )
+    for label in ("cka_debiased", "knn10"):
+        alignment = written.store.alignment(label)
+        final, tower = (alignment[f"{n}_x"].values for n in ("final", "tower"))
+        across = np.outer(final & (tower == "image"), final & (tower == "text"))
+        across &= ~alignment["related"].values
+        mean = number(float(alignment["score"].values[across].mean()))
+        calibrated = number(float(alignment["calibrated"].values[across].mean()))
+        caption += f" {label} {mean} {calibrated} {across.sum()}"
+    assert caption in page
+
+
+def test_write_report__modality_of_one_model(tmp_path: Path) -> None:
+    """It is told apart, and said to have nothing to compare with."""
+    made = small(tmp_path, text=("conv",), widths=(8,), labelled=("image",))
+    alone = "1 of 1 models left out: timm/conv-w8-s0 (no other model to compare with)."
+    assert f"Final models with a text tower: {alone}" in notes(made.store)
+    captions = captions_of(made.text)
+    assert "No pair of unrelated final text towers has both" in captions["scale-knn10-text"]
+    assert "No two final text towers of unrelated" in captions["layers-text"]
+
+
+def test_write_report__accuracy_of_one_modality_only(tmp_path: Path) -> None:
+    made = small(tmp_path, text=("conv", "vit"), labelled=("image",))
+    captions = captions_of(made.text)
+    for figure in ("training-text", "scale-knn10-text"):
+        assert "No accuracy of text towers is in the store, so" in captions[figure]
+    assert "No accuracy" not in captions["training-image"]
+    assert "last layer of the final image tower" in words_of(made.text)
+    assert "No accuracy is in the store" not in words_of(made.text)
+
+
+def test_notes__modality_without_a_control(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "made.zarr", replace(SMALL, text=("conv", "vit")))
+    lacking = remake(
+        store, "knn10", {},
+        initial_x=store.alignment("knn10").initial_x.values
+        & (store.alignment("knn10").modality_x.values != "text"),
+    )  # fmt: skip
+    assert (
+        "No text tower at initialisation was compared, so there is no random-init control of text "
+        "towers."
+    ) in notes(lacking)
 
 
 def test_write_report__without_calibration_says_so(tmp_path: Path) -> None:
@@ -570,7 +678,7 @@ def test_write_report__without_calibration_says_so(tmp_path: Path) -> None:
 
 
 def test_write_report__without_accuracy_says_so(tmp_path: Path) -> None:
-    made = small(tmp_path, labelled=False)
+    made = small(tmp_path, labelled=())
     page = words_of(made.text)
     assert "No accuracy is in the store: stimuli without labels have none." in page
     assert "so there is no panel of alignment against accuracy" in page
@@ -619,10 +727,10 @@ def test_write_report__deep_encoders(tmp_path: Path) -> None:
 
 
 def test_write_report__unfinished_measures_are_named(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "labels": tuple(SPECS)}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, labels=tuple(SPECS)))
     del open_root(store.path, "r+")[f"convergence/{SUBSET}/knn10"]
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
-    assert "Compared, but not aggregated yet, and so left out: knn10." in page
+    assert "Compared but not yet aggregated, so left out: knn10." in page
 
 
 def test_write_report__unknown_subset_is_refused(written: Any) -> None:
@@ -634,7 +742,7 @@ def test_write_report__unknown_subset_is_refused(written: Any) -> None:
 
 def test_write_report__several_subsets(tmp_path: Path) -> None:
     make_store(tmp_path / "small.zarr", SMALL)
-    store = make_store(tmp_path / "small.zarr", Made(**{**SMALL.__dict__, "subset": "other-n9-1"}))
+    store = make_store(tmp_path / "small.zarr", replace(SMALL, subset="other-n9-1"))
     with pytest.raises(InputError, match="which subset is meant"):
         write_report(store)
     report = write_report(store, subset="other-n9-1")

@@ -16,7 +16,7 @@ from zoo import Zoo
 from pipeline.errors import InputError
 from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.store import Store, open_store
-from pipeline.workflow.representations import Budget, PreparedCache, encoder_members
+from pipeline.workflow.representations import Budget, PreparedCache, representation_refs
 from pipeline.workflow.scratch import Scratch
 
 SPECS = {
@@ -30,7 +30,7 @@ SPECS = {
 
 def members(store: Store) -> list:  # type: ignore[type-arg]
     image = [e for e in store.encoders() if e.tower == "image"]
-    return [m for e in image for m in encoder_members(e, SPECS.values())]
+    return [m for e in image for m in representation_refs(e, SPECS.values())]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_get__memory_and_scratch_stay_within_the_budget(zoo_store: Store, disk: 
     (subset,) = zoo_store.subsets
     dense = {"cka": SPECS["cka"]}
     image = [e for e in zoo_store.encoders() if e.tower == "image"]
-    groups = [encoder_members(e, dense.values()) for e in image]
+    groups = [representation_refs(e, dense.values()) for e in image]
     cache = PreparedCache()
     sizes = [
         p.nbytes
@@ -148,7 +148,7 @@ from pipeline.store import open_store
 store = open_store(sys.argv[1])
 specs = {"cka": measure_spec("cka")}
 image = [e for e in store.encoders() if e.tower == "image"]
-some = [r for e in image for r in m.encoder_members(e, specs.values())]
+some = [r for e in image for r in m.representation_refs(e, specs.values())]
 count, prepare = [], m.prepare
 m.prepare = lambda *args, **kwargs: count.append(1) or prepare(*args, **kwargs)
 (subset,) = store.subsets

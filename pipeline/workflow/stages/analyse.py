@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 
 from pipeline.analysis import ANALYSES, Analysis, ComparisonResults, Inputs
-from pipeline.calibration import VERSION
+from pipeline.calibration import AGGREGATES, VERSION
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import SINGLE
-from pipeline.schema import AGGREGATES, State
+from pipeline.schema import State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
 from pipeline.store.datasets import inputs_digest, is_current, read_dataset, write_dataset
@@ -405,7 +405,7 @@ def read_results(
         assert null is not None
         values, finished = null.values("null"), null.state() == State.DONE
         by_permutation = null.values("permuted").astype(bool)
-        analytic = calibrate.null_of(spec)[0] == "analytic"
+        analytic = calibrate.null_method(spec)[0] == "analytic"
         bounds = null.values("tail") if analytic else np.full(finished.shape, np.nan)
         for i, j in np.argwhere(comparison.calibrate_mask):
             pair = null.members[encoders[i].id], null.members[encoders[j].id]
@@ -430,7 +430,7 @@ def settings_of(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) 
         "aggregates": list(AGGREGATES),
     }
     if calibrate:
-        method, count = calibrate.null_of(spec)
+        method, count = calibrate.null_method(spec)
         settings |= {
             "alpha": calibrate.alpha,
             "method": method,

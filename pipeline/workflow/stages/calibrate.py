@@ -11,7 +11,9 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.calibration import (
+    AGGREGATES,
     VERSION,
+    aggregate_layers,
     draw,
     flagged_encoders,
     nulls_of,
@@ -28,14 +30,7 @@ from pipeline.measures.footprint import (
     permuting_operations,
     scoring_bytes,
 )
-from pipeline.schema import (
-    AGGREGATES,
-    ANALYTIC_CALIBRATION,
-    NULL_GROUP,
-    SCORE_GROUP,
-    GroupKind,
-    State,
-)
+from pipeline.schema import ANALYTIC_CALIBRATION, NULL_GROUP, SCORE_GROUP, GroupKind, State
 from pipeline.stimuli import Subset
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
@@ -46,10 +41,10 @@ from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.context import Context
 from pipeline.workflow.representations import (
     Budget,
-    Member,
     PreparedFootprint,
-    encoder_members,
-    prepare_members,
+    RepresentationRef,
+    prepare_representations,
+    representation_refs,
 )
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages.compare import Compare
@@ -131,7 +126,7 @@ class Calibrate:
 
 def null_path(subset_key: str, label: str, measure: MeasureSpec, spec: CalibrateSpec) -> str:
     """Return the group of a null: another method, number or seed makes another null."""
-    method, count = spec.null_of(measure)
+    method, count = spec.null_method(measure)
     model = f"-v{VERSION}" if method == "analytic" else ""
     return f"calibration/{subset_key}/{label}/{method}{model}-{count}-seed{spec.seed}"
 
@@ -149,7 +144,7 @@ def ensure_null(
     root: zarr.Group, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid:
     """Return the grid of one measure's null, made if it is not there. Driver only."""
-    method, count = spec.null_of(measure)
+    method, count = spec.null_method(measure)
     analytic = method == "analytic"
     return find_null(root, subset, label, measure, spec) or Grid.create(
         root,
@@ -191,8 +186,8 @@ class NullJob:
     calibrate: CalibrateSpec
     i: int
     j: int
-    left: Mapping[int, Sequence[Member]]
-    right: Mapping[int, Sequence[Member]]
+    left: Mapping[int, Sequence[RepresentationRef]]
+    right: Mapping[int, Sequence[RepresentationRef]]
     """Position in the chunk → the encoder's layers."""
     missing: Mask
     budget: Budget
@@ -213,7 +208,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     pairs = float(of_left @ wanted @ of_right)
     by_method: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
     for label, spec in job.specs.items():
-        by_method.setdefault(job.calibrate.null_of(spec), {})[label] = spec
+        by_method.setdefault(job.calibrate.null_method(spec), {})[label] = spec
     operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
     scores = 0.0
     for (method, count), specs in by_method.items():
@@ -259,7 +254,7 @@ def null_tasks(
 
     Measures with the same slots and the same missing pairs share their tasks.
     """
-    by_id = {e.id: encoder_members(e, specs.values()) for e in encoders}
+    by_id = {e.id: representation_refs(e, specs.values()) for e in encoders}
     shared: dict[tuple[object, ...], list[str]] = {}
     for label, of_label in todo.items():
         key = (tuple(of_label.members.items()), of_label.missing.tobytes())
@@ -300,7 +295,9 @@ def null_job(store: StoreRef, job: NullJob) -> int:
     left, right = (
         [m for layers in side.values() for m in layers] for side in (job.left, job.right)
     )
-    prepared = prepare_members(store.place, job.subset, [*left, *right], job.specs, job.budget)
+    prepared = prepare_representations(
+        store.place, job.subset, [*left, *right], job.specs, job.budget
+    )
     xs, ys = prepared[: len(left)], prepared[len(left) :]
     x_groups, y_groups = (
         np.repeat(np.arange(len(side)), [len(layers) for layers in side.values()])
@@ -402,12 +399,10 @@ def _best_scores(
         for chunk, side in ((job.i, job.left), (job.j, job.right))
     )
     scores, state = grid.scores_among(rows, columns)
-    best, compared = np.full(wanted.shape, np.nan), np.zeros_like(wanted)
-    for g, h in np.argwhere(wanted):
-        at = np.ix_(x_groups == g, y_groups == h)
-        compared[g, h] = np.isin(state[at], (State.DONE, State.UNDEFINED)).all()
-        if compared[g, h] and not np.isnan(scores[at]).all():
-            best[g, h] = np.nanmax(scores[at])
+    done = np.isin(state, (State.DONE, State.UNDEFINED)).astype(np.float64)
+    # the mean of what is done or not is 1 where all is
+    compared = wanted & (aggregate_layers(done, x_groups, y_groups)["mean"] == 1.0)
+    best = np.where(compared, aggregate_layers(scores, x_groups, y_groups)["max"], np.nan)
     return best, compared
 
 
@@ -421,7 +416,7 @@ def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:
     """Return (method, number of values) → the measures whose null is had so."""
     found: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
     for label, spec in job.specs.items():
-        found.setdefault(job.calibrate.null_of(spec), {})[label] = spec
+        found.setdefault(job.calibrate.null_method(spec), {})[label] = spec
     return found
 
 

@@ -35,11 +35,11 @@ from pipeline.workflow.comparisons import Comparison, expand_to_layers
 from pipeline.workflow.context import Context
 from pipeline.workflow.representations import (
     Budget,
-    Member,
     PreparedFootprint,
-    encoder_members,
-    prepare_members,
+    RepresentationRef,
+    prepare_representations,
     prepared_bytes,
+    representation_refs,
 )
 from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
 
@@ -90,13 +90,13 @@ class Compare:
                 ensure_grid(ctx.root, c.subset, label, spec).admit(digests)
 
     def collect(
-        self, ctx: Context, pending: PendingGrids, task: StageTask, result: Facts
+        self, ctx: Context, pending: PendingGrids, task: StageTask, result: Diagnostics
     ) -> Iterator[Failure]:
         """Write what there is to say of single representations."""
         assert ctx.root is not None
         subset = next(c.subset for c in ctx.comparisons if c.subset.key == task.job.subset)
         grids = {n: ensure_grid(ctx.root, subset, n, ctx.specs[n]) for n in result}
-        record_facts(grids, result)
+        record_diagnostics(grids, result)
         yield from ()
 
     def finish(self, ctx: Context, pending: PendingGrids) -> None:
@@ -211,16 +211,16 @@ def outstanding_scores(
         return todo
     slots = np.array([todo.members[m] for m in digests], dtype=np.int64)
     finished = wanted.any(1) & ~todo.missing[slots].any(1)
-    for row in np.flatnonzero(finished & ~_has_facts(grid, spec, len(todo.missing))[slots]):
+    for row in np.flatnonzero(finished & ~_has_diagnostics(grid, spec, len(todo.missing))[slots]):
         other = slots[row if wanted[row, row] else int(np.argmax(wanted[row]))]
         todo.missing[slots[row], other] = todo.missing[other, slots[row]] = True
     return todo
 
 
-def _has_facts(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
+def _has_diagnostics(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
     """Return, for each slot, whether all there is to say of it is written."""
     has = np.ones(length, bool)
-    for name in _fact_names(spec):
+    for name in _diagnostic_names(spec):
         held = read(grid.array(name))[:length]  # what is lost counts as not written
         has[: len(held)] &= ~np.isnan(held) if held.dtype.kind == "f" else held >= 0
     return has
@@ -236,8 +236,8 @@ class CompareJob:
     j: int
     budget: Budget
     device: Device
-    left: Sequence[Member | None]
-    right: Sequence[Member | None]
+    left: Sequence[RepresentationRef | None]
+    right: Sequence[RepresentationRef | None]
     missing: Mapping[str, Mask]
 
     @property
@@ -288,14 +288,16 @@ def compare_tasks(
     by_name = {
         name: member
         for e in encoders
-        for name, member in zip(e.representations, encoder_members(e, specs.values()), strict=True)
+        for name, member in zip(
+            e.representations, representation_refs(e, specs.values()), strict=True
+        )
     }
     shared: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for label, of_label in todo.items():
         shared.setdefault(tuple(of_label.members.items()), []).append(label)
     for labels in shared.values():
         first = todo[labels[0]]
-        table: list[Member | None] = [None] * len(first.missing)
+        table: list[RepresentationRef | None] = [None] * len(first.missing)
         for name, slot in first.members.items():
             table[slot] = by_name.get(name)
         anything = np.any([todo[label].missing for label in labels], axis=0)
@@ -325,15 +327,17 @@ def compare_tasks(
             )
 
 
-def _needed(members: Sequence[Member | None], used: NDArray[np.bool_]) -> list[Member | None]:
+def _needed(
+    members: Sequence[RepresentationRef | None], used: NDArray[np.bool_]
+) -> list[RepresentationRef | None]:
     return [m if u else None for m, u in zip(members, used, strict=True)]
 
 
-Facts = dict[str, dict[str, dict[int, float]]]
+Diagnostics = dict[str, dict[str, dict[int, float]]]
 """Label → variable of representations → slot → value."""
 
 
-def compare_job(store: StoreRef, job: CompareJob) -> Facts:
+def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
     """Compute one block on a worker; return what there is to say of single representations."""
     at_left = [k for k, m in enumerate(job.left) if m is not None]
     at_right = [k for k, m in enumerate(job.right) if m is not None]
@@ -346,10 +350,10 @@ def compare_job(store: StoreRef, job: CompareJob) -> Facts:
         left = right = [m for m in either if m is not None]
         at_left = at_right = at_both
     both = left if diagonal else [*left, *right]
-    prepared = prepare_members(store.place, job.subset, both, job.specs, job.budget)
+    prepared = prepare_representations(store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
     root = open_root(store.place, "r+", lease=store.lease_check())
-    facts: Facts = {}
+    diagnostics: Diagnostics = {}
     device = resolve_device(job.device)
     refused: list[str] = []
     for labels in _same_masks(job.missing, job.specs):
@@ -385,28 +389,30 @@ def compare_job(store: StoreRef, job: CompareJob) -> Facts:
                 for chunk, at, ps in ((job.i, at_left, xs), (job.j, at_right, ys))
                 for k, p in zip(at, ps, strict=True)
             }
-            facts[label] = _facts(by_slot, specs[label])
+            diagnostics[label] = _diagnostics(by_slot, specs[label])
     if refused:
         raise InputError("; ".join(refused))
-    return facts
+    return diagnostics
 
 
-_FACTS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
+_DIAGNOSTICS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
     "n_ties": lambda p, spec: p.ties(spec),
     "clip": lambda p, spec: p.clip[spec.preset],
 }
 
 
-def _fact_names(spec: MeasureSpec) -> list[str]:
+def _diagnostic_names(spec: MeasureSpec) -> list[str]:
     """Return the variables that a measure has of single representations."""
     has = {"n_ties": spec.measure.kind == "neighbour", "clip": bool(spec.preset)}
-    return [name for name in _FACTS if has[name]]
+    return [name for name in _DIAGNOSTICS if has[name]]
 
 
-def _facts(prepared: Mapping[int, Prepared], spec: MeasureSpec) -> dict[str, dict[int, float]]:
+def _diagnostics(
+    prepared: Mapping[int, Prepared], spec: MeasureSpec
+) -> dict[str, dict[int, float]]:
     return {
-        name: {slot: _FACTS[name](p, spec) for slot, p in prepared.items()}
-        for name in _fact_names(spec)
+        name: {slot: _DIAGNOSTICS[name](p, spec) for slot, p in prepared.items()}
+        for name in _diagnostic_names(spec)
     }
 
 
@@ -432,9 +438,9 @@ def _placed(
     return out
 
 
-def record_facts(grids: Mapping[str, Grid], facts: Facts) -> None:
+def record_diagnostics(grids: Mapping[str, Grid], diagnostics: Diagnostics) -> None:
     """Write what workers returned about single representations. Driver only."""
-    for label, variables in facts.items():
+    for label, variables in diagnostics.items():
         for name, of_slot in variables.items():
             array = grids[label].array(name)
             held = read(array)

@@ -1,15 +1,15 @@
-"""From scores of layers to scores of encoders."""
+"""From the scores of pairs of layers to those of encoders, the same for scores and their nulls."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
-
-Float64 = NDArray[np.float64]
+from pipeline.types import Float64, Floating, Index
 
 AGGREGATES = ("max", "mean")
 """How the layer × layer scores of two encoders become one: the best pair, or the mean of all."""
@@ -18,7 +18,7 @@ AGGREGATES = ("max", "mean")
 def aggregate_layers(
     values: ArrayLike, x_groups: ArrayLike, y_groups: ArrayLike
 ) -> dict[str, Float64]:
-    """Turn scores of layers into scores of encoders.
+    """Aggregate the scores of layers over the layers of each pair of encoders.
 
     Parameters
     ----------
@@ -32,6 +32,11 @@ def aggregate_layers(
     dict of numpy.ndarray
         For ``"max"`` and ``"mean"``, `(..., Gx, Gy)`. Pairs of layers without a score (a layer
         that is constant) are left out; NaN where no pair of layers has one.
+
+    Raises
+    ------
+    InputError
+        If the last two axes of `values` do not have the lengths of the groups.
     """
     scores = np.asarray(values, dtype=np.float64)
     gx, gy = np.asarray(x_groups, dtype=np.intp), np.asarray(y_groups, dtype=np.intp)
@@ -48,9 +53,51 @@ def aggregate_layers(
     return {"max": np.where(np.isnan(count), np.nan, best), "mean": total / count}
 
 
-def _by_encoder(
-    scores: Float64, gx: NDArray[np.intp], gy: NDArray[np.intp], combine: Any, start: float
-) -> Float64:
+def aggregate_draws(draws: Floating) -> dict[str, Floating]:
+    """Aggregate draws of one pair of encoders, of which every pair of layers has a score.
+
+    Parameters
+    ----------
+    draws
+        `(n_draws, n_pairs)`.
+
+    Returns
+    -------
+    dict of numpy.ndarray
+        For ``"max"`` and ``"mean"``, `(n_draws,)` in the dtype of `draws`.
+    """
+    return {"max": draws.max(axis=1), "mean": draws.mean(axis=1)}
+
+
+@dataclass(frozen=True)
+class BestPair:
+    """The pair of layers of two encoders with the highest score."""
+
+    score: float
+    layer_x: int
+    layer_y: int
+
+
+def best_pair(block: Float64) -> BestPair:
+    """Find the best pair of layers of two encoders.
+
+    Parameters
+    ----------
+    block
+        `(layers of x, layers of y)`; NaN where the measure is undefined.
+
+    Returns
+    -------
+    BestPair
+        The first of equals, by rows; NaN and −1 if no pair has a score.
+    """
+    if np.isnan(block).all():
+        return BestPair(np.nan, -1, -1)
+    i, j = divmod(int(np.nanargmax(block)), block.shape[1])
+    return BestPair(float(block[i, j]), i, j)
+
+
+def _by_encoder(scores: Float64, gx: Index, gy: Index, combine: Any, start: float) -> Float64:
     """Combine layers of the same encoder, first of Y, then of X, ignoring NaN."""
     filled = np.where(np.isnan(scores), start, scores)
     for groups, axis in ((gy, -1), (gx, -2)):
