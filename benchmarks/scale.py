@@ -27,12 +27,14 @@ import numpy as np
 
 from pipeline.cluster import AddressSpec, Task, executor
 from pipeline.measures import measure_spec
-from pipeline.schema import MEASURES, State
+from pipeline.schema import SCORE_GROUP, State
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
-from pipeline.store.activations import TowerGroup, Weights
-from pipeline.store.grid import Grid, outstanding
-from pipeline.store.layout import activations_path, open_root
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup
+from pipeline.store.grid import Grid, pending_pairs
+from pipeline.store.layout import open_root
 from pipeline.store.stimuli import write_stimuli
+from pipeline.types import Weights
 from pipeline.workflow.log import RunRecord, read_runs
 
 SIDE = 128
@@ -187,7 +189,7 @@ def add_model(root, stimuli: StimulusSet, name: str) -> list[str]:
     layers = [f"blocks.{i}" for i in range(LAYERS)]
     steps = {f"step{10 * i}": (10 * i, Weights(f"sha256:{name}{i}")) for i in range(CHECKPOINTS)}
     tower = TowerGroup.create(
-        root, activations_path(stimuli.key, f"made/{name}", "image"),
+        root, paths.tower(stimuli.key, f"made/{name}", "image"),
         stimulus_ids=list(map(str, stimuli.image_ids)),
         layers=dict.fromkeys(layers, FEATURES),
         attributes={"model": f"made/{name}", "tower": "image", "recipe": {}, "recipe_digest": name,
@@ -234,7 +236,7 @@ def store() -> None:
         digests = dict.fromkeys(names, "0")
         spec = measure_spec("cka")
         grid = Grid.create(
-            root, "measures/subset/cka", "representation", MEASURES, chunk=SIDE, sizes={},
+            root, "measures/subset/cka", SCORE_GROUP, chunk=SIDE,
             attributes={"measure": spec.identity()},
         )  # fmt: skip
         grid.admit(digests)
@@ -243,7 +245,7 @@ def store() -> None:
         new = add_model(root, stimuli, "one-more")
         written = time.perf_counter()
         more = digests | dict.fromkeys(new, "0")
-        todo = outstanding(grid, more, np.ones((len(more),) * 2, bool), SIDE)
+        todo = pending_pairs(grid, more, np.ones((len(more),) * 2, bool), SIDE)
         tasks = sum(1 for _ in todo.blocks())
         known, pairs = time.perf_counter(), len(more) * (len(more) + 1) // 2
         print(

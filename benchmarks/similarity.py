@@ -30,8 +30,9 @@ from pipeline.measures import measure_spec, prepare, score_pairs
 from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.panels import HostPanel
 from pipeline.measures.prepared import Prepared
-from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
+from pipeline.types import Weights
 
 PLAIN_PAIRS = 4
 SPECS = {

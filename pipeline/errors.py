@@ -1,4 +1,4 @@
-"""The exceptions that a person meets.
+"""The exceptions that users see.
 
 A message says what is wrong, where, why, and what to do. The command line prints it without a
 traceback and exits with code 2.
@@ -12,24 +12,43 @@ class ConsilienceError(Exception):
 
 
 class InputError(ConsilienceError, ValueError):
-    """A wrong input: a YAML file, an option, an argument, an array."""
+    """An invalid YAML file, option, argument or array."""
 
 
-class StoreError(ConsilienceError):
-    """A store that is not ours, is newer, damaged, locked, or does not hold what was asked."""
+class _WithRemedy(ConsilienceError):
+    """An error of two parts.
+
+    Parameters
+    ----------
+    what
+        What is wrong, and where; without its final full stop.
+    remedy
+        What to do about it, in whole sentences; may be empty.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)  # both, so that it survives pickling
+        self.what, self.remedy = what, remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.remedy}".rstrip()
 
 
-class UnreadableError(ConsilienceError):
-    """Something of a store that is there, and cannot be read now: this says nothing of damage."""
+class StoreError(_WithRemedy):
+    """A store that is foreign, newer, damaged or locked, or lacks what was asked for."""
+
+
+class UnreadableError(_WithRemedy):
+    """Part of a store that exists but cannot be read now; it need not be damaged."""
 
 
 class LostError(StoreError):
-    """A store that this run may no longer write: another one has it."""
+    """A store that this run may no longer write, because another run holds its lock."""
 
 
 class ModelError(ConsilienceError):
-    """One model that cannot be built, loaded or run; the others go on without it."""
+    """A model that cannot be built, loaded or run; a run continues without it."""
 
 
 class ClusterError(ConsilienceError):
-    """A cluster that is lost, has no workers left, or whose workers a task kills."""
+    """A cluster that is unreachable, has no workers left, or whose workers a task kills."""

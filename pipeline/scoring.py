@@ -1,4 +1,4 @@
-"""A person's own model against the encoders of a store."""
+"""Score one's own model against stored encoders: arrays in, labelled scores out."""
 
 from __future__ import annotations
 
@@ -9,46 +9,90 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
-from pipeline.store.activations import TowerGroup
+from pipeline.types import Float32
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pipeline.measures import MeasureSpec, Prepared
-    from pipeline.store.store import Store
+    from pipeline.measures import MeasureSpec
 
 
-def score(
-    store: Store,
-    layers: Mapping[str, ArrayLike],
-    stimulus: Sequence[str] | NDArray[Any],
-    measure: str,
-    *,
-    encoders: str | Iterable[str] = "final",
-    subset: str | None = None,
+def select_layers(
+    layers: Mapping[str, ArrayLike], stimulus: Sequence[str], compared: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Return the rows of each layer that belong to the stimuli compared, in their order.
+
+    Parameters
+    ----------
+    layers
+        Layer name → activations `(n, features)`.
+    stimulus
+        The n ids of the rows, in any order.
+    compared
+        Ids of the stimuli that the store compares.
+
+    Raises
+    ------
+    InputError
+        Where there is no layer, ids are missing or repeated, or an array does not fit the ids or
+        has values that are not finite.
+    """
+    from pipeline.measures.checks import checked_array
+
+    rows = _rows_of(stimulus, compared)
+    if not layers:
+        raise InputError("no layer was given: pass {'name': activations}.")
+    found = {}
+    for name, values in layers.items():
+        array = np.asarray(values)
+        if array.ndim != 2 or len(array) != len(stimulus):
+            raise InputError(
+                f"layer {name!r}: expected shape ({len(stimulus)}, features), one row per "
+                f"stimulus id, got {array.shape}."
+            )
+        found[name] = checked_array(array[rows], name)
+    return found
+
+
+def score_layers(
+    layers: Mapping[str, NDArray[Any]],
+    stored: Iterable[tuple[Encoder, Sequence[Float32]]],
+    label: str,
+    spec: MeasureSpec,
 ) -> xr.Dataset:
-    """Compare one's own layers with stored encoders; see `Store.score`."""
+    """Compare layers with those of stored encoders, on the same stimuli.
+
+    Parameters
+    ----------
+    layers
+        Layer name → activations `(stimulus, feature)`, as `select_layers` returns them.
+    stored
+        Encoders with the activations of their layers. Read one after the other; all are held as
+        prepared for the measure.
+    label, spec
+        The measure.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `Store.score` returns it.
+    """
     import xarray as xr
 
     from pipeline.calibration import best_pair
     from pipeline.measures import clip_thresholds, prepare, score_pairs
 
-    spec = store.measure(measure, subset)
-    key = store.subset(subset)
-    set_key = str(store.group(f"measures/{key}").attrs["set"])
-    rows = store.rows(key)
-    wanted = store.stimuli(set_key)["stimulus"].values[rows]
-    own = _rows_of([str(s) for s in stimulus], [str(w) for w in wanted])
-    xs = _prepared(layers, len(stimulus), own, spec)
-    chosen = store.image_encoders(encoders, set_key)
+    clip = clip_thresholds(partial(iter, layers.values()), [spec])
+    xs = [prepare(array, [spec], name=name, clip=clip) for name, array in layers.items()]
+    chosen: list[Encoder] = []
     ys = []
-    for e in chosen:
-        tower = TowerGroup(store.group(e.path))
-        arrays = [tower.read(e.checkpoint, layer, rows) for layer in e.layers]
+    for encoder, arrays in stored:
+        chosen.append(encoder)
         clip = clip_thresholds(partial(iter, arrays), [spec])
         ys += [prepare(array, [spec], clip=clip) for array in arrays]
-    values = score_pairs(xs, ys, {measure: spec})[measure].values
+    values = score_pairs(xs, ys, {label: spec})[label].values
     owner = np.repeat(np.arange(len(chosen)), [len(e.layers) for e in chosen])
     best = [best_pair(values[:, owner == k]) for k in range(len(chosen))]
     defined = [b.layer_x >= 0 for b in best]
@@ -68,36 +112,12 @@ def score(
             "representation": [r for e in chosen for r in e.representations],
             "encoder": [e.id for e in chosen],
         },
-        attrs={**spec.conventions(), "n_stimuli": len(rows)},
+        attrs={**spec.conventions(), "n_stimuli": len(next(iter(layers.values())))},
     )
 
 
-def _prepared(
-    layers: Mapping[str, ArrayLike],
-    n: int,
-    rows: NDArray[np.int64],
-    spec: MeasureSpec,
-) -> list[Prepared]:
-    from pipeline.measures import clip_thresholds, prepare
-    from pipeline.measures.checks import checked_array
-
-    if not layers:
-        raise InputError("no layer was given: pass {'name': activations}.")
-    found = {}
-    for name, values in layers.items():
-        array = np.asarray(values)
-        if array.ndim != 2 or len(array) != n:
-            raise InputError(
-                f"layer {name!r}: expected shape ({n}, features), one row per stimulus id, got "
-                f"{array.shape}."
-            )
-        found[name] = checked_array(array[rows], name)
-    clip = clip_thresholds(partial(iter, found.values()), [spec])
-    return [prepare(array, [spec], name=name, clip=clip) for name, array in found.items()]
-
-
 def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """Return where each wanted id stands among the given."""
+    """Return the position of each wanted id among the given."""
     at = {g: i for i, g in enumerate(given)}
     if len(at) != len(given):
         twice = next(g for i, g in enumerate(given) if at[g] != i)

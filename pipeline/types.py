@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,3 +19,12 @@ Block = tuple[int, int]
 """Half-open range of stimuli: one chunk of the activations."""
 Modality = Literal["image", "text"]
 """What a tower takes."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Identity of one checkpoint's weights."""
+
+    digest: str
+    size: int = -1
+    mtime_ns: int = -1

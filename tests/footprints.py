@@ -21,15 +21,17 @@ import psutil
 import zarr
 
 from pipeline.analysis.competence import COMPETENCE
+from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
 from pipeline.stimuli import Subset
 from pipeline.stimuli.base import StimulusSet
-from pipeline.store.activations import TowerGroup, Weights
-from pipeline.store.catalog import Encoder, tower_encoders
-from pipeline.store.grid import Outstanding, outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import tower_encoders
+from pipeline.store.grid import PendingPairs, pending_pairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import open_root
 from pipeline.store.stimuli import write_stimuli
+from pipeline.types import Weights
 from pipeline.workflow import representations as members
 from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.representations import Budget, PreparedCache
@@ -97,11 +99,11 @@ class Made:
         )
         compare.ensure_subset(self.root, subset, subset.key)
         digests, wanted = compare.wanted_scores(comparison)
-        todo: dict[str, Outstanding] = {}
+        todo: dict[str, PendingPairs] = {}
         for label, spec in specs.items():
             grid = compare.ensure_grid(self.root, subset, label, spec)
             grid.admit(digests)
-            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         yield from compare.compare_tasks(todo, specs, self.encoders, subset, budget, "cpu")
         if null is not None:
             yield from self._nulls(comparison, specs, null, budget)
@@ -115,7 +117,7 @@ class Made:
         for label, spec in specs.items():
             grid = calibrate.ensure_null(self.root, subset, label, spec, null)
             grid.admit(digests)
-            todo[label] = outstanding(grid, digests, wanted, grid.chunk)
+            todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         yield from calibrate.null_tasks(todo, specs, self.encoders, null, subset, budget)
 
     def competence(self, subset: Subset) -> Iterator[StageTask]:
@@ -168,7 +170,7 @@ def show(case: str, store: str, task: StageTask) -> None:
     process = psutil.Process()
     before, code, moved = status("VmRSS"), status("RssFile"), process.io_counters()
     start = time.time_ns()
-    task.function(Site(store), task.job)
+    task.function(StoreRef(store), task.job)
     after = process.io_counters()
     measured = {
         # less the pages of libraries that were touched for the first time
@@ -192,7 +194,7 @@ def main(what: str) -> None:
             large = {"img_size": 96, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
             task = extraction(Path(folder), small, 8)
             # what is imported late is no part of what is measured
-            task.function(Site(f"{folder}/s.zarr"), task.job)
+            task.function(StoreRef(f"{folder}/s.zarr"), task.job)
             show("vit", f"{folder}/s.zarr", extraction(Path(folder), large, 64))
             return
         warm, made = (
@@ -203,11 +205,11 @@ def main(what: str) -> None:
             if case == "kernel":  # pair by pair, and so slow
                 made.encoders = made.encoders[:2]
             for task in warm.tasks(48, measures, memory, null, case):
-                task.function(Site(warm.path), task.job)
+                task.function(StoreRef(warm.path), task.job)
             for task in made.tasks(1536, measures, memory, null, case):
                 show(case, made.path, task)
         for task in warm.competence(warm.stimuli.subset(48)):
-            task.function(Site(warm.path), task.job)
+            task.function(StoreRef(warm.path), task.job)
         for task in made.competence(made.stimuli.subset(1536)):
             show("competence", made.path, task)
 

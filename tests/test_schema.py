@@ -27,8 +27,8 @@ DIMENSIONS = {
 
 def test_tables__are_all_there() -> None:
     assert set(TABLES) == {
-        "STIMULI", "ACTIVATIONS", "MEASURES", "CALIBRATION", "ANALYTIC_CALIBRATION", "ALIGNMENT",
-        "ENCODER",
+        "STIMULI", "SUBSET", "ACTIVATIONS", "SIMILARITY_GRID", "CALIBRATION",
+        "ANALYTIC_CALIBRATION", "ALIGNMENT", "ENCODER",
     }  # fmt: skip
 
 
@@ -68,11 +68,13 @@ def test_states__are_what_is_stored() -> None:
     assert [s.name.lower() for s in State] == ["missing", "done", "undefined", "failed"]
     assert list(State) == [0, 1, 2, 3]
     assert list(Slot) == [0, 1, 2]
-    assert "0 missing, 1 done, 2 undefined, 3 failed." in schema.MEASURES["state"].description
+    assert (
+        "0 missing, 1 done, 2 undefined, 3 failed." in schema.SIMILARITY_GRID["state"].description
+    )
 
 
 def test_layer_variable__has_a_feature_axis_of_its_own() -> None:
-    variable = layer_variable("blocks.3")
+    variable = layer_variable("blocks.3", 3)
     assert variable.dims == ("checkpoint", "stimulus", "feature_blocks.3")
     assert variable.dtype == "float32"
     assert np.isnan(variable.fill_value)

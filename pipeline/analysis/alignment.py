@@ -22,10 +22,10 @@ from pipeline.calibration import (
     calibrate_score,
     check_level,
 )
+from pipeline.encoder import Encoder, related
 from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT as VARIABLES
 from pipeline.schema import ENCODER
-from pipeline.store.catalog import Encoder, related
 from pipeline.types import Float64
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pipeline.encoder import Encoder
 from pipeline.schema import Variable
-from pipeline.store.catalog import Encoder
 from pipeline.types import Float32, Float64
 
 if TYPE_CHECKING:

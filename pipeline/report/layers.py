@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.encoder import Encoder
 from pipeline.report.axes import heat_map, shorten
 from pipeline.report.modality import modalities, section_name, section_title
 from pipeline.report.results import Results, encoder_mask, is_calibrated, pair_values, text
 from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import WIDTH, draw, new_figure, number, upper_limit
-from pipeline.store.catalog import Encoder
 from pipeline.types import Float64
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.model import Checkpoint, ModelSpec
-from pipeline.store.activations import Weights
+from pipeline.types import Weights
 
 
 def weights_identity(

@@ -1,7 +1,7 @@
-"""One tower of one model on one set of stimuli: what is there, what is missing, writing blocks.
+"""The activations of one tower of a model on one stimulus set.
 
-The driver creates and grows the group; workers write whole chunks of it and, after every layer
-of a block is written, the block's mark in `complete`.
+The driver creates and grows the group. Workers write whole chunks and, once every layer of a
+block is written, mark the block in `complete`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,27 +17,14 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
-from pipeline.schema import ACTIVATIONS, layer_variable
+from pipeline.schema import TOWER_GROUP, rows_per_chunk
 from pipeline.store.io.chunks import array_of, read, read_marks, read_whole, remedy
-from pipeline.store.layout import as_text, create_variable, ensure_parents
+from pipeline.store.layout import as_text, create_group
+from pipeline.types import Weights
 
-GROWING = ("checkpoint", "step", "weights_digest", "weights_size", "weights_mtime_ns", "complete")
-MAX_ROWS = 1024  # 4 MiB of a layer 1,024 wide
-CHECKPOINT_CHUNK = 1024  # labels of so many checkpoints share a chunk
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Identity of one checkpoint's weights."""
-
-    digest: str
-    size: int = -1
-    mtime_ns: int = -1
-
-
-def rows_per_chunk(n_stimuli: int) -> int:
-    """Return R, the rows of a chunk: one number for all layers of a set."""
-    return min(n_stimuli, MAX_ROWS)
+GROWING = tuple(
+    name for name, variable in TOWER_GROUP.variables.items() if TOWER_GROUP.grows(variable.dims[0])
+)
 
 
 class TowerGroup:
@@ -59,39 +45,25 @@ class TowerGroup:
         layers: Mapping[str, int],
         attributes: Mapping[str, Any],
     ) -> TowerGroup:
-        """Make the group with its layers and no checkpoints yet.
+        """Create the group with its layers and no checkpoints.
 
         Parameters
         ----------
         layers
             Layer → number of features, from input to output.
         attributes
-            Recipe, recipe_digest and whatever else describes the tower, JSON-able.
+            Recipe, recipe_digest and whatever else describes the tower; JSON-serialisable.
         """
-        n = len(stimulus_ids)
-        rows = rows_per_chunk(n)
-        blocks = -(-n // rows)
-        clash = set(layers) & set(ACTIVATIONS)
+        clash = set(layers) & set(TOWER_GROUP.variables)
         if clash:
-            raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}.")
-        ensure_parents(root, path)
-        group = root.create_group(path, overwrite=True)
-        create_variable(group, ACTIVATIONS["stimulus"], (n,), (n,), values=stimulus_ids)
-        for name in GROWING:
-            chunks = (1, 1) if name == "complete" else (CHECKPOINT_CHUNK,)
-            shape = (0, blocks) if name == "complete" else (0,)
-            create_variable(group, ACTIVATIONS[name], shape, chunks)
-        for index, (layer, width) in enumerate(layers.items()):
-            create_variable(
-                group,
-                layer_variable(layer),
-                (0, n, width),
-                (1, rows, width),
-                attributes={"layer_index": index},
-            )
-        # last, and in one write: without them the group counts as not there
-        group.update_attributes(
-            {**attributes, "layers": list(layers), "widths": list(layers.values())}
+            raise StoreError(f"{path}: a layer may not be called {', '.join(sorted(clash))}")
+        group = create_group(
+            root,
+            path,
+            TOWER_GROUP,
+            {"stimulus": len(stimulus_ids)},
+            {**attributes, "layers": list(layers), "widths": list(layers.values())},
+            values={"stimulus": stimulus_ids},
         )
         return cls(group)
 
@@ -111,6 +83,10 @@ class TowerGroup:
         """The group's attributes."""
         return dict(self.group.attrs)
 
+    def update_metadata(self, attributes: Mapping[str, Any]) -> None:
+        """Change attributes that the recipe does not determine. Driver only."""
+        self.group.update_attributes(dict(attributes))
+
     @cached_property
     def checkpoints(self) -> list[str]:
         """Checkpoint labels, in the order of their rows.
@@ -121,12 +97,12 @@ class TowerGroup:
             Where labels are lost of checkpoints that have activations.
         """
         labels = [str(c) for c in self.column("checkpoint")]
-        # labels are written last when the axis grows: an empty one was never finished
+        # labels are written last when the axis grows: an empty one marks an unfinished row
         n = labels.index("") if "" in labels else len(labels)
-        # marks are read only where they have something to say: a damaged one is a block's loss
+        # marks are read only where needed: a damaged one costs its block, not the tower
         if any(labels[n:]) or (n < len(labels) and self.complete[n:].any()):
             raise StoreError(
-                f"{self.group.path}: labels of checkpoints are lost. {remedy(self.group.store)}"
+                f"{self.group.path}: labels of checkpoints are lost", remedy(self.group.store)
             )
         return labels[:n]
 
@@ -154,7 +130,7 @@ class TowerGroup:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return what is said of all checkpoints or stimuli, read once.
+        """Return one variable of all checkpoints or stimuli, read once.
 
         Raises
         ------
@@ -194,18 +170,18 @@ class TowerGroup:
         return self.column("complete").astype(bool)
 
     def is_complete(self, checkpoint: str) -> bool:
-        """Whether a checkpoint is wholly extracted."""
+        """Whether all activations of a checkpoint are extracted."""
         if checkpoint not in self.checkpoints:
             return False
         return bool(self.complete[self.checkpoints.index(checkpoint)].all())
 
     def add_checkpoints(self, rows: Mapping[str, tuple[int, Weights]]) -> None:
-        """Append checkpoints (label → step, weights); those that are there stay. Driver only."""
+        """Append checkpoints (label → step, weights); existing ones stay. Driver only."""
         new = {label: row for label, row in rows.items() if label not in self.checkpoints}
         start, stop = len(self.checkpoints), len(self.checkpoints) + len(new)
         for name in (*self.layers, *GROWING):
             array = self.array(name)
-            if array.shape[0] != stop:  # also where a run was killed while it did this
+            if array.shape[0] != stop:  # also after a run was killed in the middle of this
                 array.resize((stop, *array.shape[1:]))
         if not new:
             return
@@ -229,7 +205,7 @@ class TowerGroup:
         if self.complete[row].any():
             raise StoreError(
                 f"{self.group.path}@{checkpoint}: activations are there; other weights would be "
-                "recorded for them."
+                "recorded for them"
             )
         self._write_weights(slice(row, row + 1), [weights])
         self._columns.clear()
@@ -242,24 +218,25 @@ class TowerGroup:
     def write_block(
         self, checkpoint: str, block: tuple[int, int], values: Mapping[str, NDArray[np.float32]]
     ) -> None:
-        """Write every layer of one block of rows, and then its mark. Workers.
+        """Write every layer of one block of rows, then mark it as complete. Workers.
 
         Raises
         ------
         StoreError
-            Where the rows are not one whole chunk: two writers inside one chunk lose rows in
-            silence. Or where layers are missing.
+            Where the rows are not one whole chunk, since two writers that share a chunk silently
+            lose rows; or where layers are missing.
         """
         start, stop = block
         rows = rows_per_chunk(self.n_stimuli)
         if start % rows or stop != min(start + rows, self.n_stimuli):
             raise StoreError(
                 f"{self.group.path}: rows {start}:{stop} are not one whole chunk of {rows} rows; "
-                "two writers that share a chunk overwrite each other's rows. Write whole chunks."
+                "two writers that share a chunk overwrite each other's rows",
+                "Write whole chunks.",
             )
         if list(values) != self.layers:
             raise StoreError(
-                f"{self.group.path}: expected the layers {self.layers}, got {list(values)}."
+                f"{self.group.path}: expected the layers {self.layers}, got {list(values)}"
             )
         row = self.checkpoints.index(checkpoint)
         for layer, block_values in values.items():
@@ -278,15 +255,15 @@ class TowerGroup:
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
         if not self.is_complete(checkpoint):
-            raise StoreError(f"{where}: these activations are not (wholly) extracted yet.")
+            raise StoreError(f"{where}: these activations are not completely extracted yet")
         values = StoredLayer(self, checkpoint, layer)[...]
         return values if rows is None else values[rows]
 
 
 class StoredLayer:
-    """One layer of one checkpoint as an array `(stimulus, feature)` that is read when indexed.
+    """One layer of one checkpoint: a lazy array `(stimulus, feature)`, read when indexed.
 
-    What is damaged or lost raises, also where it is read late, by Dask.
+    Damaged and lost chunks raise, also when Dask reads them later.
     """
 
     dtype = np.dtype(np.float32)
@@ -300,7 +277,7 @@ class StoredLayer:
         self.chunks = self._array.chunks[1:]
 
     def __getitem__(self, region: Any) -> NDArray[np.float32]:
-        """Read some of it.
+        """Read a region.
 
         Raises
         ------
@@ -309,8 +286,8 @@ class StoredLayer:
         """
         inside = region if isinstance(region, tuple) else (region,)
         values = read(self._array, (self._row, *inside), what=self._where)
-        if np.isnan(values).any():  # what is not finite is not stored
+        if np.isnan(values).any():  # only finite values are stored
             raise StoreError(
-                f"{self._where}: a chunk is lost (it reads as NaN). {remedy(self._array.store)}"
+                f"{self._where}: a chunk is lost (it reads as NaN)", remedy(self._array.store)
             )
         return values

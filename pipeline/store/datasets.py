@@ -1,4 +1,4 @@
-"""The small datasets that are read whole: stimuli, competence, alignment, convergence."""
+"""The small datasets, written whole and read whole: stimuli and the final datasets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+NEW = ".new"
+"""Ends the name of the group that `replace_dataset` writes first."""
+MARK = "inputs"
+"""Completion marker of a final dataset: the identity of what it was made from."""
+
+
 def read_dataset(group: zarr.Group) -> xr.Dataset:
     """Read a dataset into memory.
 
     Raises
     ------
     StoreError
-        Where something of it is damaged or lost.
+        Where part of it is damaged or lost.
     """
     import xarray as xr
 
     lost = lost_keys(group)
     if lost:
-        raise StoreError(f"{lost[0]} is lost. {remedy(group.store)}")
+        raise StoreError(f"{lost[0]} is lost", remedy(group.store))
     try:
         dataset = xr.open_dataset(
             group.store,  # type: ignore[arg-type]
@@ -41,16 +47,16 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
         ).load()
     except DAMAGE as error:
         raise StoreError(
-            f"{group.path}: stored data are damaged: {error}. {remedy(group.store)}"
+            f"{group.path}: stored data are damaged: {error}", remedy(group.store)
         ) from error
-    # numpy's newer variable-length strings cannot be cast to its older ones: give objects
+    # numpy cannot cast its newer variable-length strings to the older ones: return objects
     text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
     dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
     return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
 
 
 def lost_keys(group: zarr.Group) -> list[str]:
-    """Return the files that a finished dataset has had, and has no more.
+    """Return the chunk files that a finished dataset has lost.
 
     Raises
     ------
@@ -71,19 +77,19 @@ def variables(group: zarr.Group) -> list[zarr.Array[Any]]:
     Raises
     ------
     StoreError
-        Where the metadata of one are damaged or lost.
+        Where the metadata of one is damaged or lost.
     """
     names: Any = group.attrs["variables"]
     return [array_of(group, name) for name in names]
 
 
 def inputs_digest(*inputs: Any) -> str:
-    """Return the identity of what a dataset was made from."""
+    """Return the identity of what a dataset is computed from."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
-    """Write a final dataset; `inputs`, what it was made from, last. Driver only."""
+    """Write a final dataset; `inputs`, the identity of what it was made from, last. Driver only."""
     text = {
         name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
         for name, variable in dataset.variables.items()
@@ -94,7 +100,7 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
     ensure_parents(root, path)
     delete(root, path)
     with warnings.catch_warnings():
-        # xarray speaks of consolidated metadata, which this store never has
+        # xarray warns of consolidated metadata, which this store never has
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated.*")
         dataset.to_zarr(
             root.store,
@@ -102,7 +108,7 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
             mode="w",
             zarr_format=3,
             consolidated=False,
-            write_empty_chunks=True,  # so that a lost one can be told from one of fill
+            write_empty_chunks=True,  # so that a lost chunk can be told from one of fill values
             encoding={
                 name: {"compressors": CODECS, "chunks": tuple(max(1, n) for n in variable.shape)}
                 for name, variable in dataset.variables.items()
@@ -110,10 +116,20 @@ def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str)
         )
     group = root[path]
     assert isinstance(group, zarr.Group)
-    group.attrs.update(variables=sorted(map(str, dataset.variables)), inputs=inputs)
+    group.attrs.update({"variables": sorted(map(str, dataset.variables)), MARK: inputs})
+
+
+def replace_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
+    """Write a final dataset so that a kill at any time leaves it or its predecessor. Driver only.
+
+    It is written beside its predecessor, then in its place.
+    """
+    for where in (path + NEW, path):
+        write_dataset(root, where, dataset, inputs)
+    delete(root, path + NEW)
 
 
 def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
     """Whether a final dataset is there and was made from these inputs."""
-    group = find_group(root, path, "inputs")
-    return group is not None and group.attrs["inputs"] == inputs
+    group = find_group(root, path, MARK)
+    return group is not None and group.attrs[MARK] == inputs

@@ -1,8 +1,8 @@
-"""Where things stand in a store, and how arrays in it are made. Only the driver creates."""
+"""Open a store, find and create its groups and arrays. Only the driver creates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,27 +16,16 @@ from zarr.errors import GroupNotFoundError
 
 from pipeline import schema
 from pipeline.errors import InputError, StoreError, UnreadableError
-from pipeline.schema import Variable
-from pipeline.store.io.checksum import SealedStore
+from pipeline.schema import GroupKind, Variable
+from pipeline.store import paths
+from pipeline.store.io.checksum import ChecksumStore
 from pipeline.store.io.chunks import DAMAGE, array_of, quiet, read_whole, remedy
-from pipeline.store.io.lease import Watch
+from pipeline.store.io.lease import LeaseCheck
 from pipeline.store.io.location import Folder, Location, locate
-from pipeline.store.io.write_guard import GuardedStore, write_errors
+from pipeline.store.io.write_guard import WriteGuardStore, write_errors
 
 CODECS = (Crc32cCodec(),)
-"""Of every array, the checksum last: without it a flipped bit is read in silence."""
-RUNS = "runs"
-PARTS = (
-    "stimuli",
-    "activations",
-    "measures",
-    "calibration",
-    "competence",
-    "alignment",
-    "convergence",
-    RUNS,
-)
-"""The groups that a store's root may have."""
+"""Codecs of every array. The checksum comes last: without it a flipped bit goes unnoticed."""
 ROOT_ATTRIBUTES: dict[str, Any] = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
 
 
@@ -44,21 +33,21 @@ def open_root(
     place: str | Path | Location,
     mode: Literal["r", "r+", "a"] = "r",
     *,
-    lease: Watch | None = None,
+    lease: LeaseCheck | None = None,
 ) -> zarr.Group:
-    """Open a store; with mode `a`, make it where there is none.
+    """Open the root group of a store; mode `a` creates it where there is none.
 
     Parameters
     ----------
     place
         Its path or URL.
     lease
-        What has to be held for as long as anything is written.
+        Checked before each write.
 
     Raises
     ------
     InputError
-        Where there is no store, or something else stands there.
+        Where there is no store, or the path holds something else.
     StoreError
         Where the store was written by a newer format version, is damaged, or cannot be written.
     """
@@ -67,11 +56,11 @@ def open_root(
         _check_folder(location.path)
     if mode != "a" and location.is_empty():  # Zarr would make the folder
         raise InputError(_nothing_at(location))
-    sealed = SealedStore(location.zarr_store(read_only=mode == "r"))
-    store = sealed if mode == "r" else GuardedStore(sealed, location, lease)
+    checked = ChecksumStore(location.zarr_store(read_only=mode == "r"))
+    store = checked if mode == "r" else WriteGuardStore(checked, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
-            # of one format: else Zarr asks for three files at once, and leaves two of the errors
+            # with the format given, Zarr asks for one file, not three, and raises its error
             root = zarr.open_group(
                 store, mode="r" if mode == "r" else "r+", zarr_format=3, use_consolidated=False
             )
@@ -80,11 +69,11 @@ def open_root(
             raise InputError(_not_a_store(location)) from None
         return zarr.create_group(store, zarr_format=3, attributes=dict(ROOT_ATTRIBUTES))
     except UnreadableError as error:
-        raise StoreError(f"{location}: {error}") from None
+        raise StoreError(f"{location}: {error.what}", error.remedy) from None
     except location.failures as error:
-        raise StoreError(f"{location} cannot be read: {error}.") from None
+        raise StoreError(f"{location} cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{location}/zarr.json cannot be read: {error}. {remedy(store)}") from None
+        raise StoreError(f"{location}/zarr.json cannot be read: {error}", remedy(store)) from None
     if root.attrs.get("format") != schema.FORMAT:
         raise InputError(
             f"{location} is a Zarr group, but not a Consilience store. Name another path."
@@ -94,15 +83,15 @@ def open_root(
         older = isinstance(version, int) and version < schema.FORMAT_VERSION
         raise StoreError(
             f"{location} has store format {version}; this is Consilience for format "
-            f"{schema.FORMAT_VERSION}. Use {'an older' if older else 'a newer'} Consilience, or "
-            "another path."
+            f"{schema.FORMAT_VERSION}",
+            f"Use {'an older' if older else 'a newer'} Consilience, or another path.",
         )
     return root
 
 
 def has_parts(location: Location) -> bool:
-    """Whether anything has been written to a store but its root."""
-    return any(location.read(f"{part}/zarr.json") for part in PARTS)
+    """Whether a store holds anything besides its root."""
+    return any(location.read(paths.metadata(part)) for part in paths.PARTS)
 
 
 def _check_folder(path: Path) -> None:
@@ -121,14 +110,9 @@ def _not_a_store(location: Location) -> str:
     if has_parts(location):
         return (
             f"{location} has lost its zarr.json. `consilience store verify {location} --repair` "
-            "makes it again."
+            "restores it."
         )
     return f"{found} Name another path."
-
-
-def activations_path(set_key: str, model: str, tower: str) -> str:
-    """Return the group of one model's tower on one set of stimuli."""
-    return f"activations/{set_key}/{model}/{tower}"
 
 
 def create_variable(
@@ -138,9 +122,8 @@ def create_variable(
     chunks: Sequence[int],
     *,
     values: Any = None,
-    attributes: dict[str, Any] | None = None,
 ) -> zarr.Array[Any]:
-    """Create one declared array: crc32c always, empty chunks written, dimensions named."""
+    """Create one declared array, with checksums, named dimensions, and chunks of fill written."""
     array = group.create_array(
         variable.name,
         shape=tuple(shape),
@@ -149,7 +132,7 @@ def create_variable(
         fill_value=variable.fill_value,
         compressors=CODECS,
         dimension_names=variable.dims,
-        attributes={"description": variable.description, **(attributes or {})},
+        attributes={"description": variable.description, **variable.attributes},
         config={"write_empty_chunks": True},
     )
     if values is not None:
@@ -157,10 +140,52 @@ def create_variable(
     return array
 
 
-def ensure_parents(root: zarr.Group, path: str) -> None:
-    """Make the groups above a path, from the top down.
+def create_group(
+    root: zarr.Group,
+    path: str,
+    kind: GroupKind,
+    sizes: Mapping[str, int],
+    attributes: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> zarr.Group:
+    """Create a declared group, replacing what is there; its attributes are written last.
 
-    Zarr writes them all at once, and where the disk is full may leave a group without a parent.
+    Parameters
+    ----------
+    sizes
+        As `GroupKind.layouts` takes them.
+    values
+        Name → initial values; variables that are left out stay unwritten.
+    """
+    ensure_parents(root, path)
+    group = root.create_group(path, overwrite=True)
+    fill_group(group, kind, sizes, attributes, values=values or {})
+    return group
+
+
+def fill_group(
+    group: zarr.Group,
+    kind: GroupKind,
+    sizes: Mapping[str, int],
+    attributes: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any],
+) -> None:
+    """Create the arrays of a group, and then write its attributes, which mark it as complete."""
+    for name, layout in kind.layouts(attributes, sizes).items():
+        create_variable(
+            group, layout.variable, layout.shape, layout.chunks, values=values.get(name)
+        )
+    if attributes:
+        # in one write: without the completion marker the group does not count
+        group.update_attributes(dict(attributes))
+
+
+def ensure_parents(root: zarr.Group, path: str) -> None:
+    """Create the groups above a path, from the top down.
+
+    Zarr writes them concurrently: on a full disk it may leave a group without a parent.
     """
     parts = path.split("/")[:-1]
     for depth in range(1, len(parts) + 1):
@@ -175,7 +200,7 @@ def as_text(values: Any) -> Any:
 
 
 def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
-    """Yield the sorted names of the groups below a path; nothing where the path is not there.
+    """Yield the sorted names of the groups below a path; none if the path does not exist.
 
     Raises
     ------
@@ -191,18 +216,18 @@ def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
             names = sorted(name for name, _ in group.groups())
     except DAMAGE as error:
         raise StoreError(
-            f"{where}: metadata below it cannot be read: {error}. {remedy(root.store)}"
+            f"{where}: metadata below it cannot be read: {error}", remedy(root.store)
         ) from None
     yield from names
 
 
 def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None:
-    """Return a group, or None where it is not there, or its making was interrupted.
+    """Return a group, or None where it is missing or its creation was interrupted.
 
     Parameters
     ----------
     mark
-        The attribute that was written last.
+        Completion marker, written last.
 
     Raises
     ------
@@ -215,7 +240,7 @@ def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None
         return None
     except DAMAGE as error:
         raise StoreError(
-            f"{path}/zarr.json cannot be read: {error}. {remedy(root.store)}"
+            f"{paths.metadata(path)} cannot be read: {error}", remedy(root.store)
         ) from None
     if not isinstance(found, zarr.Group) or (mark and mark not in found.attrs):
         return None
@@ -223,24 +248,23 @@ def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None
 
 
 def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
-    """Return the rows of the base set that a subset has."""
-    group = find_group(root, f"measures/{subset}", "fingerprint")
+    """Return the rows of the base set that form a subset."""
+    path = paths.subset(subset)
+    group = find_group(root, path, "fingerprint")
     if group is None:
-        raise StoreError(
-            f"measures/{subset}/zarr.json is lost or was not finished. {remedy(root.store)}"
-        )
+        raise StoreError(f"{paths.metadata(path)} is lost or was not finished", remedy(root.store))
     return read_whole(array_of(group, "row")).astype(np.int64)
 
 
 def delete(root: zarr.Group, path: str) -> None:
-    """Remove a group or array, damaged or not, if it is there."""
-    # what says that it is there goes first: a run may be killed while the rest goes, in any order
-    sync(root.store.delete(f"{path}/zarr.json"))
+    """Remove a group or array, damaged or not, if it exists."""
+    # metadata first: a run may be killed while the rest is removed, in any order
+    sync(root.store.delete(paths.metadata(path)))
     sync(root.store.delete_dir(path))
 
 
 def sweep_partial(place: str | Path | Location) -> int:
-    """Remove the `*.partial` files that a killed writer leaves; return how many there were."""
+    """Remove the `*.partial` files that killed writers left; return how many."""
     location = locate(place)
     found = list(location.partials())
     for path in found:

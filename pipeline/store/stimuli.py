@@ -1,25 +1,24 @@
-"""The stimuli of a store: what was shown, so that a person can show it to a model of their own."""
+"""Store the stimuli, so that users can run them through a model of their own."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import zarr
 
-from pipeline.schema import STIMULI
+from pipeline.schema import STIMULI, STIMULUS_GROUP
 from pipeline.stimuli import StimulusSet
-from pipeline.store.layout import create_variable, ensure_parents, find_group
+from pipeline.store import paths
+from pipeline.store.layout import create_group, find_group
 
 
 def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
-    """Write ids, captions, labels and, where all have one size, images. Driver only."""
-    path = f"stimuli/{stimuli.key}"
-    if find_group(root, path, "fingerprint") is not None:
+    """Write ids, captions, labels and, if all have one size, images. Driver only."""
+    path = paths.stimuli(stimuli.key)
+    if find_group(root, path, STIMULUS_GROUP.mark) is not None:
         return
-    ensure_parents(root, path)
-    group = root.create_group(path, overwrite=True)
-    n = len(stimuli)
     columns: dict[str, Any] = {"stimulus": stimuli.image_ids}
     if stimuli.captions is not None:
         columns |= {"caption_id": stimuli.caption_ids, "caption": stimuli.captions}
@@ -27,17 +26,23 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
         columns["label"] = stimuli.labels
         if stimuli.label_names:
             columns["label_name"] = [stimuli.label_names[i] for i in stimuli.labels]
-    for name, values in columns.items():
-        create_variable(group, STIMULI[name], (n,), (n,), values=values)
+    sizes = {"stimulus": len(stimuli)}
     if len({image.shape for image in stimuli.images}) == 1:
-        pixels = np.stack([np.atleast_3d(image) for image in stimuli.images])
-        create_variable(
-            group, STIMULI["image"], pixels.shape, (min(n, 1024), *pixels.shape[1:]), values=pixels
-        )
-    group.attrs.update(
-        source=dict(stimuli.source),  # type: ignore[arg-type]
-        name=stimuli.name,
-        caption_fingerprint=stimuli.caption_fingerprint(),
-        variables=sorted(name for name, _ in group.arrays()),
-        fingerprint=stimuli.fingerprint,  # written last: what marks the group as whole
+        columns["image"] = np.stack([np.atleast_3d(image) for image in stimuli.images])
+        sizes |= zip(("height", "width", "channel"), columns["image"].shape[1:], strict=True)
+    # a set declares only the variables that it has values for
+    present = {name: variable for name, variable in STIMULI.items() if name in columns}
+    create_group(
+        root,
+        path,
+        replace(STIMULUS_GROUP, variables=present),
+        sizes,
+        {
+            "source": dict(stimuli.source),
+            "name": stimuli.name,
+            "caption_fingerprint": stimuli.caption_fingerprint(),
+            "variables": sorted(columns),
+            "fingerprint": stimuli.fingerprint,
+        },
+        values=columns,
     )

@@ -1,8 +1,8 @@
-"""What a notebook asks of a store. Opening it imports neither torch nor dask.distributed."""
+"""The read side of a store. Opening one imports neither torch nor dask.distributed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,21 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline import schema
+from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import State
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
+from pipeline.scoring import score_layers, select_layers
+from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import Encoder, encoders, in_training_order, tower_groups
-from pipeline.store.choices import one, unique
-from pipeline.store.datasets import read_dataset
+from pipeline.store.catalog import encoders, tower_encoders, tower_groups
+from pipeline.store.choices import resolve_one, unique
+from pipeline.store.datasets import MARK, NEW, is_current, read_dataset
 from pipeline.store.grid import Grid
-from pipeline.store.io.chunks import remedy
-from pipeline.store.io.location import Folder, locate
+from pipeline.store.io.chunks import array_of, read_whole, remedy
+from pipeline.store.io.location import Folder, Location, locate
 from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
 from pipeline.suggest import did_you_mean
+from pipeline.types import Float32
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +74,9 @@ class StoredCheckpoint:
 
 
 class Store:
-    """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
+    """A store, read-only. Results are labelled; only `score` computes anything."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
         self.root = open_root(self.location, "r")
 
@@ -87,10 +91,10 @@ class Store:
     @property
     def sets(self) -> list[str]:
         """Keys of the stimulus sets."""
-        return list(child_groups(self.root, "stimuli"))
+        return list(child_groups(self.root, paths.STIMULI))
 
     def _set(self, key: str | None) -> str:
-        return one(key, self.sets, "set", "set")
+        return resolve_one(key, self.sets, "set", "set")
 
     @cached_property
     def _encoders(self) -> dict[str, list[Encoder]]:
@@ -144,8 +148,8 @@ class Store:
         return pd.DataFrame(rows).set_index("representation") if rows else pd.DataFrame()
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
-        """Return ids, captions, labels and, where they are stored, the images of a set."""
-        return self._dataset(f"stimuli/{self._set(set)}")
+        """Return ids, captions, labels and, if stored, the images of a set."""
+        return self._dataset(paths.stimuli(self._set(set)))
 
     def activations(
         self,
@@ -163,7 +167,7 @@ class Store:
         model
             A model id, or a complete representation id (`timm/x@final#image/blocks.3`).
         layer, checkpoint, tower
-            What is left out must not be ambiguous.
+            May be left out where there is only one.
 
         Returns
         -------
@@ -173,9 +177,9 @@ class Store:
         Raises
         ------
         InputError
-            Where nothing, or more than one representation, answers: it lists the choices.
+            Where no representation, or more than one, matches; it lists the choices.
         StoreError
-            Where it is computed, if data are damaged or lost.
+            On computing, where data are damaged or lost.
         """
         import dask.array
         import xarray as xr
@@ -192,17 +196,17 @@ class Store:
                 f"there is no model {model!r} in {self.path}."
                 f"{did_you_mean(model, known)} store.catalog() lists them."
             )
-        tower = one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
+        tower = resolve_one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
         found = [e for e in found if e.tower == tower]
-        checkpoint = one(
+        checkpoint = resolve_one(
             checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
         )
         encoder = next(e for e in found if e.checkpoint == checkpoint)
-        layer = one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
+        layer = resolve_one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
         group = TowerGroup(self.group(encoder.path))
         stored = StoredLayer(group, checkpoint, layer)
         return xr.DataArray(
-            # not through xarray, to which a lost chunk is NaN
+            # not through xarray, which reads a lost chunk as NaN
             dask.array.from_array(stored, chunks=stored.chunks, name=False),
             dims=("stimulus", "feature"),
             coords={"stimulus": group.stimulus_ids},
@@ -223,8 +227,8 @@ class Store:
     def _compared(self) -> dict[str, dict[str, Any]]:
         """Key → attributes of all subsets, those of distinct captions included."""
         return {
-            key: dict(self.group(f"measures/{key}").attrs)
-            for key in child_groups(self.root, "measures")
+            key: dict(self.group(paths.subset(key)).attrs)
+            for key in child_groups(self.root, paths.SCORES)
         }
 
     def labels(self, subset: str | None = None) -> list[str]:
@@ -232,21 +236,21 @@ class Store:
         key = self.subset(subset)
         return [
             label
-            for label in child_groups(self.root, "measures", key)
-            if find_group(self.root, f"measures/{key}/{label}", "chunk") is not None
+            for label in child_groups(self.root, paths.SCORES, key)
+            if self.scores(key, label) is not None
         ]
 
     def subset(self, key: str | None = None) -> str:
-        """Return the key of the subset that is meant; ambiguity is an error that lists all."""
-        return one(key, self.subsets, "subset", "subset")
+        """Return the key given, or that of the only subset; ambiguity raises and lists all."""
+        return resolve_one(key, self.subsets, "subset", "subset")
 
-    def _parts(self, subset: str | None, label: str) -> list[str]:
-        """Return the groups of a label: the subset's, and that of its distinct captions."""
+    def _grids(self, subset: str | None, label: str) -> dict[str, Grid]:
+        """Return subset key → scores of a measure: the subset's, then its distinct captions'."""
         key = self.subset(subset)
-        label = one(label, self.labels(key), "label", "measure")
+        label = resolve_one(label, self.labels(key), "label", "measure")
         captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
-        parts = [f"measures/{k}/{label}" for k in (key, *captions)]
-        return [p for p in parts if find_group(self.root, p, "chunk") is not None]
+        grids = {k: self.scores(k, label) for k in (key, *captions)}
+        return {k: grid for k, grid in grids.items() if grid is not None}
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
         """Return the raw similarity of every pair of representations that was compared.
@@ -265,7 +269,7 @@ class Store:
         """
         import xarray as xr
 
-        parts = [_read_grid(self.group(p)) for p in self._parts(subset, label)]
+        parts = [_read_grid(grid) for grid in self._grids(subset, label).values()]
         names = unique(n for part in parts for n in part[0])
         index = {n: i for i, n in enumerate(names)}
         score = np.full((len(names), len(names)), np.nan, np.float32)
@@ -285,7 +289,7 @@ class Store:
         )
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
-        """Return the measure, with its parameters, that a label stands for.
+        """Return the measure and parameters that a label stands for.
 
         Raises
         ------
@@ -294,10 +298,53 @@ class Store:
         """
         from pipeline.measures import check_version, recorded_spec
 
-        group = self.group(self._parts(subset, label)[0])
-        named: Any = group.attrs["measure"]
+        named = next(iter(self._grids(subset, label).values())).attrs["measure"]
         check_version(named, label)
         return recorded_spec(named["name"], named["parameters"])
+
+    def dataset(self, name: str, label: str | None = None, subset: str | None = None) -> xr.Dataset:
+        """Return a final dataset: of a subset, or of one measure on it.
+
+        Parameters
+        ----------
+        name
+            Of an analysis: `competence`, `alignment`, `convergence`.
+        label
+            Of the measure, for an analysis of which there is a dataset for each; may be left out
+            where there is only one.
+
+        Raises
+        ------
+        InputError
+            Where the name or the label is unknown, or the label is left out and ambiguous; or the
+            scores were computed by an earlier version of the measure.
+        StoreError
+            Where the dataset is missing or damaged, or it or one that it was made from cannot be
+            used by this version.
+        """
+        from pipeline.analysis import ANALYSES
+
+        known = {analysis.name: analysis for analysis in ANALYSES}
+        analysis = known[resolve_one(name, list(known), "name", "final dataset")]
+        key = self.subset(subset)
+        remedy = "`consilience run WORKFLOW` makes it anew."
+        if analysis.scope == "measure":
+            labels = list(child_groups(self.root, name, key))
+            label = resolve_one(label, labels, "label", name)
+            self.measure(label, key)
+            remedy = (
+                f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
+                "anew."
+            )
+        for each in (*(known[n] for n in analysis.needs if n in known), analysis):
+            if each.scope == analysis.scope:
+                path = paths.dataset(each.name, key, label)
+                group = find_group(self.root, path)
+                if group is not None and (why := each.fault(dict(group.attrs))):
+                    raise StoreError(f"{self.path}: {path} cannot be used: {why}", remedy)
+        dataset = self._dataset(paths.dataset(name, key, label))
+        schema.validate(dataset, dict(analysis.variables), analysis.variables)
+        return dataset
 
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return the alignment of every pair of encoders that was compared.
@@ -311,18 +358,10 @@ class Store:
 
         Raises
         ------
-        InputError
-            Where the label is unknown, or left out and not the only one.
-        StoreError
-            Where it is damaged, or was calibrated in a way that is known to be wrong today.
+        InputError, StoreError
+            As `dataset`.
         """
-        key = self.subset(subset)
-        label = one(label, list(child_groups(self.root, "alignment", key)), "label", "alignment")
-        self.measure(label, key)
-        self._check_calibration(key, label)
-        dataset = self._dataset(f"alignment/{key}/{label}")
-        schema.validate(dataset, schema.ALIGNMENT, ("score", "calibrated", "p", "related"))
-        return dataset
+        return self.dataset("alignment", label, subset)
 
     def convergence(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return how alignment changes with scale, competence and training.
@@ -330,50 +369,90 @@ class Store:
         Raises
         ------
         InputError, StoreError
-            As `alignment`.
+            As `dataset`.
         """
-        key = self.subset(subset)
-        label = one(
-            label, list(child_groups(self.root, "convergence", key)), "label", "convergence"
-        )
-        self.measure(label, key)
-        self._check_calibration(key, label)
-        return self._dataset(f"convergence/{key}/{label}")
-
-    def _check_calibration(self, key: str, label: str) -> None:
-        """Refuse what was calibrated in a way that is known to be wrong today."""
-        from pipeline.analysis.alignment import ALIGNMENT
-
-        path = f"alignment/{key}/{label}"
-        group = find_group(self.root, path)
-        if group is not None and (why := ALIGNMENT.fault(dict(group.attrs))):
-            raise StoreError(
-                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW`, with a "
-                f"workflow that compares by {label}, makes it anew."
-            )
+        return self.dataset("convergence", label, subset)
 
     def competence(self, subset: str | None = None) -> xr.Dataset:
         """Return the measured competence of each encoder: `knn_accuracy`, `probe_accuracy`.
 
         Raises
         ------
-        StoreError
-            Where it has not been measured, or by another probe than this version's.
+        InputError, StoreError
+            As `dataset`.
         """
-        path = f"competence/{self.subset(subset)}"
-        dataset = self._dataset(path)
-        from pipeline.analysis.competence import COMPETENCE
+        return self.dataset("competence", subset=subset)
 
-        if why := COMPETENCE.fault(dataset.attrs):
-            raise StoreError(
-                f"{self.path}: {path} cannot be used: {why}. `consilience run WORKFLOW` measures "
-                "it anew."
-            )
-        schema.validate(dataset, dict(COMPETENCE.variables))
-        return dataset
+    def stored_dataset(self, name: str, subset: str, label: str | None = None) -> xr.Dataset | None:
+        """Return a final dataset as it is stored, of whatever version; None where there is none."""
+        group = find_group(self.root, paths.dataset(name, subset, label), MARK)
+        return None if group is None else read_dataset(group)
+
+    def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
+        """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
+        return is_current(self.root, paths.dataset(name, subset, label), inputs)
+
+    def column_datasets(self, name: str, subset: str) -> list[xr.Dataset]:
+        """Return a dataset and then, where `replace_dataset` was interrupted, its successor."""
+        path = paths.dataset(name, subset)
+        groups = (find_group(self.root, where, MARK) for where in (path, path + NEW))
+        return [read_dataset(group) for group in groups if group is not None]
+
+    def is_committed(self, name: str, subset: str) -> bool:
+        """Whether no `replace_dataset` was interrupted."""
+        return find_group(self.root, paths.dataset(name, subset) + NEW) is None
+
+    def tower(self, set_key: str, model: str, tower: str) -> TowerGroup | None:
+        """Return the activations of one tower, complete or not; None where there are none."""
+        path = paths.tower(set_key, model, tower)
+        group = find_group(self.root, path, TOWER_GROUP.mark)
+        return None if group is None else TowerGroup(group)
+
+    def tower_at(self, path: str) -> TowerGroup:
+        """Return the activations at `Encoder.path`.
+
+        Raises
+        ------
+        StoreError
+            Where they are missing.
+        """
+        return TowerGroup(self.group(path))
+
+    def tower_encoders(self, set_key: str, model: str, tower: str) -> list[Encoder]:
+        """Return the complete encoders of one tower, in the order of training."""
+        group = self.tower(set_key, model, tower)
+        return [] if group is None else tower_encoders(model, tower, group, set_key)
+
+    def scores(self, subset: str, label: str) -> Grid | None:
+        """Return the layer scores of one measure on a subset; None where there are none."""
+        return self._grid(paths.scores(subset, label), SCORE_GROUP)
+
+    def null(self, subset: str, label: str, key: str) -> Grid | None:
+        """Return one null of a measure on a subset; None where there is none.
+
+        Parameters
+        ----------
+        key
+            Of its method, number of values and seed.
+        """
+        return self._grid(paths.null(subset, label, key), NULL_GROUP)
+
+    def _grid(self, path: str, kind: GroupKind) -> Grid | None:
+        group = find_group(self.root, path, kind.mark)
+        return None if group is None else Grid(group, kind)
+
+    def stimulus_column(self, set_key: str, name: str) -> NDArray[Any]:
+        """Return one variable of a stimulus set, such as `label`, without reading the others.
+
+        Raises
+        ------
+        StoreError
+            Where it is missing, damaged or lost.
+        """
+        return read_whole(array_of(self.group(paths.stimuli(set_key)), name))
 
     def rows(self, subset: str) -> NDArray[np.int64]:
-        """Return the rows of the base set that a subset has."""
+        """Return the rows of the base set that form a subset."""
         return subset_rows(self.root, subset)
 
     def score(
@@ -385,15 +464,15 @@ class Store:
         encoders: str | Iterable[str] = "final",
         subset: str | None = None,
     ) -> xr.Dataset:
-        """Compare a person's own model with the encoders of the store.
+        """Compare your own model with the encoders of the store.
 
         Parameters
         ----------
         layers
-            Layer name → activations `(n, features)` of one's own model, from input to output.
+            Layer name → activations `(n, features)` of your model, from input to output.
         stimulus
-            The n ids of what the rows were computed from, as `stimuli()` gives them. Rows may be
-            in any order, and may be more than the subset needs.
+            The n stimulus ids of the rows, as `stimuli()` returns them. Rows may be in any order,
+            and may include more than the subset needs.
         measure
             A label of this store.
         encoders
@@ -403,16 +482,26 @@ class Store:
         -------
         xarray.Dataset
             `score (layer, representation)` raw similarities; `alignment (encoder)` that of the
-            best layer pair, with `layer` and `best_layer` naming them. Not calibrated.
+            best layer pair, with `own_layer` and `best_layer` naming them. Not calibrated.
 
         Raises
         ------
         InputError
             Where ids are missing or repeated, or arrays do not fit them.
         """
-        from pipeline.scoring import score
+        spec = self.measure(measure, subset)
+        key = self.subset(subset)
+        set_key = str(self.group(paths.subset(key)).attrs["set"])
+        rows = self.rows(key)
+        compared = [str(s) for s in self.stimulus_column(set_key, "stimulus")[rows]]
+        own = select_layers(layers, [str(s) for s in stimulus], compared)
 
-        return score(self, layers, stimulus, measure, encoders=encoders, subset=subset)
+        def stored() -> Iterator[tuple[Encoder, list[Float32]]]:
+            for encoder in self.image_encoders(encoders, set_key):
+                tower = self.tower_at(encoder.path)
+                yield encoder, [tower.read(encoder.checkpoint, n, rows) for n in encoder.layers]
+
+        return score_layers(own, stored(), measure, spec)
 
     def image_encoders(self, chosen: str | Iterable[str], set: str | None = None) -> list[Encoder]:
         """Return image encoders: `final`, `all`, or by their ids.
@@ -440,7 +529,7 @@ class Store:
         """Return one of the store's Zarr groups."""
         group = find_group(self.root, path)
         if group is None:
-            raise StoreError(f"{self.path}: {path} is not there. {remedy(self.root.store)}")
+            raise StoreError(f"{self.path}: {path} is not there", remedy(self.root.store))
         return group
 
     def _dataset(self, path: str) -> xr.Dataset:
@@ -448,8 +537,8 @@ class Store:
         group = find_group(self.root, path)
         if group is None:
             raise StoreError(
-                f"{self.path} has no {path}: that stage has not been run. "
-                "`consilience run WORKFLOW` does what is missing."
+                f"{self.path} has no {path}: that stage has not been run",
+                "`consilience run WORKFLOW` does what is missing.",
             )
         return read_dataset(group)
 
@@ -461,11 +550,11 @@ class Store:
 
     def set_metadata(self, set: str | None = None) -> dict[str, Any]:
         """Return what is recorded about a stimulus set: its source and its fingerprint."""
-        return dict(self.group(f"stimuli/{self._set(set)}").attrs)
+        return dict(self.group(paths.stimuli(self._set(set))).attrs)
 
     def subset_metadata(self, subset: str | None = None) -> dict[str, Any]:
         """Return what is recorded about a subset: kind, base, set, fingerprint, n_stimuli."""
-        return dict(self.group(f"measures/{self._subset_or_captions(subset)}").attrs)
+        return dict(self.group(paths.subset(self._subset_or_captions(subset))).attrs)
 
     def captions_subset(self, subset: str | None = None) -> str | None:
         """Return the key of a subset's distinct captions; None where none were compared."""
@@ -479,7 +568,7 @@ class Store:
 
     def dataset_metadata(self, name: str, label: str, subset: str | None = None) -> dict[str, Any]:
         """Return the attributes of a final dataset, without reading its variables."""
-        return dict(self.group(f"{name}/{self.subset(subset)}/{label}").attrs)
+        return dict(self.group(paths.dataset(name, self.subset(subset), label)).attrs)
 
     def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
         """Return (model, modality) → checkpoints in training order, incomplete ones included."""
@@ -504,17 +593,16 @@ class Store:
         import xarray as xr
 
         found = []
-        for path in self._parts(subset, label):
-            group = self.group(path)
-            grid = Grid(group, "representation")
-            ties = np.asarray(grid.array("n_ties")[...])[list(grid.members.values())]
-            kind = self._compared[path.split("/")[1]].get("kind")
-            n: Any = group.attrs["n_stimuli"]
+        for key, grid in self._grids(subset, label).items():
+            ties = grid.column("n_ties")[list(grid.members.values())]
             found.append(
                 xr.Dataset(
                     {"n_ties": ("representation", ties)},
                     coords={"representation": list(grid.members)},
-                    attrs={"kind": kind, "n_stimuli": int(n)},
+                    attrs={
+                        "kind": self._compared[key].get("kind"),
+                        "n_stimuli": grid.attrs["n_stimuli"],
+                    },
                 )
             )
         return found
@@ -530,15 +618,14 @@ class Store:
             `(layers of x, layers of y)`, NaN where the measure is undefined; None where the pair
             was not compared. Only the chunks that hold the pair are read.
         """
-        for path in self._parts(subset, label):
-            grid = Grid(self.group(path), "representation")
+        for grid in self._grids(subset, label).values():
             members = grid.members
             if not all(r in members for r in (*x.representations, *y.representations)):
                 continue
-            at = tuple(np.array([members[r] for r in e.representations]) for e in (x, y))
-            scores = np.asarray(grid.array("score").oindex[at], dtype=np.float64)
+            rows, columns = ([members[r] for r in e.representations] for e in (x, y))
+            scores, _ = grid.scores_among(rows, columns)
             if np.isfinite(scores).any():
-                return scores
+                return scores.astype(np.float64)
         return None
 
     def _subset_or_captions(self, key: str | None) -> str:
@@ -546,14 +633,12 @@ class Store:
 
 
 def _read_grid(
-    group: zarr.Group,
+    grid: Grid,
 ) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8], int]:
-    grid = Grid(group, "representation")
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
     scores = grid.values("score")[at]
-    n: Any = group.attrs["n_stimuli"]
-    return list(grid.members), scores, grid.state()[at], int(n)
+    return list(grid.members), scores, grid.state()[at], int(grid.attrs["n_stimuli"])
 
 
 __all__ = ["Store", "open_store"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
 from pipeline.types import Mask, Modality
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import zarr
 
 from pipeline.config.registry import Registry
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.stimuli import StimulusSet, Subset
-from pipeline.store.catalog import Encoder
 from pipeline.training import TrainingRecipe
 from pipeline.workflow.comparisons import Comparison, comparisons_of
 from pipeline.workflow.models import ModelPlan

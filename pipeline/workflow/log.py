@@ -26,13 +26,14 @@ import zarr
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import LOG
+from pipeline.store import paths
 from pipeline.store.io.chunks import arrays_of
 from pipeline.store.io.lease import Holder, at_work
 from pipeline.store.io.location import Location, locate
 from pipeline.store.io.write_guard import write_errors
-from pipeline.store.layout import RUNS, create_variable, find_group
+from pipeline.store.layout import create_variable, find_group
 
-FOLDER = f"{RUNS}/{LOG.name}"
+FOLDER = paths.run_logs()
 _SUFFIX = ".jsonl"
 _PACKAGES = (
     "consilience",
@@ -82,7 +83,7 @@ def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
     **what
         What the run is about to do, able to be written as JSON.
     """
-    group = find_group(root, RUNS) or root.create_group(RUNS)
+    group = find_group(root, paths.RUNS) or root.create_group(paths.RUNS)
     if LOG.name not in dict(arrays_of(group)):
         create_variable(group, LOG, (0,), (1,))
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError
+from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimulusSet
-from pipeline.store.activations import TowerGroup, rows_per_chunk
-from pipeline.store.catalog import Encoder, in_training_order, tower_encoders
-from pipeline.store.layout import activations_path, find_group
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import tower_encoders
+from pipeline.store.layout import find_group
 from pipeline.types import Block
 
 if TYPE_CHECKING:
@@ -145,7 +148,7 @@ def stored_tower(
     root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
 ) -> TowerGroup | None:
     """Return the activations of a model's tower, or None where there are none."""
-    path = activations_path(stimuli.key, spec.id, tower)
+    path = paths.tower(stimuli.key, spec.id, tower)
     group = find_group(root, path, "recipe_digest") if root is not None else None
     return None if group is None else TowerGroup(group)
 

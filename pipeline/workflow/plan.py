@@ -11,8 +11,9 @@ import zarr
 from pipeline.config.registry import load_registry
 from pipeline.errors import ConsilienceError, InputError
 from pipeline.stimuli import StimulusSet, load_stimuli
+from pipeline.store import paths
 from pipeline.store.io.location import locate
-from pipeline.store.layout import activations_path, find_group, open_root
+from pipeline.store.layout import find_group, open_root
 from pipeline.training import (
     TrainingRecipe,
     is_trained,
@@ -196,7 +197,7 @@ def _check_trainings(
         for r in recipes
         if is_trained_otherwise(r)
         and any(
-            find_group(root, activations_path(stimuli.key, r.model.id, tower), "recipe_digest")
+            find_group(root, paths.tower(stimuli.key, r.model.id, tower), "recipe_digest")
             is not None
             for tower in r.model.towers
         )

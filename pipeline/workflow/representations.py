@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import __version__
 from pipeline.cluster import worker_folder
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec, Prepared, clip_thresholds, prepare
 from pipeline.measures.footprint import (
     SINGLE,
@@ -23,9 +24,9 @@ from pipeline.measures.footprint import (
     preparing_bytes,
     preparing_operations,
 )
+from pipeline.schema import rows_per_chunk
 from pipeline.stimuli import Subset
-from pipeline.store.activations import TowerGroup, rows_per_chunk
-from pipeline.store.catalog import Encoder
+from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.scratch import CachedRepresentation, Scratch
 

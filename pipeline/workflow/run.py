@@ -33,7 +33,7 @@ from pipeline.cluster.workers import (
 )
 from pipeline.errors import InputError
 from pipeline.progress import stage
-from pipeline.store.io.lease import Lease, Site, lease
+from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
 from pipeline.store.layout import has_parts, open_root, sweep_partial
 from pipeline.training import TrainingRecipe, train_all
@@ -221,7 +221,7 @@ class _Run:
         self.workflow, self.ctx = plan.workflow, plan.context
         self.ctx.root, self.ctx.changing = root, False
         # workers may stand in another folder
-        self.site = Site(absolute(plan.workflow.store), held.token)
+        self.site = StoreRef(absolute(plan.workflow.store), held.token)
 
     def run_stages(self) -> None:
         ctx = self.ctx

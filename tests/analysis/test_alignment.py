@@ -22,9 +22,9 @@ from pipeline.analysis.alignment import (
 )
 from pipeline.analysis.competence import COLUMNS
 from pipeline.calibration import benjamini_hochberg, calibrate_score
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER, validate
-from pipeline.store.catalog import Encoder
 
 NAN = float("nan")
 

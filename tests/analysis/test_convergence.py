@@ -22,7 +22,7 @@ from pipeline.analysis.convergence import (
     pair_weights,
     trend,
 )
-from pipeline.store.catalog import Encoder
+from pipeline.encoder import Encoder
 
 NAN = float("nan")
 Array = np.ndarray

@@ -32,13 +32,14 @@ from pipeline.report.results import Results, load_results
 from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import count, number, p_value, upper_limit
 from pipeline.report.write import COLUMNS
-from pipeline.schema import MEASURES, State
-from pipeline.store import Store, open_store
-from pipeline.store.activations import TowerGroup, Weights
+from pipeline.schema import SCORE_GROUP, State
+from pipeline.store import Store, open_store, paths
+from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import encoders as stored_encoders
 from pipeline.store.datasets import write_dataset
 from pipeline.store.grid import Grid
-from pipeline.store.layout import activations_path, open_root
+from pipeline.store.layout import open_root
+from pipeline.types import Weights
 
 SET, SUBSET = "made-up-00000000", "made-up-n64-00000000"
 VERSIONS = {analysis.name: {"version": analysis.version} for analysis in ANALYSES}
@@ -124,7 +125,7 @@ def _write_activations(root: Any, made: Made) -> None:
                 for tower in towers:
                     model = f"timm/{re.sub('[^a-z&]', '', family)}-w{width}-s{seed}"
                     group = TowerGroup.create(
-                        root, activations_path(SET, model, tower), stimulus_ids=ids, layers=layers,
+                        root, paths.tower(SET, model, tower), stimulus_ids=ids, layers=layers,
                         attributes={
                             "recipe_digest": model, "stimuli_fingerprint": "f" * 64,
                             "family": family, "n_parameters": float(70 * width**2),
@@ -171,7 +172,7 @@ def _block(a: Any, b: Any, made: Made, rng: np.random.Generator) -> Any:
 def _write_scores(root: Any, made: Made, label: str, encoders: Any, scores: Any) -> None:
     spec = SPECS[label]
     grid = Grid.create(
-        root, f"measures/{made.subset}/{label}", "representation", MEASURES, chunk=128, sizes={},
+        root, f"measures/{made.subset}/{label}", SCORE_GROUP,
         attributes={
             "measure": spec.identity(),
             "n_stimuli": made.n_stimuli,
@@ -400,7 +401,7 @@ def test_write_report__says_how_many_captions(tmp_path: Path) -> None:
 def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
     store = make_store(tmp_path / "small.zarr", SMALL)
     TowerGroup.create(
-        open_root(store.path, "r+"), activations_path(SET, "timm/half", "image"),
+        open_root(store.path, "r+"), paths.tower(SET, "timm/half", "image"),
         stimulus_ids=["0"], layers={"blocks.0": 2}, attributes={"recipe_digest": "0"},
     )  # fmt: skip
     page = words_of(write_report(open_store(store.path)).html.read_text("utf-8"))
@@ -410,7 +411,7 @@ def test_write_report__names_models_that_are_absent(tmp_path: Path) -> None:
 def test_write_report__another_workflow_s_models_are_told_from_those(tmp_path: Path) -> None:
     store = make_store(tmp_path / "small.zarr", SMALL)
     group = TowerGroup.create(
-        open_root(store.path, "r+"), activations_path(SET, "timm/other", "image"),
+        open_root(store.path, "r+"), paths.tower(SET, "timm/other", "image"),
         stimulus_ids=["0"], layers={"blocks.0": 2},
         attributes={"recipe_digest": "0", "stimuli_fingerprint": "f" * 64},
     )  # fmt: skip
@@ -539,7 +540,7 @@ def test_is_current__not_where_a_checkpoint_failed_since(tmp_path: Path) -> None
     made = small(tmp_path)
     folder = made.report.html.parent
     assert is_current(made.store, folder, SUBSET)
-    path = activations_path(SET, "timm/late", "image")
+    path = paths.tower(SET, "timm/late", "image")
     TowerGroup.create(
         open_root(made.store.path, "r+"), path, stimulus_ids=["0"], layers={"blocks.0": 2},
         attributes={"recipe_digest": "0"},

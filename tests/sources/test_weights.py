@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.sources.weights import weights_identity
-from pipeline.store.activations import Weights
+from pipeline.types import Weights
 
 SPEC = ModelSpec(source="timm", name="resnet18.a1_in1k")
 CLIP = ModelSpec(source="open_clip", name="RN50", pretrained="cc12m")

@@ -13,9 +13,11 @@ from zoo import Zoo, build, chunk_files, digits_inputs, flip_byte
 
 from pipeline.config.registry import load_registry
 from pipeline.errors import StoreError
-from pipeline.store import Store, activations
-from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
+from pipeline.schema import groups, rows_per_chunk
+from pipeline.store import Store
+from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
+from pipeline.types import Weights
 
 PATH = "activations/set-0/timm/m/image"
 LAYERS = {"stem": 2, "a": 3}
@@ -24,7 +26,7 @@ LAYERS = {"stem": 2, "a": 3}
 @pytest.fixture
 def tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TowerGroup:
     """Ten stimuli in chunks of four rows: blocks of 4, 4 and 2."""
-    monkeypatch.setattr(activations, "MAX_ROWS", 4)
+    monkeypatch.setattr(groups, "MAX_ROWS", 4)
     return make(open_root(tmp_path / "s.zarr", "a"))
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.schema import CALIBRATION, MEASURES, Slot, State
-from pipeline.store.grid import Grid, Outstanding, allocate, padded_state
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, Slot, State
+from pipeline.store.grid import Grid, PendingPairs, allocate, padded_state
 
 CHUNK = 4
 
@@ -17,15 +17,13 @@ CHUNK = 4
 def new_grid(table: str = "measures") -> Grid:
     root = zarr.open_group(zarr.storage.MemoryStore(), mode="w", zarr_format=3)
     if table == "measures":
-        return Grid.create(
-            root, "g", "representation", MEASURES, chunk=CHUNK, sizes={}, attributes={"a": 1}
-        )
-    sizes = {"aggregate": 2, "permutation": 3}
-    return Grid.create(root, "g", "encoder", CALIBRATION, chunk=CHUNK, sizes=sizes, attributes={})
+        return Grid.create(root, "g", SCORE_GROUP, chunk=CHUNK, attributes={"a": 1})
+    attributes = {"aggregates": ["max", "mean"], "n_permutations": 3}
+    return Grid.create(root, "g", NULL_GROUP, chunk=CHUNK, attributes=attributes)
 
 
 def reopened(grid: Grid) -> Grid:
-    return Grid(zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.axis)
+    return Grid(zarr.open_group(grid.group.store, mode="r+", path=grid.group.path), grid.kind)
 
 
 def write(
@@ -161,7 +159,7 @@ def test_blocks__each_with_something_missing_once(
     for a, b in pairs:
         missing[a, b] = True
     expected = sorted({tuple(sorted((a // 4, b // 4))) for a, b in pairs})
-    assert list(Outstanding({}, missing | missing.T, 4).blocks()) == expected
+    assert list(PendingPairs({}, missing | missing.T, 4).blocks()) == expected
 
 
 DIGESTS = st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from("123"), max_size=8)

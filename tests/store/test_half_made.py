@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.schema import MEASURES
+from pipeline.schema import SCORE_GROUP
 from pipeline.stimuli import Subset
 from pipeline.stimuli.digits import load_digits
-from pipeline.store import activations, grid
-from pipeline.store.activations import TowerGroup, Weights
+from pipeline.store import layout
+from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import tower_groups
-from pipeline.store.grid import Grid, outstanding
+from pipeline.store.grid import Grid, pending_pairs
 from pipeline.store.layout import delete, find_group, open_root
+from pipeline.types import Weights
 from pipeline.workflow.stages import compare
 
 CHUNK = 4
@@ -57,14 +58,18 @@ def make_tower(root: zarr.Group) -> TowerGroup:
 
 def make_grid(root: zarr.Group) -> Grid:
     return Grid.create(
-        root, "g", "representation", MEASURES, chunk=CHUNK, sizes={}, attributes={"measure": "m"}
+        root,
+        "g",
+        SCORE_GROUP,
+        chunk=CHUNK,
+        attributes={"measure": "m"},
     )
 
 
 @pytest.mark.parametrize("call", range(9))
 def test_create__tower_killed(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
-    with killed_at(activations, "create_variable", call):
+    with killed_at(layout, "create_variable", call):
         make_tower(root)
     assert find_group(root, PATH, "recipe_digest") is None
     assert tower_groups(root, "set-0") == []
@@ -75,22 +80,24 @@ def test_create__tower_killed(tmp_path: Path, call: int) -> None:
 @pytest.mark.parametrize("call", [0, 3])
 def test_create__grid_killed(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
-    with killed_at(grid, "create_variable", call):
+    with killed_at(layout, "create_variable", call):
         make_grid(root)
     assert find_group(root, "g", "chunk") is None
     assert make_grid(root).chunk == CHUNK
 
 
-@pytest.mark.parametrize("call", range(len(MEASURES)))
+@pytest.mark.parametrize("call", range(len(SCORE_GROUP.variables)))
 def test_admit__killed_while_the_arrays_grow(tmp_path: Path, call: int) -> None:
     root = open_root(tmp_path / "s.zarr", "a")
     first = dict.fromkeys("abcde", "1")
     with killed_at(zarr.Array, "resize", call):
         make_grid(root).admit(first)
     for wanted in (dict.fromkeys("ab", "1"), first):  # another run may want fewer
-        found = Grid(open_root(tmp_path / "s.zarr", "r+")["g"], "representation")  # type: ignore[arg-type]
+        found = Grid(open_root(tmp_path / "s.zarr", "r+")["g"], SCORE_GROUP)  # type: ignore[arg-type]
         n = len(wanted)
-        assert outstanding(found, wanted, np.ones((n, n), bool), CHUNK).n_pairs == n * (n + 1) // 2
+        assert (
+            pending_pairs(found, wanted, np.ones((n, n), bool), CHUNK).n_pairs == n * (n + 1) // 2
+        )
         found.admit(wanted)
     assert {array.shape[0] for _, array in found.group.arrays()} == {2 * CHUNK}
     assert found.members == {name: i for i, name in enumerate("abcde")}

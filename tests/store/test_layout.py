@@ -18,8 +18,8 @@ from pipeline import schema
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import Variable
 from pipeline.store import Store, open_store
-from pipeline.store.io.checksum import SealedStore
-from pipeline.store.io.write_guard import GuardedStore
+from pipeline.store.io.checksum import ChecksumStore
+from pipeline.store.io.write_guard import WriteGuardStore
 from pipeline.store.layout import create_variable, open_root, sweep_partial
 from pipeline.store.verify import verify
 
@@ -78,7 +78,7 @@ def test_layout__descriptions_are_the_declared_ones(zoo: Zoo) -> None:
     tables = {
         "stimuli": schema.STIMULI,
         "activations": schema.ACTIVATIONS,
-        "measures": schema.MEASURES,
+        "measures": schema.SIMILARITY_GRID,
         "calibration": schema.CALIBRATION,
     }
     for name, array in arrays(zoo.path).items():
@@ -225,5 +225,5 @@ def test_wrappers__know_every_way_through_a_store() -> None:
     reads = {"get", "_get_many", "get_partial_values"}  # the last two of chunks alone
     writes = {"set", "set_if_not_exists", "_set_many", "delete", "delete_dir", "clear"}
     assert found - harmless == reads | writes
-    assert writes <= vars(GuardedStore).keys()
-    assert {"get", "set", "set_if_not_exists", "_set_many"} <= vars(SealedStore).keys()
+    assert writes <= vars(WriteGuardStore).keys()
+    assert {"get", "set", "set_if_not_exists", "_set_many"} <= vars(ChecksumStore).keys()

@@ -237,7 +237,7 @@ def test_watch__cannot_look_for_long(place: Location, monkeypatch: pytest.Monkey
 
     with lease(place) as mine:
         monkeypatch.setattr(module, "_clock", lambda: now[0])
-        watch = module.Watch(place, mine.token)
+        watch = module.LeaseCheck(place, mine.token)
         with monkeypatch.context() as patch:
             patch.setattr(type(place), "read", broken)
             for _ in range(100):

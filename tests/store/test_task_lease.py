@@ -13,7 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.store.activations import TowerGroup
 from pipeline.store.grid import Grid
 from pipeline.store.io import lease as module
-from pipeline.store.io.lease import Site, lease
+from pipeline.store.io.lease import StoreRef, lease
 from pipeline.store.io.location import LOCK, locate
 
 ONE = ("models={ids: [timm/vit-a, timm/vit-b]}", "compare.measures={cka: {}}")
@@ -53,7 +53,7 @@ def test_run__lease_lost_in_the_middle_of_a_task(
 def test_watch__of_a_lease_that_is_held(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK", 0.0)
     with lease(copied.path) as held:
-        watch = Site(str(copied.path), held.token).watch()
+        watch = StoreRef(str(copied.path), held.token).lease_check()
         assert watch is not None
         watch.check()
     with pytest.raises(StoreError, match="someone has removed its lock"):

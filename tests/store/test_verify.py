@@ -20,7 +20,7 @@ from zoo import MEASURES, Zoo, chunk_files, flip_byte, tree
 
 from pipeline.cli import main
 from pipeline.errors import InputError, StoreError, UnreadableError
-from pipeline.schema import State
+from pipeline.schema import SCORE_GROUP, State
 from pipeline.store import open_store
 from pipeline.store.io.lease import lease
 from pipeline.store.io.location import LOCK
@@ -480,7 +480,7 @@ def test_write_chunk__does_not_fill_up_what_is_lost(store: Path) -> None:
 
     group = zarr.open_group(store, mode="r+")[at(store, MEASURE).relative_to(store).as_posix()]
     assert isinstance(group, zarr.Group)
-    grid = Grid(group, "representation")
+    grid = Grid(group, SCORE_GROUP)
     assert (grid.state() != State.MISSING).any()
     delete(chunk_files(store, f"{group.path}/score")[0])
     one = np.zeros((128, 128), bool)

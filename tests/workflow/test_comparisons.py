@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.catalog import Encoder
+from pipeline.encoder import Encoder
 from pipeline.workflow.comparisons import expand_to_layers, wanted_pairs, with_modality
 
 KINDS = ("all", "final", "init", "same_step", "within_model")

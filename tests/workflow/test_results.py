@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from zoo import MEASURES, N_PERMUTATIONS, Zoo
 
 from pipeline.calibration import permutation_null, permutations
+from pipeline.encoder import Encoder
 from pipeline.measures import prepare
-from pipeline.schema import State
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, State
 from pipeline.stimuli.digits import load_digits
 from pipeline.store import Store
-from pipeline.store.catalog import Encoder
 from pipeline.store.grid import Grid
 
 K = 5
@@ -113,7 +113,7 @@ class Results:
         (key,) = (k for k, g in group.groups() if g.attrs["kind"] == kind)
         found = group[f"{key}/{label}"]
         assert isinstance(found, zarr.Group)
-        return Grid(found, "representation")
+        return Grid(found, SCORE_GROUP)
 
     def null(self, kind: str, label: str) -> Grid:
         group = self.store.root["calibration"]
@@ -121,7 +121,7 @@ class Results:
         (key,) = (k for k, _ in group.groups() if ("captions" in k) == (kind == "captions"))
         found = group[f"{key}/{label}/permutation-{N_PERMUTATIONS}-seed3"]
         assert isinstance(found, zarr.Group)
-        return Grid(found, "encoder")
+        return Grid(found, NULL_GROUP)
 
 
 @pytest.fixture(scope="module")

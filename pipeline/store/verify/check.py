@@ -1,8 +1,7 @@
-"""Read a whole store, name what is damaged or lost, and prepare it to be made again.
+"""Read a whole store, report what is damaged or lost, and prepare its repair.
 
-Everything is read chunk by chunk. `complete` and `state` say which chunks have to be there;
-checksums, which are whole. Repair touches nothing else: what it marks as missing, the next run
-computes.
+Everything is read chunk by chunk. `complete` and `state` say which chunks must exist, checksums
+say which are intact. Repair only marks damaged pieces as missing; the next run computes them.
 """
 
 from __future__ import annotations
@@ -13,36 +12,41 @@ from pathlib import Path
 
 import zarr
 
-from pipeline.store.io.checksum import METADATA, SealedStore, unsealed
+from pipeline.store import paths
+from pipeline.store.io.checksum import METADATA, ChecksumStore, without_checksum
 from pipeline.store.io.lease import at_work, lease
 from pipeline.store.io.location import Location, Record, locate
-from pipeline.store.layout import PARTS, ROOT_ATTRIBUTES, open_root
-from pipeline.store.verify.parts import VERIFIERS
+from pipeline.store.layout import ROOT_ATTRIBUTES, open_root
+from pipeline.store.verify.parts import verifiers
 from pipeline.store.verify.scan import Damage, Scan, Verification
 
 
-def verify(place: str | Path | Location, *, repair: bool = False) -> Verification:
-    """Read everything in a store, and name what is damaged or lost.
+def verify(
+    place: str | Path | Location,
+    *,
+    repair: bool = False,
+) -> Verification:
+    """Read everything in a store and report what is damaged or lost.
 
     Parameters
     ----------
     place
         Path or URL of the store.
     repair
-        Whether to mark what is damaged as missing, so that the next run makes it again, to make
-        metadata again where it follows from the rest, and to remove leftovers.
+        Whether to mark damaged pieces as missing, so that the next run computes them, to restore
+        metadata that follows from the rest, and to remove leftovers.
 
     Returns
     -------
     Verification
-        Every damaged piece, and how much was read.
+        Every damaged piece, and the amount of data read.
 
     Raises
     ------
     InputError
         Where there is no store.
     StoreError
-        Where it is of a newer format; or, to be repaired, cannot be written or is in use.
+        Where its format is newer; or, for a repair, it cannot be written or is in use.
 
     Notes
     -----
@@ -72,17 +76,17 @@ def verify(place: str | Path | Location, *, repair: bool = False) -> Verificatio
 
 
 def _root_damage(location: Location) -> Damage | None:
-    """Return what is wrong with the root of a store that is ours.
+    """Return what is wrong with the root of a store of this project.
 
     Raises
     ------
     InputError, StoreError
-        Where it is not, or is of another format.
+        Where it is something else, or has another format.
     """
     record = location.read(METADATA) if not location.is_empty() else None
     why = _unreadable(METADATA, record)
     if not why or all(
-        _unreadable(key, location.read(key)) for key in (f"{part}/{METADATA}" for part in PARTS)
+        _unreadable(key, location.read(key)) for key in map(paths.metadata, paths.PARTS)
     ):
         open_root(location)
         return None
@@ -90,7 +94,7 @@ def _root_damage(location: Location) -> Damage | None:
         "the store's root",
         why,
         METADATA,
-        "made again; what stands below was not looked at without it",
+        "restored; what is below could not be checked without it",
         lambda _: None,
     )
 
@@ -99,7 +103,7 @@ def _unreadable(key: str, record: Record | None) -> str:
     if record is None:
         return "its zarr.json is lost"
     try:
-        unsealed(key, record.content)
+        without_checksum(key, record.content)
     except ValueError as error:
         return f"its zarr.json cannot be read: {error}"
     return ""
@@ -110,10 +114,10 @@ def _remove(location: Location, path: str, _: zarr.Group) -> None:
 
 
 def _write_root(location: Location) -> None:
-    """Write the metadata of a store's root, which is the same for all."""
+    """Write the metadata of a store's root, the same for every store."""
     location.remove(METADATA)
     zarr.open_group(
-        SealedStore(location.zarr_store(read_only=False)),
+        ChecksumStore(location.zarr_store(read_only=False)),
         mode="a",
         zarr_format=3,
         attributes=dict(ROOT_ATTRIBUTES),
@@ -121,14 +125,16 @@ def _write_root(location: Location) -> None:
 
 
 def _verify(location: Location, root: zarr.Group) -> Verification:
+    from pipeline.analysis import ANALYSES
+
     started = time.monotonic()
     scan = Scan(location, root)
     for path in location.partials():
         mend = partial(_remove, location, path)
         scan.add(path, "left by a killed writer", path, "removed", mend)
-    for part in PARTS:
+    for part, verify_part in verifiers(ANALYSES).items():
         if scan.is_group(part):
-            VERIFIERS[part](scan, part)
+            verify_part(scan, part)
     scan.found.arrays = len(scan.seen)
     scan.found.seconds = time.monotonic() - started
     return scan.found

@@ -1,37 +1,42 @@
-"""What each part of a store has to hold, and how what is damaged in it is prepared anew."""
+"""What each part of a store must hold, and how damage to it is repaired."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import zarr
 
 from pipeline.errors import StoreError
 from pipeline.schema import (
-    ACTIVATIONS,
-    ANALYTIC_CALIBRATION,
-    CALIBRATION,
-    LOG,
-    MEASURES,
+    NULL_GROUP,
+    RUN_GROUP,
+    SCORE_GROUP,
+    STIMULUS_GROUP,
+    SUBSET_GROUP,
+    TOWER_GROUP,
+    GroupKind,
     State,
     Variable,
-    layer_variable,
 )
-from pipeline.store.activations import CHECKPOINT_CHUNK, GROWING, TowerGroup, rows_per_chunk
-from pipeline.store.datasets import lost_keys, variables
-from pipeline.store.grid import COLUMN_CHUNK, Grid
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup
+from pipeline.store.datasets import MARK, lost_keys, variables
+from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import Index, array_of, read_whole, stored_chunks
-from pipeline.store.layout import RUNS, create_variable, delete
+from pipeline.store.layout import create_variable, delete
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
+
+if TYPE_CHECKING:
+    from pipeline.analysis import Analysis
 
 _AGAIN = "marked as missing; the next run computes it again"
 _MADE = "removed; the next run makes it again"
 
 
 def verify_activations(scan: Scan, part: str) -> None:
-    """Look at every tower of every model."""
+    """Check every tower of every model."""
     for set_key in scan.children(part):
         if not scan.is_group(f"{part}/{set_key}"):
             continue
@@ -45,8 +50,44 @@ def verify_activations(scan: Scan, part: str) -> None:
                         _Tower(scan, f"{path}/{tower}", f"{source}/{name}", tower).verify()
 
 
+class _NoMetadataError(Exception):
+    """The metadata of all growing arrays of a group are lost: its length is not known."""
+
+
+def _metadata(
+    scan: Scan, path: str, group: zarr.Group, kind: GroupKind, sizes: Mapping[str, int]
+) -> bool:
+    """Check the metadata of a group's arrays; each can be made again from the others.
+
+    Returns
+    -------
+    bool
+        Whether all are intact.
+
+    Raises
+    ------
+    _NoMetadataError
+        Where there is no array to make the others from.
+    """
+    attributes = dict(group.attrs)
+    lengths = []
+    for name, variable in kind.declared(attributes).items():
+        at = kind.growing_axis(variable)
+        if at is not None:
+            try:
+                lengths.append(int(array_of(group, name).shape[at]))
+            except (StoreError, IndexError):
+                continue
+    if not lengths:
+        raise _NoMetadataError("the metadata of all its arrays is lost")
+    before = len(scan.found.damages)
+    for layout in kind.layouts(attributes, {**sizes, kind.axis: max(lengths)}).values():
+        scan.metadata(path, layout)
+    return len(scan.found.damages) == before
+
+
 class _Tower:
-    """One model tower: its metadata, its columns, and the chunks that are marked complete."""
+    """One model tower: its metadata, its columns, and the chunks marked as complete."""
 
     def __init__(self, scan: Scan, path: str, model: str, tower: str) -> None:
         self.scan, self.path, self.model, self.tower = scan, path, model, tower
@@ -57,12 +98,16 @@ class _Tower:
         if group is None:
             self.lost(f"{self.path}/zarr.json", why)
             return
-        if "recipe_digest" not in group.attrs:
-            return  # the making of it was interrupted: it counts as not there
+        if TOWER_GROUP.mark not in group.attrs:
+            return  # its creation was interrupted: it does not count
         if not self.stimuli(group):
             return
         n = int(array_of(group, "stimulus").shape[0])
-        if not self.metadata(group, n):
+        try:
+            if not _metadata(self.scan, self.path, group, TOWER_GROUP, {"stimulus": n}):
+                return
+        except _NoMetadataError as error:
+            self.lost(self.path, str(error))
             return
         found = TowerGroup(group)
         try:
@@ -70,12 +115,12 @@ class _Tower:
             for name in ("step", "weights_digest", "weights_size", "weights_mtime_ns"):
                 found.column(name)
         except StoreError as error:
-            self.lost(self.path, str(error).partition(". `")[0])
+            self.lost(self.path, error.what)
             return
         self.blocks(found, labels)
 
     def lost(self, path: str, why: str) -> None:
-        """Note what cannot be made again without the model."""
+        """Record damage that only another extraction repairs."""
         self.scan.add(
             f"{self.model}#{self.tower}", why, path,
             "it cannot be made again from the rest: the tower is removed, and the next run "
@@ -84,16 +129,16 @@ class _Tower:
         )  # fmt: skip
 
     def stimuli(self, group: zarr.Group) -> bool:
-        """Look at the ids of the rows, which the set of stimuli has too."""
+        """Check the ids of the rows, which the stimulus set has too."""
         path = f"{self.path}/stimulus"
         try:
             array = array_of(group, "stimulus")
             bad = [why for _, why in self.scan.faults(array)]
         except StoreError as error:
-            bad = [str(error).partition(". `")[0]]
+            bad = [error.what]
         if not bad:
             return True
-        source = f"stimuli/{self.path.split('/')[1]}"
+        source = paths.stimuli(paths.tower_parts(self.path)[0])
         column = "stimulus" if self.tower == "image" else "caption_id"
         try:
             ids = [str(i) for i in read_whole(array_of(self.scan.root, f"{source}/{column}"))]
@@ -106,34 +151,8 @@ class _Tower:
         )  # fmt: skip
         return False
 
-    def metadata(self, group: zarr.Group, n: int) -> bool:
-        """Look at the metadata of all arrays; each follows from the others."""
-        rows = rows_per_chunk(n)
-        blocks = -(-n // rows)
-        lengths = []
-        for name in (*GROWING, *group.attrs.get("layers", ())):  # type: ignore[misc]
-            try:
-                lengths.append(int(array_of(group, str(name)).shape[0]))
-            except StoreError:
-                continue
-        if not lengths:
-            self.lost(self.path, "the metadata of all its arrays is lost")
-            return False
-        length, before = max(lengths), len(self.scan.found.damages)
-        for name in GROWING:
-            tail, chunk = ((blocks,), (1, 1)) if name == "complete" else ((), (CHECKPOINT_CHUNK,))
-            self.scan.metadata(f"{self.path}/{name}", ACTIVATIONS[name], (length, *tail), chunk)
-        attributes: Any = group.attrs
-        layers = zip(attributes.get("layers", ()), attributes.get("widths", ()), strict=False)
-        for index, (layer, width) in enumerate(layers):
-            self.scan.metadata(
-                f"{self.path}/{layer}", layer_variable(layer), (length, n, width),
-                (1, rows, width), {"layer_index": index},
-            )  # fmt: skip
-        return len(self.scan.found.damages) == before
-
     def blocks(self, found: TowerGroup, labels: list[str]) -> None:
-        """Read every chunk that is marked complete."""
+        """Read every chunk that is marked as complete."""
         marks = found.array("complete")
         written = stored_chunks(marks)
         faulty = dict(self.scan.faults(marks, sorted(written)))
@@ -156,7 +175,7 @@ class _Tower:
     def block(
         self, found: TowerGroup, labels: list[str], index: Index, layer: str, why: str
     ) -> None:
-        """Note a block of rows of one checkpoint that has to be extracted again."""
+        """Record a block of rows of one checkpoint that must be extracted again."""
         row, number = index
         start, stop = found.blocks[number]
 
@@ -176,14 +195,15 @@ class _Tower:
 
 
 def _write_ids(root: zarr.Group, path: str, ids: list[str]) -> None:
-    delete(root, f"{path}/stimulus")
+    delete(root, paths.array(path, "stimulus"))
     group = root[path]
     assert isinstance(group, zarr.Group)
-    create_variable(group, ACTIVATIONS["stimulus"], (len(ids),), (len(ids),), values=ids)
+    layout = TOWER_GROUP.layouts(dict(group.attrs), {"stimulus": len(ids)})["stimulus"]
+    create_variable(group, layout.variable, layout.shape, layout.chunks, values=ids)
 
 
 def verify_measures(scan: Scan, part: str) -> None:
-    """Look at the rows of every subset, and at every grid of scores."""
+    """Check the rows of every subset, and every grid of scores."""
     for subset in scan.children(part):
         path = f"{part}/{subset}"
         group, why = scan.group(path)
@@ -192,11 +212,11 @@ def verify_measures(scan: Scan, part: str) -> None:
                 f"subset {subset}", why, f"{path}/zarr.json", "the next run makes it again",
                 partial(new_group, path),
             )  # fmt: skip
-        elif "fingerprint" in group.attrs:
+        elif SUBSET_GROUP.mark in group.attrs:
             try:
                 bad = [why for _, why in scan.faults(array_of(group, "row"))]
             except StoreError as error:
-                bad = [str(error).partition(". `")[0]]
+                bad = [error.what]
             if bad:
                 scan.add(
                     f"subset {subset}, its rows", bad[0], f"{path}/row", _MADE,
@@ -205,11 +225,11 @@ def verify_measures(scan: Scan, part: str) -> None:
         for label in scan.children(path):
             if label != "row":
                 name = f"measure {label} on {subset}"
-                _Grid(scan, f"{path}/{label}", name, "representation", MEASURES).verify()
+                _Grid(scan, f"{path}/{label}", name, SCORE_GROUP).verify()
 
 
 def verify_calibration(scan: Scan, part: str) -> None:
-    """Look at every grid of nulls."""
+    """Check every grid of nulls."""
     for subset in scan.children(part):
         if not scan.is_group(f"{part}/{subset}"):
             continue
@@ -218,36 +238,37 @@ def verify_calibration(scan: Scan, part: str) -> None:
             if scan.is_group(path):
                 for key in scan.children(path):
                     name = f"null {key} of {label} on {subset}"
-                    group, _ = scan.group(f"{path}/{key}")
-                    has_tail = group is not None and "version" in group.attrs
-                    table = ANALYTIC_CALIBRATION if has_tail else CALIBRATION
-                    _Grid(scan, f"{path}/{key}", name, "encoder", table).verify()
+                    _Grid(scan, f"{path}/{key}", name, NULL_GROUP).verify()
 
 
 class _Grid:
-    """Pairwise results: slots, and every chunk of pairs in which something is done."""
+    """Pairwise results: slots, and every chunk that holds results."""
 
-    def __init__(
-        self, scan: Scan, path: str, name: str, axis: str, table: dict[str, Variable]
-    ) -> None:
-        self.scan, self.path, self.name, self.axis, self.table = scan, path, name, axis, table
+    def __init__(self, scan: Scan, path: str, name: str, kind: GroupKind) -> None:
+        self.scan, self.path, self.name, self.kind = scan, path, name, kind
+        self.variables: dict[str, Variable] = {}
 
     def verify(self) -> None:
         group, why = self.scan.group(self.path)
         if group is None:
             self.lost(f"{self.path}/zarr.json", why)
             return
-        if "chunk" not in group.attrs:
-            return  # the making of it was interrupted: it counts as not there
-        grid = Grid(group, self.axis)
-        if not self.metadata(grid):
+        if self.kind.mark not in group.attrs:
+            return  # its creation was interrupted: it does not count
+        grid = Grid(group, self.kind)
+        try:
+            if not _metadata(self.scan, self.path, group, self.kind, {}):
+                return
+        except _NoMetadataError as error:
+            self.lost(self.path, str(error))
             return
+        self.variables = self.kind.declared(dict(group.attrs))
         try:
             _ = grid.slots, grid.members
         except StoreError as error:
-            self.lost(self.path, str(error).partition(". `")[0])
+            self.lost(self.path, error.what)
             return
-        for name in self.table:
+        for name in self.variables:
             if not self.is_pairwise(name):
                 array = grid.array(name)
                 there = sorted(stored_chunks(array))
@@ -257,43 +278,15 @@ class _Grid:
         self.pairs(grid)
 
     def lost(self, path: str, why: str) -> None:
-        """Note what cannot be told apart from pair to pair."""
+        """Record damage that cannot be narrowed down to pairs."""
         self.scan.add(self.name, why, path, f"all of it {_MADE}", partial(_drop, self.path))
 
     def is_pairwise(self, name: str) -> bool:
-        return f"{self.axis}_x" in self.table[name].dims
-
-    def metadata(self, grid: Grid) -> bool:
-        """Look at the metadata of all arrays; each follows from the others."""
-        attributes: Any = grid.group.attrs
-        sizes = {
-            "aggregate": len(attributes.get("aggregates", ())),
-            "permutation": attributes.get("n_permutations", 0),
-        }
-        lengths = []
-        for name in self.table:
-            try:
-                array = grid.array(name)
-                at = grid.pair_axis(name) if self.is_pairwise(name) else 0
-                lengths.append(int(array.shape[at]))
-            except (StoreError, ValueError, IndexError):
-                continue
-        if not lengths:
-            self.lost(self.path, "the metadata of all its arrays is lost")
-            return False
-        length, before = max(lengths), len(self.scan.found.damages)
-        for name, variable in self.table.items():
-            side = grid.chunk if self.is_pairwise(name) else COLUMN_CHUNK
-            own = [d.startswith(self.axis) for d in variable.dims]
-            dims = list(zip(own, variable.dims, strict=True))
-            shape = [length if o else sizes[d] for o, d in dims]
-            chunk = [side if o else sizes[d] for o, d in dims]
-            self.scan.metadata(f"{self.path}/{name}", variable, shape, chunk)
-        return len(self.scan.found.damages) == before
+        return self.kind.is_pairwise(self.variables[name])
 
     def pairs(self, grid: Grid) -> None:
-        """Read every chunk that the state says was written, and find values without a state."""
-        names = [n for n in self.table if self.is_pairwise(n) and n != "state"]
+        """Read every chunk that `state` marks as written; find values without a state."""
+        names = [n for n in self.variables if self.is_pairwise(n) and n != "state"]
         state = grid.array("state")
         states = stored_chunks(state)
         written = []
@@ -315,10 +308,10 @@ class _Grid:
                         self.block(grid, index[at : at + 2], "state", why)
 
     def block(self, grid: Grid, pair: Index, name: str, why: str) -> None:
-        """Note a chunk of pairs that has to be computed again."""
+        """Record a chunk of pairs that must be computed again."""
 
         def mend(root: zarr.Group) -> None:
-            for each in self.table:
+            for each in self.variables:
                 if self.is_pairwise(each):
                     array = grid.array(each)
                     drop_chunk(root, array, _around(pair, grid.pair_axis(each), array.ndim))
@@ -334,7 +327,7 @@ class _Grid:
 
 
 def _around(pair: Index, at: int, ndim: int) -> Index:
-    """Return the index of a chunk of pairs; along its other dimensions there is one chunk."""
+    """Return the index of a chunk of pairs; the other dimensions have one chunk."""
     return (0,) * at + pair + (0,) * (ndim - at - 2)
 
 
@@ -342,49 +335,56 @@ def _drop(path: str, root: zarr.Group) -> None:
     delete(root, path)
 
 
-def _verify_datasets(scan: Scan, path: str, depth: int, what: str, mark: str) -> None:
-    for name in scan.children(path):
-        below = f"{path}/{name}"
-        if depth > 1:
-            if scan.is_group(below):
-                _verify_datasets(scan, below, depth - 1, what, mark)
-            continue
-        mend = partial(_drop, below)
-        group, why = scan.group(below)
-        if group is not None and mark not in group.attrs:
-            continue  # the making of it was interrupted: it counts as not there
-        where, faults = f"{below}/zarr.json", [why] if why else []
-        if group is not None:
-            try:
-                faults = [f"{key} is lost" for key in lost_keys(group)]
-                for array in variables(group):
-                    there = sorted(stored_chunks(array))
-                    for _, fault in scan.faults(array, there):
-                        faults.append(fault)
-                        where = array.path
-            except StoreError as error:
-                faults = [str(error).partition(". `")[0]]
-        for fault in faults:
-            scan.add(f"{what} {below.partition('/')[2]}", fault, where, _MADE, mend)
+def verify_stimuli(scan: Scan, part: str) -> None:
+    """Check every set of stimuli."""
+    for set_key in scan.children(part):
+        _verify_dataset(scan, f"{part}/{set_key}", part, STIMULUS_GROUP.mark)
 
 
-def _datasets(depth: int, what: str, mark: str) -> Callable[[Scan, str], None]:
-    return lambda scan, part: _verify_datasets(scan, part, depth, what, mark)
+def verify_final(analysis: Analysis, scan: Scan, part: str) -> None:
+    """Check every final dataset of an analysis."""
+    for subset in scan.children(part):
+        path = f"{part}/{subset}"
+        if analysis.scope == "subset":
+            _verify_dataset(scan, path, part, MARK)
+        elif scan.is_group(path):
+            for label in scan.children(path):
+                _verify_dataset(scan, f"{path}/{label}", part, MARK)
+
+
+def _verify_dataset(scan: Scan, path: str, what: str, mark: str) -> None:
+    group, why = scan.group(path)
+    if group is not None and mark not in group.attrs:
+        return  # its creation was interrupted: it does not count
+    where, faults = paths.metadata(path), [why] if why else []
+    if group is not None:
+        try:
+            faults = [f"{key} is lost" for key in lost_keys(group)]
+            for array in variables(group):
+                there = sorted(stored_chunks(array))
+                for _, fault in scan.faults(array, there):
+                    faults.append(fault)
+                    where = array.path
+        except StoreError as error:
+            faults = [error.what]
+    for fault in faults:
+        scan.add(f"{what} {path.partition('/')[2]}", fault, where, _MADE, partial(_drop, path))
 
 
 def _verify_runs(scan: Scan, part: str) -> None:
-    """Look at what holds the logs. They themselves are no results: they have no checksums."""
+    """Check what holds the logs. The logs themselves are no results and have no checksums."""
     if scan.group(part)[0] is not None:
-        scan.metadata(f"{part}/{LOG.name}", LOG, (0,), (1,))
+        for layout in RUN_GROUP.layouts({}, {"run": 0}).values():
+            scan.metadata(part, layout)
 
 
-VERIFIERS: dict[str, Callable[[Scan, str], None]] = {
-    "stimuli": _datasets(1, "stimuli", "fingerprint"),
-    "activations": verify_activations,
-    "measures": verify_measures,
-    "calibration": verify_calibration,
-    "competence": _datasets(1, "competence", "inputs"),
-    "alignment": _datasets(2, "alignment", "inputs"),
-    "convergence": _datasets(2, "convergence", "inputs"),
-    RUNS: _verify_runs,
-}
+def verifiers(analyses: Sequence[Analysis]) -> dict[str, Callable[[Scan, str], None]]:
+    """Return part of a store → what verifies it, in order."""
+    return {
+        paths.STIMULI: verify_stimuli,
+        paths.ACTIVATIONS: verify_activations,
+        paths.SCORES: verify_measures,
+        paths.NULLS: verify_calibration,
+        **{each.name: partial(verify_final, each) for each in analyses},
+        paths.RUNS: _verify_runs,
+    }

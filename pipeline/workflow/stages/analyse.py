@@ -14,15 +14,15 @@ import zarr
 
 from pipeline.analysis import ANALYSES, Analysis, ComparisonResults, Inputs
 from pipeline.calibration import AGGREGATES, VERSION
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import SINGLE
 from pipeline.schema import State
 from pipeline.stimuli import Subset
 from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import Encoder
 from pipeline.store.datasets import inputs_digest, is_current, read_dataset, write_dataset
 from pipeline.store.io.chunks import array_of, read_whole
-from pipeline.store.io.lease import Site
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import delete, find_group, open_root, subset_rows
 from pipeline.types import Float64
 from pipeline.workflow.budgets import Cost
@@ -189,7 +189,7 @@ def columns_task(
     )
 
 
-def measure_columns(store: Site, job: ColumnsJob) -> Columns:
+def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
     """Measure the columns of a few encoders on a worker."""
     (analysis,) = (a for a in ANALYSES if a.name == job.analysis)
     root = open_root(store.place, "r")

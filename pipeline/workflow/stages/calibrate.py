@@ -21,6 +21,7 @@ from pipeline.calibration import (
     permutations,
     tail_bounds,
 )
+from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import (
     DOUBLE,
@@ -29,11 +30,10 @@ from pipeline.measures.footprint import (
     permuting_operations,
     scoring_bytes,
 )
-from pipeline.schema import ANALYTIC_CALIBRATION, CALIBRATION, State
+from pipeline.schema import ANALYTIC_CALIBRATION, NULL_GROUP, SCORE_GROUP, GroupKind, State
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding, outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.grid import Grid, PendingPairs, pending_pairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import find_group, open_root
 from pipeline.types import Float64, Index, Mask
 from pipeline.workflow.budgets import Cost
@@ -69,7 +69,7 @@ class Calibrate:
             assert settings is not None
             digests, wanted = wanted_nulls(c)
             todo = {
-                label: outstanding(
+                label: pending_pairs(
                     find_null(ctx.root_of(label), c.subset, label, spec, settings),
                     digests,
                     wanted,
@@ -137,7 +137,7 @@ def find_null(
     """Return the grid of one measure's null, or None where there is none."""
     path = null_path(subset.key, label, measure, spec)
     group = find_group(root, path, "chunk") if root is not None else None
-    return None if group is None else Grid(group, "encoder")
+    return None if group is None else Grid(group, NULL_GROUP)
 
 
 def ensure_null(
@@ -149,10 +149,8 @@ def ensure_null(
     return find_null(root, subset, label, measure, spec) or Grid.create(
         root,
         null_path(subset.key, label, measure, spec),
-        "encoder",
-        ANALYTIC_CALIBRATION if analytic else CALIBRATION,
+        NULL_GROUP,
         chunk=CHUNK,
-        sizes={"aggregate": len(AGGREGATES), "permutation": count},
         attributes={
             "method": method,
             **({"version": VERSION} if analytic else {}),
@@ -245,7 +243,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
 
 
 def null_tasks(
-    todo: Mapping[str, Outstanding],
+    todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
     calibrate: CalibrateSpec,
@@ -292,7 +290,7 @@ def null_tasks(
             )
 
 
-def null_job(store: Site, job: NullJob) -> int:
+def null_job(store: StoreRef, job: NullJob) -> int:
     """Compute one block of nulls on a worker; return the number of encoder pairs."""
     left, right = (
         [m for layers in side.values() for m in layers] for side in (job.left, job.right)
@@ -307,7 +305,7 @@ def null_job(store: Site, job: NullJob) -> int:
     )
     wanted = job.missing[np.ix_(list(job.left), list(job.right))]
     in_order = _in_order(job)
-    root = open_root(store.place, "r+", lease=store.watch())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     for (method, count), specs in _by_method(job).items():
         masks = dict.fromkeys(specs, wanted)
         permuted = dict(masks)
@@ -352,7 +350,9 @@ def null_job(store: Site, job: NullJob) -> int:
             of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
             if label in tails:
                 of_pairs["tail"] = tails[label]
-            grid = _grid(root, null_path(job.subset, label, specs[label], job.calibrate), "encoder")
+            grid = _grid(
+                root, null_path(job.subset, label, specs[label], job.calibrate), NULL_GROUP
+            )
             _write(grid, job, by_aggregate, turned, of_pairs, masks[label])
     return int(job.missing.sum())
 
@@ -387,8 +387,8 @@ def _best_scores(
 
     A pair that could not be compared has no score to tell the tail of, and its null waits for it.
     """
-    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), "encoder")
-    grid = _grid(root, f"measures/{job.subset}/{label}", "representation")
+    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), NULL_GROUP)
+    grid = _grid(root, f"measures/{job.subset}/{label}", SCORE_GROUP)
     encoders = {slot: encoder for encoder, slot in null.members.items()}
     rows, columns = (
         [
@@ -406,10 +406,10 @@ def _best_scores(
     return best, compared
 
 
-def _grid(root: zarr.Group, path: str, axis: str) -> Grid:
+def _grid(root: zarr.Group, path: str, kind: GroupKind) -> Grid:
     group = root[path]
     assert isinstance(group, zarr.Group)
-    return Grid(group, axis)
+    return Grid(group, kind)
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:

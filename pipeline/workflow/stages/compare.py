@@ -11,16 +11,16 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.cluster import Device
+from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.footprint import DOUBLE, SINGLE, scoring_bytes, scoring_operations
 from pipeline.measures.panels import resolve_device
-from pipeline.schema import MEASURES, Variable
+from pipeline.schema import SCORE_GROUP, SUBSET
 from pipeline.stimuli import Subset
-from pipeline.store.catalog import Encoder
-from pipeline.store.grid import Grid, Outstanding, outstanding
+from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.chunks import read
-from pipeline.store.io.lease import Site
+from pipeline.store.io.lease import StoreRef
 from pipeline.store.layout import (
     child_groups,
     create_variable,
@@ -44,8 +44,6 @@ from pipeline.workflow.representations import (
 from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
 
 CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
-
-_ROW = Variable("row", ("stimulus",), "int64", "Row of the base set.")
 
 
 class Compare:
@@ -128,7 +126,7 @@ def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
         ensure_parents(root, path)
         group = root.require_group(path)
         delete(root, f"{path}/row")
-        create_variable(group, _ROW, (len(subset),), (len(subset),), values=subset.rows)
+        create_variable(group, SUBSET["row"], (len(subset),), (len(subset),), values=subset.rows)
         group.attrs.update(
             kind=subset.kind,
             base=base,
@@ -162,7 +160,7 @@ def find_grid(
             f"with --replace {label}."
         )
     check_version(stored, label)
-    return Grid(group, "representation")
+    return Grid(group, SCORE_GROUP)
 
 
 def drop_measure(root: zarr.Group, label: str) -> None:
@@ -177,10 +175,8 @@ def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec)
     return find_grid(root, subset, label, spec) or Grid.create(
         root,
         f"measures/{subset.key}/{label}",
-        "representation",
-        MEASURES,
+        SCORE_GROUP,
         chunk=CHUNK,
-        sizes={},
         attributes={
             "measure": spec.identity(),
             "conventions": spec.conventions(),
@@ -203,14 +199,14 @@ def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
 
 def outstanding_scores(
     grid: Grid | None, digests: Mapping[str, str], wanted: Mask, spec: MeasureSpec
-) -> Outstanding:
+) -> PendingPairs:
     """Compare what is wanted of one measure with its grid, or with none.
 
     What there is to say of single representations comes back from workers and is written by the
     driver. Where a driver was killed in between, the pairs are done and it is lost: one pair of
     such a representation is then asked for again.
     """
-    todo = outstanding(grid, digests, wanted, CHUNK)
+    todo = pending_pairs(grid, digests, wanted, CHUNK)
     if grid is None:
         return todo
     slots = np.array([todo.members[m] for m in digests], dtype=np.int64)
@@ -278,7 +274,7 @@ def compare_cost(job: CompareJob, subset: Subset) -> Cost:
 
 
 def compare_tasks(
-    todo: Mapping[str, Outstanding],
+    todo: Mapping[str, PendingPairs],
     specs: Mapping[str, MeasureSpec],
     encoders: Sequence[Encoder],
     subset: Subset,
@@ -341,7 +337,7 @@ Diagnostics = dict[str, dict[str, dict[int, float]]]
 """Label → variable of representations → slot → value."""
 
 
-def compare_job(store: Site, job: CompareJob) -> Diagnostics:
+def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
     """Compute one block on a worker; return what there is to say of single representations."""
     at_left = [k for k, m in enumerate(job.left) if m is not None]
     at_right = [k for k, m in enumerate(job.right) if m is not None]
@@ -356,7 +352,7 @@ def compare_job(store: Site, job: CompareJob) -> Diagnostics:
     both = left if diagonal else [*left, *right]
     prepared = prepare_representations(store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
-    root = open_root(store.place, "r+", lease=store.watch())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     diagnostics: Diagnostics = {}
     device = resolve_device(job.device)
     refused: list[str] = []
@@ -379,7 +375,7 @@ def compare_job(store: Site, job: CompareJob) -> Diagnostics:
         for label in labels:
             group = root[f"measures/{job.subset}/{label}"]
             assert isinstance(group, zarr.Group)
-            grid = Grid(group, "representation")
+            grid = Grid(group, SCORE_GROUP)
             values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
             undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)

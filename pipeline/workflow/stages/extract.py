@@ -13,16 +13,18 @@ from pipeline.allocator import own_pages
 from pipeline.cluster import Device
 from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
 from pipeline.measures.footprint import SINGLE
+from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
-from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
-from pipeline.store.catalog import in_training_order
-from pipeline.store.io.lease import Site
-from pipeline.store.layout import activations_path, delete, open_root
+from pipeline.store import paths
+from pipeline.store.activations import TowerGroup
+from pipeline.store.io.lease import StoreRef
+from pipeline.store.layout import delete, open_root
 from pipeline.store.stimuli import write_stimuli
-from pipeline.types import Block
+from pipeline.types import Block, Weights
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.context import Context
 from pipeline.workflow.models import (
@@ -161,7 +163,7 @@ def create_towers(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
     spec = plan.spec
     steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
     for tower in spec.towers:
-        path = activations_path(stimuli.key, spec.id, tower)
+        path = paths.tower(stimuli.key, spec.id, tower)
         if plan.replace:
             delete(root, path)
         group = stored_tower(root, spec, tower, stimuli) or _create(
@@ -257,13 +259,13 @@ def _stimuli(spec: StimuliSpec) -> StimulusSet:
     return load_stimuli(spec)
 
 
-def extract_job(store: Site, job: ExtractJob) -> dict[str, str]:
+def extract_job(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     """Extract one model on a worker; return checkpoint → error for those that failed."""
     with own_pages():
         return _extract(store, job)
 
 
-def _extract(store: Site, job: ExtractJob) -> dict[str, str]:
+def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
@@ -279,7 +281,7 @@ def _extract(store: Site, job: ExtractJob) -> dict[str, str]:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    root = open_root(store.place, "r+", lease=store.watch())
+    root = open_root(store.place, "r+", lease=store.lease_check())
     errors: dict[str, str] = {}
     done = 0
     source, model = get_source(job.spec.source), None

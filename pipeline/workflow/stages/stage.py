@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pipeline.cluster import Device, Task
-from pipeline.store.grid import Outstanding
-from pipeline.store.io.lease import Site
+from pipeline.store.grid import PendingPairs
+from pipeline.store.io.lease import StoreRef
 from pipeline.types import Mask
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison
@@ -38,7 +38,7 @@ class StageTask(Task):
 
 def stage_task(
     name: str,
-    function: Callable[[Site, Job], Any],
+    function: Callable[[StoreRef, Job], Any],
     job: Job,
     *,
     takes: Cost,
@@ -62,13 +62,13 @@ class Failure(NamedTuple):
 class PendingGrids:
     """What the grids of all comparisons lack."""
 
-    grids: list[tuple[Comparison, Mapping[str, Outstanding]]] = field(default_factory=list)
+    grids: list[tuple[Comparison, Mapping[str, PendingPairs]]] = field(default_factory=list)
     """Each comparison with label → what that measure's grid lacks."""
     n_missing: int = 0
     """Unordered pairs, over comparisons and measures."""
     n_wanted: int = 0
 
-    def add(self, comparison: Comparison, todo: Mapping[str, Outstanding], wanted: Mask) -> None:
+    def add(self, comparison: Comparison, todo: Mapping[str, PendingPairs], wanted: Mask) -> None:
         """Add the grids of a comparison, of all of whose pairs those of a mask are wanted."""
         self.grids.append((comparison, todo))
         self.n_missing += sum(each.n_pairs for each in todo.values())
@@ -77,7 +77,7 @@ class PendingGrids:
     def __bool__(self) -> bool:
         return self.n_missing > 0
 
-    def __iter__(self) -> Iterator[tuple[Comparison, Mapping[str, Outstanding]]]:
+    def __iter__(self) -> Iterator[tuple[Comparison, Mapping[str, PendingPairs]]]:
         return iter(self.grids)
 
 

@@ -1,12 +1,12 @@
-"""Every dimension and variable of the store, declared once, and validated on entry.
+"""Every variable of the store, with dimensions, dtype and prose; declared once, validated on entry.
 
 Plain records: nothing here imports zarr, xarray or torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class State(IntEnum):
 
 
 class Slot(IntEnum):
-    """State of one row of a growing axis."""
+    """State of one slot of a growing axis."""
 
     FREE = 0
     LIVE = 1
@@ -45,6 +45,8 @@ class Variable:
     dtype: str
     description: str
     fill: Any = None
+    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Of the array, besides its description."""
 
     @property
     def fill_value(self) -> Any:
@@ -68,6 +70,8 @@ STIMULI = _table(
     Variable("label_name", ("stimulus",), "str", "Class name."),
     Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),
 )
+
+SUBSET = _table(Variable("row", ("stimulus",), "int64", "Row of the base set."))
 
 ACTIVATIONS = _table(
     Variable("stimulus", ("stimulus",), "str", "Content id of what the tower sees."),
@@ -104,17 +108,18 @@ ACTIVATIONS = _table(
 )
 
 
-def layer_variable(layer: str) -> Variable:
-    """Declare the activations of one layer."""
+def layer_variable(layer: str, index: int) -> Variable:
+    """Declare the activations of one layer, the `index`-th from the input."""
     return Variable(
         layer,
         ("checkpoint", "stimulus", f"feature_{layer}"),
         "float32",
         f"Pooled activations of {layer}.",
+        attributes={"layer_index": index},
     )
 
 
-MEASURES = _table(
+SIMILARITY_GRID = _table(
     Variable("slot", ("representation",), "uint8", "0 free, 1 live, 2 retired."),
     Variable("representation", ("representation",), "str", "MODEL@CHECKPOINT#TOWER/LAYER."),
     Variable(
@@ -161,7 +166,7 @@ CALIBRATION = _table(
         "permuted",
         ("encoder_x", "encoder_y"),
         "uint8",
-        "1 where the null was had by permuting stimuli, 0 where it was drawn from moments.",
+        "1 if the null was estimated by permutation, 0 if sampled from moments.",
     ),
     Variable(
         "state", ("encoder_x", "encoder_y"), "uint8", "0 missing, 1 done, 2 undefined, 3 failed."
@@ -174,10 +179,10 @@ ANALYTIC_CALIBRATION = CALIBRATION | _table(
         ("encoder_x", "encoder_y"),
         "float64",
         "Upper bound, from exact moments, of the probability that the best layer pair scores as "
-        "high as observed by chance; NaN where the null was had by permuting stimuli.",
+        "high as observed by chance; NaN if the null was estimated by permutation.",
     ),
 )
-"""Of nulls that are drawn from moments."""
+"""Of nulls that are sampled from moments."""
 
 AGGREGATES = ("max", "mean")
 
@@ -244,13 +249,13 @@ ALIGNMENT = _table(
         "permuted",
         ("encoder_x", "encoder_y"),
         "bool",
-        "Whether the null was had by permuting stimuli, not drawn from moments.",
+        "Whether the null was estimated by permutation, not sampled from moments.",
     ),
     Variable(
         "related",
         ("encoder_x", "encoder_y"),
         "bool",
-        "Not trained apart: one model, shared weights, or one initialised from the other.",
+        "Not trained independently: one model, shared weights, or one initialised from the other.",
     ),
     Variable("n_stimuli", ("encoder_x", "encoder_y"), "int64", "Rows the pair was compared on."),
 )
@@ -286,12 +291,18 @@ ENCODER = _table(
 
 
 def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[str] = ()) -> None:
-    """Raise where a declared variable has other dimensions or another kind of dtype, or lacks.
+    """Check a dataset against the declared variables.
+
+    Parameters
+    ----------
+    names
+        Variables that must be present. Others are checked where they are.
 
     Raises
     ------
     InputError
-        Naming the variable, what was found and what is declared.
+        Where a variable is missing, or has other dimensions or another kind of dtype than declared;
+        it names the variable, what was found and what is declared.
     """
     for name in names:
         if name not in dataset.variables:
