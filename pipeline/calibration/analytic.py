@@ -18,8 +18,9 @@ skewness of its own (see `pipeline.calibration.leading`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -180,19 +181,29 @@ def _strong(coupling: Coupling, variance: Float64) -> Mask:
     return found
 
 
-_scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of each relation, or list
+class ScalarCache:
+    """Scalars of relations and of lists of neighbours, kept as long as these are."""
+
+    def __init__(self) -> None:
+        self._scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def get(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Look up the scalars of a relation, or of a list, and compute them the first time."""
+        if key not in self._scalars:
+            self._scalars[key] = compute()
+        return self._scalars[key]
+
+
+_SCALARS = ScalarCache()
 
 
 def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, CouplingScalars]:
     """Scalars of relations, worked out once for each."""
     n = relations[0].n_stimuli
     table: Floating = np.empty((n, n), dtype=relations[0].dtype)
-    for relation in relations:
-        if relation not in _scalars:
-            relation.whole(out=table)
-            _scalars[relation] = relation_scalars(table, relation.row_effects)
-    own, both = zip(*(_scalars[r] for r in relations), strict=True)
-    return UCentredScalars.stack(own), CouplingScalars.stack(both)
+    found = [_SCALARS.get(r, partial(_scalars_of, r, table)) for r in relations]
+    alone, coupling = zip(*found, strict=True)
+    return UCentredScalars.stack(alone), CouplingScalars.stack(coupling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,11 +302,17 @@ def _neighbour_parts(
     return np.where(same, parts[0], 0.0), np.where(same, parts[1], 0.0)
 
 
+def _scalars_of(relation: Relation, table: Floating) -> tuple[UCentredScalars, CouplingScalars]:
+    return relation_scalars(relation.whole(out=table), relation.row_effects)
+
+
 def _list_scalars(
     lists: list[Neighbours], relations: list[scipy.sparse.csr_array]
 ) -> NeighbourScalars:
     """Scalars of neighbours, worked out once for each representation."""
-    for each, relation in zip(lists, relations, strict=True):
-        if each not in _scalars:
-            _scalars[each] = neighbour_scalars(relation)
-    return NeighbourScalars.stack([_scalars[each] for each in lists])
+    return NeighbourScalars.stack(
+        [
+            _SCALARS.get(each, partial(neighbour_scalars, relation))
+            for each, relation in zip(lists, relations, strict=True)
+        ]
+    )

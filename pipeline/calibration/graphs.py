@@ -26,7 +26,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import pairwise, permutations, product
 from typing import Any
 
@@ -87,7 +87,7 @@ def _form(graphs: tuple[str, ...], n: int, directed: bool) -> Float64:
     return np.array([[float(value) for value in row] for row in form])
 
 
-@cache
+@lru_cache(maxsize=16)
 def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]]]:
     """Σ over partitions σ into m vertices of the products of graphs' coefficients, by m.
 
@@ -96,14 +96,15 @@ def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]
     """
     sizes = [len(edge) for edge in graphs[0].split()]
     cuts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    places = {_canonical(tuple(map(tuple, g.split())), directed): i for i, g in enumerate(graphs)}
+    canonical = cache(partial(_canonical, directed=directed))  # partitions give few edge sets
+    places = {canonical(tuple(map(tuple, g.split()))): i for i, g in enumerate(graphs)}
     largest = max(len(set(g) - {" "}) for g in graphs)
     coefficients: dict[tuple[int, ...], list[int]] = defaultdict(lambda: [0] * len(graphs))
     for merged in _partitions(cuts[-1]):
         if max(merged) >= largest:
             continue
         edges = tuple(merged[i:j] for i, j in pairwise(cuts))
-        place = places.get(_canonical(tuple(sorted(edges)), directed))
+        place = places.get(canonical(tuple(sorted(edges))))
         if place is None:
             continue
         for split, mobius in _refinements(merged):
@@ -141,7 +142,6 @@ def _refinements(merged: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int
         yield tuple(names.setdefault(label, len(names)) for label in labels), mobius
 
 
-@cache
 def _canonical(edges: Edges, directed: bool) -> Edges:
     """Name vertices so that graphs that differ in names only become the same."""
     vertices = sorted({vertex for edge in edges for vertex in edge})

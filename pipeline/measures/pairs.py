@@ -285,7 +285,10 @@ def _dense_products(
     ]
     left, right = panels[0][0], panels[-1][0]
     sums = [np.zeros((g.rows.size, count, g.columns.size, count), dtype=np.int64) for g in groups]
-    unknown = [np.flatnonzero([not side[i].own for i in used.tolist()]) for _, side, used in panels]
+    unknown = [
+        np.flatnonzero([side[i].self_product.value is None for i in used.tolist()])
+        for _, side, used in panels
+    ]
     norms = [np.zeros((len(which), count, count), dtype=np.int64) for which in unknown]
     for rows, columns in _tiles(n, height, width):
         for (panel, _, _), which, norm in zip(panels, unknown, norms, strict=True):
@@ -299,7 +302,7 @@ def _dense_products(
         products[np.ix_(group.rows, group.columns)] = joined(added.swapaxes(1, 2), n)
     for (_, side, used), which, norm in zip(panels, unknown, norms, strict=True):
         for i, product in zip(used[which].tolist(), joined(norm, n).tolist(), strict=True):
-            side[i].own[:] = [product]
+            side[i].self_product.value = product
     products = in_units(products, xs, ys)
     return _mirrored(products, groups) if symmetric else products
 

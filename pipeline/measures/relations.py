@@ -63,6 +63,16 @@ RelationKey = tuple[str | float, ...]
 ``("rsa", dissimilarity, comparison)``."""
 
 
+@dataclass(eq=False)
+class SelfProduct:
+    """⟨U, U⟩ of one relation above the diagonal, in steps, once it is known.
+
+    The sum is exact, so it does not matter who computed it.
+    """
+
+    value: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Relation:
     """One representation's U-centred relation, with what U-centring took away."""
@@ -78,8 +88,7 @@ class Relation:
     """What a feature of 1, as it was multiplied, is in its own units."""
     step: float = 1.0
     """What entries are rounded to whole numbers of when they are multiplied."""
-    own: list[float] = field(default_factory=list, repr=False)
-    """⟨U, U⟩ in steps, once it is known; a sum without rounding, so it does not matter whence."""
+    self_product: SelfProduct = field(default_factory=SelfProduct, repr=False)
 
     @property
     def n_stimuli(self) -> int:
@@ -100,7 +109,9 @@ class Relation:
     def permuted(self, order: Index) -> Relation:
         """Reorder the stimuli."""
         storage = self.storage.permuted(order)
-        return replace(self, storage=storage, row_effects=self.row_effects[order], own=[])
+        return replace(
+            self, storage=storage, row_effects=self.row_effects[order], self_product=SelfProduct()
+        )
 
     def spilled(self, folder: Path) -> Relation:
         """Keep the bulk of it in a file; vectors and norms stay."""
@@ -108,11 +119,11 @@ class Relation:
 
     def squared_norm(self, *, u_centred_only: bool) -> float:
         """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
-        if not self.own:
-            self.own.append(_own_product(self))
+        if self.self_product.value is None:
+            self.self_product.value = _self_product(self)
         n = self.n_stimuli
         floor = n * (n - 1) * (16 * float(np.finfo(self.storage.dtype).eps)) ** 2
-        norm = float(in_units(np.array(self.own), [self], [self])[0, 0])
+        norm = float(in_units(np.array([self.self_product.value]), [self], [self])[0, 0])
         if u_centred_only:
             return norm if norm > floor else 0.0
         # as `relation_scores` does, so that a relation is 1 with itself
@@ -166,7 +177,12 @@ def relate(
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
     return Relation(
-        LazyRelation(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, own=[0.0]
+        LazyRelation(Products(empty), empty[:, 0]),
+        kind,
+        np.zeros(n),
+        0.0,
+        1.0,
+        self_product=SelfProduct(0.0),
     )
 
 
@@ -354,7 +370,7 @@ def _largest_of_products(features: Floating, shift: Floating) -> float:
     return float(largest)
 
 
-def _own_product(relation: Relation) -> float:
+def _self_product(relation: Relation) -> float:
     """⟨U, U⟩ above the diagonal, in steps."""
     n, count = relation.n_stimuli, slices(relation.dtype)
     sums = np.zeros((1, count, count), dtype=np.int64)
