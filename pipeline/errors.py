@@ -1,4 +1,4 @@
-"""The exceptions that a person meets.
+"""The exceptions that users see.
 
 A message says what is wrong, where, why, and what to do. The command line prints it without a
 traceback and exits with code 2.
@@ -12,7 +12,7 @@ class ConsilienceError(Exception):
 
 
 class InputError(ConsilienceError, ValueError):
-    """A wrong input: a YAML file, an option, an argument, an array."""
+    """An invalid YAML file, option, argument or array."""
 
 
 class _WithRemedy(ConsilienceError):
@@ -47,8 +47,8 @@ class LostError(StoreError):
 
 
 class ModelError(ConsilienceError):
-    """One model that cannot be built, loaded or run; the others go on without it."""
+    """A model that cannot be built, loaded or run; a run continues without it."""
 
 
 class ClusterError(ConsilienceError):
-    """A cluster that is lost, has no workers left, or whose workers a task kills."""
+    """A cluster that is unreachable, has no workers left, or whose workers a task kills."""

@@ -1,4 +1,4 @@
-"""Every dimension and variable of the store, declared once, and validated on entry.
+"""Every variable of the store, with dimensions, dtype and prose; declared once, validated on entry.
 
 Plain records: nothing here imports zarr, xarray or torch.
 """
@@ -29,7 +29,7 @@ class State(IntEnum):
 
 
 class Slot(IntEnum):
-    """State of one row of a growing axis."""
+    """State of one slot of a growing axis."""
 
     FREE = 0
     LIVE = 1
@@ -166,7 +166,7 @@ CALIBRATION = _table(
         "permuted",
         ("encoder_x", "encoder_y"),
         "uint8",
-        "1 where the null was had by permuting stimuli, 0 where it was drawn from moments.",
+        "1 if the null was estimated by permutation, 0 if sampled from moments.",
     ),
     Variable(
         "state", ("encoder_x", "encoder_y"), "uint8", "0 missing, 1 done, 2 undefined, 3 failed."
@@ -179,10 +179,10 @@ ANALYTIC_CALIBRATION = CALIBRATION | _table(
         ("encoder_x", "encoder_y"),
         "float64",
         "Upper bound, from exact moments, of the probability that the best layer pair scores as "
-        "high as observed by chance; NaN where the null was had by permuting stimuli.",
+        "high as observed by chance; NaN if the null was estimated by permutation.",
     ),
 )
-"""Of nulls that are drawn from moments."""
+"""Of nulls that are sampled from moments."""
 
 AGGREGATES = ("max", "mean")
 
@@ -249,13 +249,13 @@ ALIGNMENT = _table(
         "permuted",
         ("encoder_x", "encoder_y"),
         "bool",
-        "Whether the null was had by permuting stimuli, not drawn from moments.",
+        "Whether the null was estimated by permutation, not sampled from moments.",
     ),
     Variable(
         "related",
         ("encoder_x", "encoder_y"),
         "bool",
-        "Not trained apart: one model, shared weights, or one initialised from the other.",
+        "Not trained independently: one model, shared weights, or one initialised from the other.",
     ),
     Variable("n_stimuli", ("encoder_x", "encoder_y"), "int64", "Rows the pair was compared on."),
 )
@@ -291,12 +291,18 @@ ENCODER = _table(
 
 
 def validate(dataset: xr.Dataset, table: dict[str, Variable], names: Iterable[str] = ()) -> None:
-    """Raise where a declared variable has other dimensions or another kind of dtype, or lacks.
+    """Check a dataset against the declared variables.
+
+    Parameters
+    ----------
+    names
+        Variables that must be present. Others are checked where they are.
 
     Raises
     ------
     InputError
-        Naming the variable, what was found and what is declared.
+        Where a variable is missing, or has other dimensions or another kind of dtype than declared;
+        it names the variable, what was found and what is declared.
     """
     for name in names:
         if name not in dataset.variables:

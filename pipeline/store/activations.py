@@ -1,7 +1,7 @@
-"""One tower of one model on one set of stimuli: what is there, what is missing, writing blocks.
+"""The activations of one tower of a model on one stimulus set.
 
-The driver creates and grows the group; workers write whole chunks of it and, after every layer
-of a block is written, the block's mark in `complete`.
+The driver creates and grows the group. Workers write whole chunks and, once every layer of a
+block is written, mark the block in `complete`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class TowerGroup:
         layers: Mapping[str, int],
         attributes: Mapping[str, Any],
     ) -> TowerGroup:
-        """Make the group with its layers and no checkpoints yet.
+        """Create the group with its layers and no checkpoints.
 
         Parameters
         ----------
         layers
             Layer → number of features, from input to output.
         attributes
-            Recipe, recipe_digest and whatever else describes the tower, JSON-able.
+            Recipe, recipe_digest and whatever else describes the tower; JSON-serialisable.
         """
         clash = set(layers) & set(TOWER_GROUP.variables)
         if clash:
@@ -84,7 +84,7 @@ class TowerGroup:
         return dict(self.group.attrs)
 
     def update_metadata(self, attributes: Mapping[str, Any]) -> None:
-        """Change attributes that say nothing of the recipe. Driver only."""
+        """Change attributes that the recipe does not determine. Driver only."""
         self.group.update_attributes(dict(attributes))
 
     @cached_property
@@ -97,9 +97,9 @@ class TowerGroup:
             Where labels are lost of checkpoints that have activations.
         """
         labels = [str(c) for c in self.column("checkpoint")]
-        # labels are written last when the axis grows: an empty one was never finished
+        # labels are written last when the axis grows: an empty one marks an unfinished row
         n = labels.index("") if "" in labels else len(labels)
-        # marks are read only where they have something to say: a damaged one is a block's loss
+        # marks are read only where needed: a damaged one costs its block, not the tower
         if any(labels[n:]) or (n < len(labels) and self.complete[n:].any()):
             raise StoreError(
                 f"{self.group.path}: labels of checkpoints are lost", remedy(self.group.store)
@@ -130,7 +130,7 @@ class TowerGroup:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return what is said of all checkpoints or stimuli, read once.
+        """Return one variable of all checkpoints or stimuli, read once.
 
         Raises
         ------
@@ -170,18 +170,18 @@ class TowerGroup:
         return self.column("complete").astype(bool)
 
     def is_complete(self, checkpoint: str) -> bool:
-        """Whether a checkpoint is wholly extracted."""
+        """Whether all activations of a checkpoint are extracted."""
         if checkpoint not in self.checkpoints:
             return False
         return bool(self.complete[self.checkpoints.index(checkpoint)].all())
 
     def add_checkpoints(self, rows: Mapping[str, tuple[int, Weights]]) -> None:
-        """Append checkpoints (label → step, weights); those that are there stay. Driver only."""
+        """Append checkpoints (label → step, weights); existing ones stay. Driver only."""
         new = {label: row for label, row in rows.items() if label not in self.checkpoints}
         start, stop = len(self.checkpoints), len(self.checkpoints) + len(new)
         for name in (*self.layers, *GROWING):
             array = self.array(name)
-            if array.shape[0] != stop:  # also where a run was killed while it did this
+            if array.shape[0] != stop:  # also after a run was killed in the middle of this
                 array.resize((stop, *array.shape[1:]))
         if not new:
             return
@@ -218,13 +218,13 @@ class TowerGroup:
     def write_block(
         self, checkpoint: str, block: tuple[int, int], values: Mapping[str, NDArray[np.float32]]
     ) -> None:
-        """Write every layer of one block of rows, and then its mark. Workers.
+        """Write every layer of one block of rows, then mark it as complete. Workers.
 
         Raises
         ------
         StoreError
-            Where the rows are not one whole chunk: two writers inside one chunk lose rows in
-            silence. Or where layers are missing.
+            Where the rows are not one whole chunk, since two writers that share a chunk silently
+            lose rows; or where layers are missing.
         """
         start, stop = block
         rows = rows_per_chunk(self.n_stimuli)
@@ -255,15 +255,15 @@ class TowerGroup:
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
         if not self.is_complete(checkpoint):
-            raise StoreError(f"{where}: these activations are not (wholly) extracted yet")
+            raise StoreError(f"{where}: these activations are not completely extracted yet")
         values = StoredLayer(self, checkpoint, layer)[...]
         return values if rows is None else values[rows]
 
 
 class StoredLayer:
-    """One layer of one checkpoint as an array `(stimulus, feature)` that is read when indexed.
+    """One layer of one checkpoint: a lazy array `(stimulus, feature)`, read when indexed.
 
-    What is damaged or lost raises, also where it is read late, by Dask.
+    Damaged and lost chunks raise, also when Dask reads them later.
     """
 
     dtype = np.dtype(np.float32)
@@ -277,7 +277,7 @@ class StoredLayer:
         self.chunks = self._array.chunks[1:]
 
     def __getitem__(self, region: Any) -> NDArray[np.float32]:
-        """Read some of it.
+        """Read a region.
 
         Raises
         ------
@@ -286,7 +286,7 @@ class StoredLayer:
         """
         inside = region if isinstance(region, tuple) else (region,)
         values = read(self._array, (self._row, *inside), what=self._where)
-        if np.isnan(values).any():  # what is not finite is not stored
+        if np.isnan(values).any():  # only finite values are stored
             raise StoreError(
                 f"{self._where}: a chunk is lost (it reads as NaN)", remedy(self._array.store)
             )

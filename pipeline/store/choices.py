@@ -1,4 +1,4 @@
-"""What a person left out, or named, among what a store holds."""
+"""Resolve what a caller named, or left out, among what a store holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.suggest import did_you_mean
 
 
 def resolve_one(given: str | None, choices: Sequence[str], argument: str, what: str) -> str:
-    """Return the one that is meant; ambiguity is an error that lists the choices."""
+    """Return the choice given, or the only one; ambiguity is an error that lists the choices."""
     if given is None:
         if len(choices) == 1:
             return choices[0]
@@ -25,5 +25,5 @@ def resolve_one(given: str | None, choices: Sequence[str], argument: str, what: 
 
 
 def unique(values: Iterable[str]) -> list[str]:
-    """Return values without repetition, in their order."""
+    """Return the distinct values, in order."""
     return list(dict.fromkeys(values))

@@ -30,7 +30,7 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
     Raises
     ------
     StoreError
-        Where something of it is damaged or lost.
+        Where part of it is damaged or lost.
     """
     import xarray as xr
 
@@ -49,14 +49,14 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
         raise StoreError(
             f"{group.path}: stored data are damaged: {error}", remedy(group.store)
         ) from error
-    # numpy's newer variable-length strings cannot be cast to its older ones: give objects
+    # numpy cannot cast its newer variable-length strings to the older ones: return objects
     text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
     dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
     return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
 
 
 def lost_keys(group: zarr.Group) -> list[str]:
-    """Return the files that a finished dataset has had, and has no more.
+    """Return the chunk files that a finished dataset has lost.
 
     Raises
     ------
@@ -77,14 +77,14 @@ def variables(group: zarr.Group) -> list[zarr.Array[Any]]:
     Raises
     ------
     StoreError
-        Where the metadata of one are damaged or lost.
+        Where the metadata of one is damaged or lost.
     """
     names: Any = group.attrs["variables"]
     return [array_of(group, name) for name in names]
 
 
 def inputs_digest(*inputs: Any) -> str:
-    """Return the identity of what a dataset was made from."""
+    """Return the identity of what a dataset is computed from."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

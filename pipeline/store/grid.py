@@ -1,8 +1,8 @@
 """Square arrays of pairwise results that grow by slots.
 
-The axis is append-only and its length is padded to a multiple of the chunk, so that adding a
-member never moves what is stored. A member whose activations changed retires its slot and takes
-a new one. A task owns whole chunks (I, J) and (J, I).
+The axis is append-only and padded to a multiple of the chunk, so that adding a member never moves
+stored results. A member whose activations changed retires its slot and gets a new one. A task owns
+the whole chunks (I, J) and (J, I).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pipeline.store.layout import as_text, create_group
 
 @dataclass(frozen=True)
 class Allocation:
-    """The slots as they are, or would be, once all members are admitted."""
+    """The slots once all members are admitted."""
 
     members: dict[str, int]
     """Live member → slot."""
     new: list[str]
-    """Members that take a slot now, in order of slots."""
+    """Members that get a new slot, in order of slots."""
     retired: list[int]
-    """Slots whose activations are no longer."""
+    """Slots whose activations are no longer current."""
     length: int
     """Length of the axis, a multiple of the chunk."""
 
 
 def allocate(grid: Grid | None, digests: Mapping[str, str], chunk: int) -> Allocation:
-    """Return where members stand, or will stand in a grid that is not there yet. Reads only."""
+    """Return the slots of members, also for a grid that does not exist yet. Reads only."""
     members = dict(grid.members) if grid is not None else {}
     known = grid.digests if grid is not None else {}
     stale = [m for m, d in digests.items() if m in members and known[m] != d]
@@ -60,10 +60,10 @@ def allocate(grid: Grid | None, digests: Mapping[str, str], chunk: int) -> Alloc
 
 
 def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
-    """Return the state of every pair of slots, of a grid that will have `length` of them."""
+    """Return the state of every pair of slots, padded to `length` slots."""
     state = np.full((length, length), State.MISSING, np.uint8)
     if grid is not None:
-        # longer than the axis where a run was killed while the arrays grew
+        # longer than the axis if a run was killed while the arrays grew
         held = grid.state()[:length, :length]
         state[: len(held), : len(held)] = held
     return state
@@ -71,12 +71,12 @@ def padded_state(grid: Grid | None, length: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class PendingPairs:
-    """What a grid lacks of the pairs that are wanted."""
+    """The requested pairs that a grid does not hold yet."""
 
     members: Mapping[str, int]
     """Member → slot, of all that will be live."""
     missing: NDArray[np.bool_]
-    """`(slot, slot)`, symmetric: a task killed between chunk (i, j) and (j, i) does both again."""
+    """`(slot, slot)`, symmetric: a task killed between chunk (i, j) and (j, i) redoes both."""
     chunk: int
 
     @property
@@ -85,7 +85,7 @@ class PendingPairs:
         return int(np.triu(self.missing).sum())
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Yield the chunk pairs I ≤ J in which something is missing."""
+        """Yield the chunks (I, J), I ≤ J, with missing pairs."""
         n = self.missing.shape[0] // self.chunk
         blocks = np.asarray(self.missing.reshape(n, self.chunk, n, self.chunk).any((1, 3)))
         yield from ((int(i), int(j)) for i, j in np.argwhere(np.triu(blocks)))
@@ -98,7 +98,7 @@ class PendingPairs:
 def pending_pairs(
     grid: Grid | None, digests: Mapping[str, str], wanted: NDArray[np.bool_], chunk: int
 ) -> PendingPairs:
-    """Compare what is wanted with a grid, or with none.
+    """Return the requested pairs that are missing from a grid, or from none.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def pending_pairs(
     state = padded_state(grid, allocation.length)
     slots = [allocation.members[m] for m in digests]
     missing = np.zeros(state.shape, bool)
-    if slots == list(range(len(slots))):  # nearly always, and many times as fast
+    if slots == list(range(len(slots))):  # the usual case, and many times faster
         missing[: len(slots), : len(slots)] = wanted
     else:
         missing[np.ix_(slots, slots)] = wanted
@@ -159,11 +159,11 @@ class Grid:
         return dict(self.group.attrs)
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return what is recorded of single slots; chunks that are not there read as fill."""
+        """Return a per-slot variable; missing chunks read as fill values."""
         return read(self.array(name))
 
     def write_column(self, name: str, values: Mapping[int, Any]) -> None:
-        """Record something of single slots: slot → value. Driver only."""
+        """Set a per-slot variable at some slots (slot → value). Driver only."""
         array = self.array(name)
         held = read(array)
         held[list(values)] = list(values.values())
@@ -189,23 +189,23 @@ class Grid:
 
     @cached_property
     def slots(self) -> NDArray[np.uint8]:
-        """What stands in each slot: free, live or retired.
+        """State of each slot: free, live or retired.
 
         Raises
         ------
         StoreError
-            Where this, or the name of a member, is lost. A lost one reads as free, and another
-            member would take the slot, with all its results.
+            Where states or names are lost. A lost slot reads as free: another member would take
+            it over, with all its results.
         """
         slots = read(self.array("slot"))
-        # longer than the slots where a run was killed while the arrays grew
+        # longer than the slots if a run was killed while the arrays grew
         names, digests = (
             read(self.array(name))[: len(slots)] for name in (self.axis, "activations_digest")
         )
         named = (names != "") & (digests != "")
         used = np.flatnonzero(slots)  # Slot.FREE is 0
         n = int(used[-1]) + 1 if used.size else 0
-        # slots are marked after their names, and results come after the marks
+        # slots are marked after their names are written, and before any result
         if not (slots[:n].all() and named[:n].all()) or self._has_results(n):
             raise StoreError(
                 f"{self.group.path}: slots or names of what was compared are lost",
@@ -214,7 +214,7 @@ class Grid:
         return slots
 
     def _has_results(self, start: int) -> bool:
-        """Whether anything is stored for slots from `start` on, in chunks all of them later."""
+        """Whether any result is stored in chunks that lie wholly at or beyond slot `start`."""
         first = -(-start // self.chunk)
         if first * self.chunk >= self.array("state").shape[0]:
             return False
@@ -230,7 +230,7 @@ class Grid:
         """Give every member a slot; retire the slot of one whose digest changed. Driver only."""
         allocation = allocate(self, digests, self.chunk)
         if allocation.length > self.array("slot").shape[0]:
-            # the slots last: as long as they say, all the others are
+            # the slots last: every other array is at least as long as they are
             for _, array in sorted(arrays_of(self.group), key=lambda named: named[0] == "slot"):
                 metadata: Any = array.metadata
                 dims = metadata.dimension_names
@@ -240,7 +240,9 @@ class Grid:
                         for d, s in zip(dims, array.shape, strict=True)
                     )
                 )
-        slots = self.array("slot")  # opened after the resize: an array object keeps its old shape
+        slots = self.array(
+            "slot"
+        )  # opened after the resize, since an array object keeps its old shape
         for slot in allocation.retired:
             slots[slot] = int(Slot.RETIRED)
         if allocation.new:
@@ -263,12 +265,12 @@ class Grid:
         return read(self.array("state")).astype(np.uint8, copy=False)
 
     def values(self, name: str) -> NDArray[Any]:
-        """Return a variable of all pairs of slots.
+        """Return one variable for all pairs of slots.
 
         Raises
         ------
         StoreError
-            Where a chunk is damaged, or one is lost that the state says was written.
+            Where a chunk is damaged, or one that `state` marks as written is lost.
         """
         array = self.array(name)
         values = read(array)
@@ -282,12 +284,12 @@ class Grid:
     def scores_among(
         self, rows: Sequence[int], columns: Sequence[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Return the scores of some pairs of slots, `(rows, columns)`, and their state.
+        """Return the scores `(rows, columns)` of some pairs of slots, and their states.
 
         Raises
         ------
         StoreError
-            Where a chunk is damaged, or one is lost that the state says was written.
+            Where a chunk is damaged, or one that `state` marks as written is lost.
         """
         at = (np.asarray(rows), np.asarray(columns))
         scores, state = (read_across(self.array(name), at) for name in ("score", "state"))
@@ -296,18 +298,18 @@ class Grid:
         return scores, state
 
     def written_chunks(self, state: NDArray[np.uint8]) -> list[tuple[int, int]]:
-        """Return the chunks (i, j) of pairs in which something is done."""
+        """Return the chunks (i, j) that hold results."""
         n = len(state) // self.chunk
         blocks = state.reshape(n, self.chunk, n, self.chunk) != State.MISSING
         return [(int(i), int(j)) for i, j in np.argwhere(blocks.any((1, 3)))]
 
     def pair_axis(self, name: str) -> int:
-        """Return where among a variable's dimensions the first of the two slots is."""
+        """Return the position of the first pairwise dimension of a variable."""
         dims: Any = self.array(name).metadata.dimension_names  # type: ignore[union-attr]
         return int(list(dims).index(f"{self.axis}_x"))
 
     def chunk_index(self, name: str, pair: tuple[int, int]) -> tuple[int, ...]:
-        """Return which chunk of a variable holds the pairs of chunk (i, j)."""
+        """Return the index of the chunk of a variable that holds the pairs (i, j)."""
         at, ndim = self.pair_axis(name), self.array(name).ndim
         return (0,) * at + pair + (0,) * (ndim - at - 2)
 
@@ -328,14 +330,14 @@ class Grid:
         wanted: NDArray[np.bool_],
         undefined: NDArray[np.bool_],
     ) -> None:
-        """Merge results into chunk (i, j) of the variables named, and then mark them. Workers.
+        """Merge results into chunk (i, j) of some variables, then mark them as done. Workers.
 
         Parameters
         ----------
         values
             Variable → `(..., chunk, chunk, ...)`, the pairwise dimensions where it has them.
         wanted
-            Pairs `(chunk, chunk)` that `values` holds; the others stay as they are.
+            Pairs `(chunk, chunk)` that `values` holds; the others are left unchanged.
         undefined
             Pairs among them for which the measure is not defined.
         """
@@ -348,7 +350,7 @@ class Grid:
             index = (*(slice(None),) * at, *pairs, *(slice(None),) * (array.ndim - at - 2))
             chunk = self.chunk_index(name, (i, j))
             if (before != State.MISSING).any() and not is_there(array, chunk):
-                raise self._lost(name, (i, j))  # else it would be filled up, and look whole
+                raise self._lost(name, (i, j))  # else fill values would take its place, unnoticed
             held = read(array, index)
             mask = wanted.reshape((1,) * at + wanted.shape + (1,) * (held.ndim - at - 2))
             array[index] = np.where(mask, found, held).astype(held.dtype)

@@ -1,4 +1,4 @@
-"""Where things stand in a store, and how arrays in it are made. Only the driver creates."""
+"""Open a store, find and create its groups and arrays. Only the driver creates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.store.io.location import Folder, Location, locate
 from pipeline.store.io.write_guard import WriteGuardStore, write_errors
 
 CODECS = (Crc32cCodec(),)
-"""Of every array, the checksum last: without it a flipped bit is read in silence."""
+"""Codecs of every array. The checksum comes last: without it a flipped bit goes unnoticed."""
 ROOT_ATTRIBUTES: dict[str, Any] = {"format": schema.FORMAT, "format_version": schema.FORMAT_VERSION}
 
 
@@ -35,19 +35,19 @@ def open_root(
     *,
     lease: LeaseCheck | None = None,
 ) -> zarr.Group:
-    """Open a store; with mode `a`, make it where there is none.
+    """Open the root group of a store; mode `a` creates it where there is none.
 
     Parameters
     ----------
     place
         Its path or URL.
     lease
-        What has to be held for as long as anything is written.
+        Checked before each write.
 
     Raises
     ------
     InputError
-        Where there is no store, or something else stands there.
+        Where there is no store, or the path holds something else.
     StoreError
         Where the store was written by a newer format version, is damaged, or cannot be written.
     """
@@ -60,7 +60,7 @@ def open_root(
     store = checked if mode == "r" else WriteGuardStore(checked, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
-            # of one format: else Zarr asks for three files at once, and leaves two of the errors
+            # with the format given, Zarr asks for one file, not three, and raises its error
             root = zarr.open_group(
                 store, mode="r" if mode == "r" else "r+", zarr_format=3, use_consolidated=False
             )
@@ -90,7 +90,7 @@ def open_root(
 
 
 def has_parts(location: Location) -> bool:
-    """Whether anything has been written to a store but its root."""
+    """Whether a store holds anything besides its root."""
     return any(location.read(paths.metadata(part)) for part in paths.PARTS)
 
 
@@ -110,7 +110,7 @@ def _not_a_store(location: Location) -> str:
     if has_parts(location):
         return (
             f"{location} has lost its zarr.json. `consilience store verify {location} --repair` "
-            "makes it again."
+            "restores it."
         )
     return f"{found} Name another path."
 
@@ -123,7 +123,7 @@ def create_variable(
     *,
     values: Any = None,
 ) -> zarr.Array[Any]:
-    """Create one declared array: crc32c always, empty chunks written, dimensions named."""
+    """Create one declared array, with checksums, named dimensions, and chunks of fill written."""
     array = group.create_array(
         variable.name,
         shape=tuple(shape),
@@ -149,14 +149,14 @@ def create_group(
     *,
     values: Mapping[str, Any] | None = None,
 ) -> zarr.Group:
-    """Create a declared group in place of what stands there; its attributes last.
+    """Create a declared group, replacing what is there; its attributes are written last.
 
     Parameters
     ----------
     sizes
         As `GroupKind.layouts` takes them.
     values
-        Name → values of variables that are written at once.
+        Name → initial values; variables that are left out stay unwritten.
     """
     ensure_parents(root, path)
     group = root.create_group(path, overwrite=True)
@@ -183,9 +183,9 @@ def fill_group(
 
 
 def ensure_parents(root: zarr.Group, path: str) -> None:
-    """Make the groups above a path, from the top down.
+    """Create the groups above a path, from the top down.
 
-    Zarr writes them all at once, and where the disk is full may leave a group without a parent.
+    Zarr writes them concurrently: on a full disk it may leave a group without a parent.
     """
     parts = path.split("/")[:-1]
     for depth in range(1, len(parts) + 1):
@@ -200,7 +200,7 @@ def as_text(values: Any) -> Any:
 
 
 def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
-    """Yield the sorted names of the groups below a path; nothing where the path is not there.
+    """Yield the sorted names of the groups below a path; none if the path does not exist.
 
     Raises
     ------
@@ -222,12 +222,12 @@ def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
 
 
 def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None:
-    """Return a group, or None where it is not there, or its making was interrupted.
+    """Return a group, or None where it is missing or its creation was interrupted.
 
     Parameters
     ----------
     mark
-        The attribute that was written last.
+        Completion marker, written last.
 
     Raises
     ------
@@ -248,7 +248,7 @@ def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None
 
 
 def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
-    """Return the rows of the base set that a subset has."""
+    """Return the rows of the base set that form a subset."""
     path = paths.subset(subset)
     group = find_group(root, path, "fingerprint")
     if group is None:
@@ -257,14 +257,14 @@ def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
 
 
 def delete(root: zarr.Group, path: str) -> None:
-    """Remove a group or array, damaged or not, if it is there."""
-    # what says that it is there goes first: a run may be killed while the rest goes, in any order
+    """Remove a group or array, damaged or not, if it exists."""
+    # metadata first: a run may be killed while the rest is removed, in any order
     sync(root.store.delete(paths.metadata(path)))
     sync(root.store.delete_dir(path))
 
 
 def sweep_partial(place: str | Path | Location) -> int:
-    """Remove the `*.partial` files that a killed writer leaves; return how many there were."""
+    """Remove the `*.partial` files that killed writers left; return how many."""
     location = locate(place)
     found = list(location.partials())
     for path in found:

@@ -1,4 +1,4 @@
-"""The stimuli of a store: what was shown, so that a person can show it to a model of their own."""
+"""Store the stimuli, so that users can run them through a model of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.store.layout import create_group, find_group
 
 
 def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
-    """Write ids, captions, labels and, where all have one size, images. Driver only."""
+    """Write ids, captions, labels and, if all have one size, images. Driver only."""
     path = paths.stimuli(stimuli.key)
     if find_group(root, path, STIMULUS_GROUP.mark) is not None:
         return
@@ -30,7 +30,7 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     if len({image.shape for image in stimuli.images}) == 1:
         columns["image"] = np.stack([np.atleast_3d(image) for image in stimuli.images])
         sizes |= zip(("height", "width", "channel"), columns["image"].shape[1:], strict=True)
-    # a set has the variables that it has values for
+    # a set declares only the variables that it has values for
     present = {name: variable for name, variable in STIMULI.items() if name in columns}
     create_group(
         root,

@@ -1,4 +1,4 @@
-"""What a notebook asks of a store. Opening it imports neither torch nor dask.distributed."""
+"""The read side of a store. Opening one imports neither torch nor dask.distributed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StoredCheckpoint:
 
 
 class Store:
-    """A store, read-only. Everything it returns is labelled; nothing is computed but `score`."""
+    """A store, read-only. Results are labelled; only `score` computes anything."""
 
     def __init__(self, path: str | Path | Location) -> None:
         self.location = locate(path)
@@ -144,7 +144,7 @@ class Store:
         return pd.DataFrame(rows).set_index("representation") if rows else pd.DataFrame()
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
-        """Return ids, captions, labels and, where they are stored, the images of a set."""
+        """Return ids, captions, labels and, if stored, the images of a set."""
         return self._dataset(paths.stimuli(self._set(set)))
 
     def activations(
@@ -163,7 +163,7 @@ class Store:
         model
             A model id, or a complete representation id (`timm/x@final#image/blocks.3`).
         layer, checkpoint, tower
-            What is left out must not be ambiguous.
+            May be left out where there is only one.
 
         Returns
         -------
@@ -173,9 +173,9 @@ class Store:
         Raises
         ------
         InputError
-            Where nothing, or more than one representation, answers: it lists the choices.
+            Where no representation, or more than one, matches; it lists the choices.
         StoreError
-            Where it is computed, if data are damaged or lost.
+            On computing, where data are damaged or lost.
         """
         import dask.array
         import xarray as xr
@@ -202,7 +202,7 @@ class Store:
         group = TowerGroup(self.group(encoder.path))
         stored = StoredLayer(group, checkpoint, layer)
         return xr.DataArray(
-            # not through xarray, to which a lost chunk is NaN
+            # not through xarray, which reads a lost chunk as NaN
             dask.array.from_array(stored, chunks=stored.chunks, name=False),
             dims=("stimulus", "feature"),
             coords={"stimulus": group.stimulus_ids},
@@ -237,7 +237,7 @@ class Store:
         ]
 
     def subset(self, key: str | None = None) -> str:
-        """Return the key of the subset that is meant; ambiguity is an error that lists all."""
+        """Return the key given, or that of the only subset; ambiguity raises and lists all."""
         return resolve_one(key, self.subsets, "subset", "subset")
 
     def _grids(self, subset: str | None, label: str) -> dict[str, Grid]:
@@ -285,7 +285,7 @@ class Store:
         )
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
-        """Return the measure, with its parameters, that a label stands for.
+        """Return the measure and parameters that a label stands for.
 
         Raises
         ------
@@ -448,7 +448,7 @@ class Store:
         return read_whole(array_of(self.group(paths.stimuli(set_key)), name))
 
     def rows(self, subset: str) -> NDArray[np.int64]:
-        """Return the rows of the base set that a subset has."""
+        """Return the rows of the base set that form a subset."""
         return subset_rows(self.root, subset)
 
     def score(
@@ -460,15 +460,15 @@ class Store:
         encoders: str | Iterable[str] = "final",
         subset: str | None = None,
     ) -> xr.Dataset:
-        """Compare a person's own model with the encoders of the store.
+        """Compare your own model with the encoders of the store.
 
         Parameters
         ----------
         layers
-            Layer name → activations `(n, features)` of one's own model, from input to output.
+            Layer name → activations `(n, features)` of your model, from input to output.
         stimulus
-            The n ids of what the rows were computed from, as `stimuli()` gives them. Rows may be
-            in any order, and may be more than the subset needs.
+            The n stimulus ids of the rows, as `stimuli()` returns them. Rows may be in any order,
+            and may include more than the subset needs.
         measure
             A label of this store.
         encoders
@@ -478,7 +478,7 @@ class Store:
         -------
         xarray.Dataset
             `score (layer, representation)` raw similarities; `alignment (encoder)` that of the
-            best layer pair, with `layer` and `best_layer` naming them. Not calibrated.
+            best layer pair, with `own_layer` and `best_layer` naming them. Not calibrated.
 
         Raises
         ------

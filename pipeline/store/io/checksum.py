@@ -1,7 +1,7 @@
-"""Checksums of metadata, which Zarr has for chunks alone.
+"""Checksums of metadata; Zarr has them only for chunks.
 
-Each `zarr.json` has one among its attributes, of its path and of everything else in it. Any Zarr
-reads it as an attribute; here it is checked, and not seen.
+The attributes of each `zarr.json` hold a checksum of its path and of everything else in it. Other
+Zarr readers see a plain attribute; here it is checked and removed on reading.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
 
 CHECKSUM = "metadata_crc32c"
-"""The attribute."""
+"""Name of the attribute."""
 METADATA = "zarr.json"
 _OF_DAMAGE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 
 
 class ChecksumStore(WrapperStore[Any]):
-    """A Zarr store in which metadata that are not as they were written cannot be read."""
+    """A Zarr store that refuses to read metadata that were changed after writing."""
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -38,9 +38,9 @@ class ChecksumStore(WrapperStore[Any]):
         Raises
         ------
         ValueError
-            Where it is metadata, and not what was written.
+            Where it is metadata and its checksum does not match.
         UnreadableError
-            Where it is there, and cannot be read: rights, the disk, the network.
+            Where it exists but cannot be read, because of permissions, the disk or the network.
         """
         try:
             found = await super().get(key, prototype, byte_range)
@@ -54,7 +54,7 @@ class ChecksumStore(WrapperStore[Any]):
             raise _unreadable(key, str(error).partition("\n")[0]) from None
         if found is None or not _is_metadata(key) or byte_range is not None:
             return found
-        # a root without may be of another format, or nobody's: whoever opens it looks
+        # a root without a checksum may be a foreign store or another format: `open_root` tells
         text = without_checksum(key, found.to_bytes(), strict=key != METADATA)
         return prototype.buffer.from_bytes(text)
 
@@ -63,7 +63,7 @@ class ChecksumStore(WrapperStore[Any]):
         await super().set(key, _with_checksum(key, value))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one object where there is none."""
+        """Write one object if it does not exist."""
         await super().set_if_not_exists(key, _with_checksum(key, value))
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
@@ -76,12 +76,12 @@ def without_checksum(key: str, text: bytes, *, strict: bool = True) -> bytes:
     Parameters
     ----------
     strict
-        Whether they must have one.
+        Whether a checksum is required.
 
     Raises
     ------
     ValueError
-        Where they are not what was written.
+        Where the checksum is missing or does not match.
     """
     document = json.loads(text)
     attributes = document.get("attributes") if isinstance(document, dict) else None

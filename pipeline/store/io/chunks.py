@@ -1,7 +1,7 @@
-"""Reading arrays so that what is damaged or lost raises, and never gives numbers.
+"""Read arrays such that damaged and lost chunks raise instead of returning numbers.
 
-A flipped bit fails the checksum. A chunk that is gone reads as the fill value, in silence: where
-one has to be there, and what is read could be fill, it is looked for.
+A flipped bit fails the checksum. To Zarr a missing chunk silently reads as the fill value: where a
+chunk must exist and its values could be fill, its file is looked for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from zarr.storage import WrapperStore
 from pipeline.errors import StoreError, UnreadableError
 
 Index = tuple[int, ...]
-_AT_ONCE = 32  # reads under way
+_AT_ONCE = 32  # concurrent reads
 
 DAMAGE = (ValueError, OSError, KeyError, TypeError, RuntimeError)
-"""What zarr, its codecs and JSON raise for bytes that are not what was written."""
+"""What Zarr, its codecs and JSON raise for damaged bytes."""
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -41,10 +41,10 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
     try:
         found = group[name]
         if isinstance(found, zarr.Array):
-            # Zarr does not keep this with the array: a chunk of fill would not be written, and
-            # could not be told from a lost one
+            # Zarr does not store this setting: without it a chunk of fill values is not written,
+            # and cannot be told from a lost one
             return found.with_config({"write_empty_chunks": True})
-        why = "it is no array"
+        why = "it is not an array"
     except KeyError:
         why = "it is lost"
     except DAMAGE as error:
@@ -56,14 +56,14 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let Zarr walk over a folder whose zarr.json is lost without a warning: `verify` names it."""
+    """Silence Zarr's warning of folders whose zarr.json is lost: `verify` reports them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Object at .* is not recognized")
         yield
 
 
 def read(array: zarr.Array[Any], region: Any = ..., *, what: str = "") -> NDArray[Any]:
-    """Return a part of an array; chunks that are not there read as fill.
+    """Return a region of an array; missing chunks read as fill values.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def read(array: zarr.Array[Any], region: Any = ..., *, what: str = "") -> NDArra
 
 
 def read_across(array: zarr.Array[Any], indices: tuple[NDArray[np.intp], ...]) -> NDArray[Any]:
-    """Return where some indices of each dimension cross; chunks that are not there read as fill.
+    """Return the outer product of indices of each dimension; missing chunks read as fill values.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def _damage_named(array: zarr.Array[Any], what: str = "") -> Iterator[None]:
 
 
 def read_whole(array: zarr.Array[Any], *, rows: int | None = None, what: str = "") -> NDArray[Any]:
-    """Return all of an array, or its first rows, every chunk of which has been written.
+    """Return an array, or its first rows, of which every chunk has been written.
 
     Raises
     ------
@@ -117,9 +117,9 @@ def read_whole(array: zarr.Array[Any], *, rows: int | None = None, what: str = "
 
 
 def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
-    """Return an array of bytes with a chunk for each; chunks that are not there read as fill.
+    """Return an array of bytes with one chunk for each; missing chunks read as fill values.
 
-    Of such chunks Zarr takes half a millisecond each.
+    Reads the raw chunks: decoding takes Zarr half a millisecond for each.
 
     Raises
     ------
@@ -150,10 +150,7 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
 def raw_chunks(
     array: zarr.Array[Any], indices: Sequence[Index]
 ) -> list[NDArray[np.uint8] | UnreadableError | None]:
-    """Return the bytes of chunks as they are stored, None of one that is not there.
-
-    In the place of one that cannot be read stands the error that says why.
-    """
+    """Return the raw bytes of chunks: None for a missing one, the error for an unreadable one."""
     prototype = default_buffer_prototype()
 
     async def raw() -> list[Any]:
@@ -175,9 +172,12 @@ def raw_chunks(
 
 
 def fault(data: NDArray[np.uint8] | None, size: int) -> str:
-    """Say what is wrong with the bytes of a chunk, `size` of them before its checksum.
+    """Say what is wrong with the raw bytes of a chunk; empty if nothing is.
 
-    0 for a chunk of any size. What a writer computed the checksum of is what a reader decodes.
+    Parameters
+    ----------
+    size
+        Bytes before the checksum; 0 accepts any.
     """
     if data is None:
         return "a chunk is lost"
@@ -189,7 +189,7 @@ def fault(data: NDArray[np.uint8] | None, size: int) -> str:
 
 
 def remedy(store: object) -> str:
-    """Say how damage is mended."""
+    """Return the remedy for damage."""
     return f"`consilience store verify {store_name(store)} --repair` prepares it to be made again."
 
 
@@ -201,7 +201,7 @@ def store_name(store: object) -> str:
 
 
 def chunks(array: zarr.Array[Any]) -> Iterator[Index]:
-    """Yield the index of every chunk of an array, there or not."""
+    """Yield the index of every chunk of an array, stored or not."""
     counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     yield from product(*map(range, counts))
 
@@ -221,12 +221,12 @@ def key_of(array: zarr.Array[Any], index: Index) -> str:
 
 
 def is_there(array: zarr.Array[Any], index: Index) -> bool:
-    """Whether a chunk has been written and not lost."""
+    """Whether a chunk is stored."""
     return bool(sync(array.store.exists(key_of(array, index))))
 
 
 def stored_chunks(array: zarr.Array[Any]) -> set[Index]:
-    """Return the indices of all chunks that are there, by one listing."""
+    """Return the indices of all stored chunks, from one listing."""
     start = f"{array.path}/c/"
 
     async def listed() -> set[Index]:
@@ -246,7 +246,7 @@ def arrays_of(group: zarr.Group) -> list[tuple[str, zarr.Array[Any]]]:
     Raises
     ------
     StoreError
-        Where metadata of one are damaged.
+        Where the metadata of one is damaged.
     """
     try:
         with quiet():

@@ -1,8 +1,8 @@
 """One run at a time on a store: a lock with a heartbeat.
 
-Who holds the lock renews it. One whose process is gone from this host is taken over at once, one
-of another host when its heartbeat is minutes old. A run that finds its lock lost, or could not
-renew it for so long that another may take it over, stops writing.
+The holder renews its lock. A lock is taken over at once if its process on this host has ended, and
+from another host once its heartbeat is minutes old. A run stops writing when it finds its lock
+lost, or could not renew it for so long that another run may have taken it over.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BEAT = 20.0
 STALE = 300.0
 """Seconds without a heartbeat after which a lock is taken over."""
 LOOK = 1.0
-"""Seconds for which it is believed, without looking, that the lock is still held."""
-_LENGTH = 512  # a record keeps its length, so that renewing it needs no space
+"""Seconds between checks that the lock is still held."""
+_LENGTH = 512  # a record keeps its length, so that renewing works on a full disk
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Holder:
     host: str
     process: int
     started: str
-    """When the process started, in ticks since its machine did: process ids come again."""
+    """Start of the process, in ticks since boot: process ids are reused."""
     machine: str
-    """One start of one kernel, and the space of its process ids."""
+    """Boot id and PID namespace."""
     token: str
     since: str
     heartbeat: float
@@ -47,7 +47,7 @@ class Holder:
 
     @property
     def phrase(self) -> str:
-        """Who, since when, and when last heard of."""
+        """Who holds it, since when, and the age of the heartbeat."""
         age = max(0.0, time.time() - self.heartbeat)
         return (
             f"process {self.process} on {self.host} since {self.since} (last heartbeat "
@@ -56,7 +56,7 @@ class Holder:
 
 
 class LeaseCheck:
-    """A lock that a run holds, as one of its tasks sees it: `check` says when it is lost."""
+    """A run's lock as its tasks see it: `check` raises once it is lost. Thread-safe."""
 
     def __init__(self, location: Location, token: str) -> None:
         self._location, self.token = location, token
@@ -64,13 +64,13 @@ class LeaseCheck:
         self._looked, self._tried = _clock(), float("-inf")
 
     def check(self) -> None:
-        """Raise where the lock is no longer held. Cheap: it looks once a second at most.
+        """Raise if the lock is no longer held. Cheap: it reads the lock at most once a second.
 
         Raises
         ------
         LostError
-            Where another run has taken the lock, someone has removed it, or it could not be
-            looked at or renewed for as long as it takes to become stale.
+            Where another run has taken the lock, it was removed, or it could not be read or
+            renewed for as long as it takes to become stale.
         """
         with self._mutex:
             now = _clock()
@@ -79,7 +79,7 @@ class LeaseCheck:
                 self._look()
                 silent = now - self._looked
                 if not self._lost and silent > STALE - 2 * BEAT:
-                    self._lost = f"its lock could not be looked at for {silent:.0f} s"
+                    self._lost = f"its lock could not be read for {silent:.0f} s"
             if self._lost:
                 raise LostError(
                     f"{self._location}: this run has lost the store: {self._lost}",
@@ -93,7 +93,7 @@ class LeaseCheck:
                 self._looked = _clock()
 
     def _misses(self, record: Record | None) -> bool:
-        """Whether a record is not of this run; note why."""
+        """Whether a record belongs to another run, or to none; note why."""
         if record is None or not record.content:
             self._lost = "someone has removed its lock"
         elif not _is(record, self.token):
@@ -103,7 +103,7 @@ class LeaseCheck:
 
 
 class Lease(LeaseCheck):
-    """A lock that is held by this process, and renewed."""
+    """A lock that this process holds and renews. Thread-safe."""
 
     def __init__(self, location: Location, mine: Holder, beat: float, stale: float) -> None:
         super().__init__(location, mine.token)
@@ -117,7 +117,7 @@ class Lease(LeaseCheck):
             super()._look()
 
     def renew(self) -> None:
-        """Say that this run is alive, or find out that the lock is lost."""
+        """Renew the heartbeat, or find out that the lock is lost."""
         with self._mutex:
             if self._lost:
                 return
@@ -126,7 +126,7 @@ class Lease(LeaseCheck):
                 self._location.update(LOCK, self._renewal)
             except (OSError, StoreError) as error:
                 silent = now - self._renewed
-                # before another may take it over
+                # before another run may take it over
                 if silent > self._stale - 2 * self._beat:
                     self._lost = f"its lock could not be renewed for {silent:.0f} s ({error})"
             else:
@@ -134,7 +134,7 @@ class Lease(LeaseCheck):
                     self._renewed = self._looked = now
 
     def release(self) -> None:
-        """Give the lock back, if it is still this run's."""
+        """Release the lock, if this run still holds it."""
 
         def removed(record: Record | None) -> bytes | None:
             ours = record is not None and _is(record, self.token)
@@ -151,14 +151,14 @@ class Lease(LeaseCheck):
 
 @dataclass(frozen=True)
 class StoreRef:
-    """A store as tasks are told of it: where it stands, and under which lock they write."""
+    """A reference to a store that tasks carry: its place, and the lock under which they write."""
 
     place: str
     token: str = ""
-    """Of the lock; empty where nothing is locked."""
+    """Token of the lock; empty without one."""
 
     def lease_check(self) -> LeaseCheck | None:
-        """Return what has to be held for as long as anything is written."""
+        """Return the check to make before each write; None without a lock."""
         return LeaseCheck(locate(self.place), self.token) if self.token else None
 
 
@@ -224,7 +224,7 @@ def holder(store: str | Path | Location) -> Holder | None:
 
 
 def at_work(store: str | Path | Location) -> Holder | None:
-    """Return who writes the store, as far as can be told: not who held its lock and is gone."""
+    """Return who is writing the store: not a holder that has ended or is silent."""
     record = locate(store).read(LOCK)
     found = None if record is None else _decode(record)
     if record is None or found is None or _is_gone(found) or _silent(found, record) > STALE:
@@ -233,13 +233,13 @@ def at_work(store: str | Path | Location) -> Holder | None:
 
 
 def _silent(found: Holder | None, record: Record) -> float:
-    """Return the seconds since the last heartbeat; by the file's age where clocks differ."""
+    """Return the seconds since the last heartbeat; from the file's age if clocks disagree."""
     since = time.time() - found.heartbeat if found else -1.0
     return since if since >= 0 else record.age
 
 
 class _HeldError(Exception):
-    """The lock is held; the message says by whom."""
+    """The lock is held; the message names the holder."""
 
 
 def _acquire(
@@ -259,7 +259,9 @@ def _acquire(
             try:
                 location.update(LOCK, taken)
             except BlockingIOError:
-                raise _HeldError("a process that does not let go of its lock: stopped?") from None
+                raise _HeldError(
+                    "a process that does not release its lock (is it stopped?)"
+                ) from None
             return
         except _HeldError as error:
             left = end - time.monotonic()
@@ -287,7 +289,7 @@ def _encode(found: Holder) -> bytes:
 
 
 def _decode(record: Record) -> Holder | None:
-    """Return who wrote a record, or None where it is not (wholly) written."""
+    """Return who wrote a record, or None if it is incomplete."""
     try:
         return Holder(**json.loads(record.content))
     except (ValueError, TypeError):
@@ -302,21 +304,21 @@ def _is(record: Record, token: str) -> bool:
 def _is_gone(found: Holder) -> bool:
     """Whether it is certain that the holder's process has ended."""
     if found.host != socket.gethostname() or found.machine != _machine():
-        return False  # its heartbeat tells
+        return False  # only its heartbeat can tell
     try:
         os.kill(int(found.process), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         pass
-    # where the system hides other people's processes, nothing is certain
+    # where the system hides other users' processes, nothing is certain
     return _started(int(found.process)) not in ("", found.started)
 
 
 def _started(process: int) -> str:
-    """Return when a process started, `ended` if it has; empty where the system does not tell."""
+    """Return the start of a process, or `ended`; empty where the system does not say."""
     try:
-        # the second field, the name in parentheses, may have spaces
+        # the second field, a name in parentheses, may contain spaces
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return "ended" if state in "ZX" else fields[18]
     except (OSError, IndexError, ValueError):
@@ -332,7 +334,7 @@ def _machine() -> str:
 
 
 def _clock() -> float:
-    """Return seconds that go on while the machine sleeps."""
+    """Return seconds on a clock that also runs while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

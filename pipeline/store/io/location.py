@@ -1,8 +1,7 @@
-"""Where a store stands: a folder, or a URL of an object store (`objects.py`).
+"""Location of a store: a folder, or the URL of an object store (`objects.py`).
 
-Both give Zarr something to read and write, and change one small record, the lock, atomically: a
-folder under the file system's lock, an object store by conditional puts. Nothing else in the
-project knows the difference.
+Each provides Zarr's storage and atomic changes of one small record, the lock: a folder under a
+file lock, an object store by conditional puts. Nothing else in the project knows the difference.
 """
 
 from __future__ import annotations
@@ -24,31 +23,31 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 LOCK = "consilience.lock"
-"""The record that says who writes. It is no part of what a store holds."""
+"""The record of who is writing. It is not part of the store's content."""
 LOCK_SECONDS = 10.0
-"""How long a process waits for another to finish changing that record."""
+"""How long a process waits for another one to finish changing that record."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A small record as it is found."""
+    """A small record."""
 
     content: bytes
     age: float
-    """Seconds since it was last changed, by the clock of where it stands."""
+    """Seconds since it was last changed, by the storage's clock."""
 
 
 Decide = Callable[[Record | None], bytes | None]
-"""From a record, or None where there is none, to what it is to be; None removes it."""
+"""From the present record, or None, to the new one; None removes it."""
 
 
 class Location(ABC):
-    """A place that holds one store, or will."""
+    """A place for one store, which may not exist yet."""
 
     is_shared = True
-    """Whether other processes see it."""
+    """Whether other processes can access it."""
     failures: tuple[type[Exception], ...] = (OSError,)
-    """What its storage raises where it does not do what it is asked."""
+    """Exceptions that its storage raises on failure."""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -61,15 +60,15 @@ class Location(ABC):
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """Where files about the store go that are not part of it: the folder beside it."""
+        """Where files about the store go that are not part of it."""
 
     @abstractmethod
     def is_empty(self) -> bool:
-        """Whether there is nothing at all, or nothing but a lock."""
+        """Whether there is nothing but, at most, a lock."""
 
     @abstractmethod
     def zarr_store(self, *, read_only: bool) -> ZarrStore:
-        """Return what Zarr reads and writes through."""
+        """Return the Zarr store."""
 
     @abstractmethod
     def read(self, name: str) -> Record | None:
@@ -77,9 +76,9 @@ class Location(ABC):
 
     @abstractmethod
     def update(self, name: str, decide: Decide) -> None:
-        """Change a small record; of several processes one at a time decides.
+        """Change a small record atomically.
 
-        `decide` may be called again where another process came first, and may raise.
+        `decide` is called again if another process was faster, and may raise.
 
         Raises
         ------
@@ -89,11 +88,11 @@ class Location(ABC):
 
     @abstractmethod
     def files(self, folder: str) -> list[str]:
-        """Return the names of the files right below a path."""
+        """Return the names of the files directly below a path."""
 
     @abstractmethod
     def appending(self, name: str) -> AbstractContextManager[Callable[[str], None]]:
-        """Give what adds text to a new file, so that it is there also if this process is killed."""
+        """Provide a function that appends text to a new file; what it wrote survives a kill."""
 
     @abstractmethod
     def partials(self) -> Iterator[str]:
@@ -101,7 +100,7 @@ class Location(ABC):
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Remove a file of the store, if it is there."""
+        """Remove a file of the store, if it exists."""
 
 
 _SCHEMES: dict[str, Callable[[str], Location]] = {}
@@ -138,7 +137,7 @@ def register(schemes: Iterable[str], make: Callable[[str], Location]) -> None:
 
 
 def absolute(place: str | Path) -> str:
-    """Return the place as processes in other folders find it."""
+    """Return a place that is valid for processes in any working directory."""
     location = locate(place)
     return str(location.path.absolute()) if isinstance(location, Folder) else str(location)
 
@@ -154,11 +153,11 @@ class Folder(Location):
 
     @property
     def folder(self) -> Path:
-        """The folder that the store stands in."""
+        """The parent folder."""
         return self.path.parent
 
     def is_empty(self) -> bool:
-        """Whether there is no folder, or nothing in it but a lock."""
+        """Whether the folder is missing or holds nothing but a lock."""
         if self.path.is_dir():
             return all(p.name == LOCK for p in self.path.iterdir())
         return not self.path.exists()
@@ -176,9 +175,9 @@ class Folder(Location):
             return None
 
     def update(self, name: str, decide: Decide) -> None:
-        """Change a small file: made by exclusive create, changed in place under its lock.
+        """Change a small file, created exclusively and changed in place under its file lock.
 
-        In place, since a file that keeps its length can be written where the disk is full.
+        In place, because a file that keeps its length can be written on a full disk.
         """
         path = self.path / name
         while True:
@@ -196,10 +195,10 @@ class Folder(Location):
                 found = False
             try:
                 with _locked(descriptor):
-                    # removed, or made anew, while this process waited for the lock
+                    # removed or recreated while this process waited for the lock
                     if not _is_at(descriptor, path):
                         continue
-                    # another process may have been quicker between the create and the lock
+                    # another process may have been faster between create and lock
                     record = _record(descriptor)
                     wanted = decide(record if found or record.content else None)
                     if wanted is None:
@@ -224,7 +223,7 @@ class Folder(Location):
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Give what adds text to a new file, and hands it to the system at once."""
+        """Provide a function that appends text to a new file, unbuffered."""
         with (self.path / name).open("xb", buffering=0) as file:
 
             def add(text: str) -> None:
@@ -258,12 +257,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _locked(descriptor: int) -> Iterator[None]:
-    """Hold the kernel's lock on a file, which ends with the process at the latest.
+    """Hold the kernel's lock on a file, released at the latest when the process ends.
 
     Raises
     ------
     BlockingIOError
-        Where another process, one that has been stopped, does not give it back.
+        Where another process, such as a stopped one, does not release it.
     """
     import fcntl
 

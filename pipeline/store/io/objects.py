@@ -1,4 +1,4 @@
-"""Stores in object stores: `s3://bucket/name.zarr`, and `memory://name` for one process."""
+"""Locations in object stores: `s3://bucket/name.zarr`, and `memory://name` within a process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 _PUT_SECONDS = 5.0
-_CONFLICTS = 100  # of conditional puts, one after the other
+_CONFLICTS = 100  # consecutive conditional puts
 _CLIENTS: dict[str, Any] = {}
-"""URL → client. A store in memory is its client."""
+"""URL → client, one for each store that the process uses. A store in memory is its client."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,31 @@ class Bucket(Location):
     url: str
 
     def __post_init__(self) -> None:
-        _ = self._objects  # a package that lacks, or a wrong URL, is known at once
+        _ = self._objects  # a missing package or an invalid URL raises here
 
     def __str__(self) -> str:
         return self.url
 
     @property
     def folder(self) -> Path:
-        """The working directory: nothing but the store goes to an object store."""
+        """The working directory: only the store itself goes to an object store."""
         return Path()
 
     @property
     def is_shared(self) -> bool:  # type: ignore[override]
-        """Whether other processes see it."""
+        """Whether other processes can access it."""
         return not self.url.startswith("memory://")
 
     @property
     def failures(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
-        """What its storage raises where it does not do what it is asked."""
+        """Exceptions that its storage raises on failure."""
         from obstore.exceptions import BaseError
 
         return (OSError, BaseError)
 
     @property
     def _objects(self) -> Any:
-        """The client; made once in a process."""
+        """The client, created once in a process."""
         if self.url not in _CLIENTS:
             _CLIENTS[self.url] = _client(self.url)
         return _CLIENTS[self.url]
@@ -89,9 +89,9 @@ class Bucket(Location):
         return Record(bytes(found.bytes()), age), version
 
     def update(self, name: str, decide: Decide) -> None:
-        """Change a small object by puts that are refused where another process came first.
+        """Change a small object by conditional puts, which fail if another process was faster.
 
-        It is emptied where it is to be removed: removal cannot be made conditional.
+        To remove it, it is emptied: deletion cannot be conditional.
         """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -109,17 +109,17 @@ class Bucket(Location):
                 return
             except (AlreadyExistsError, PreconditionError):
                 continue
-        raise OSError(f"{self.url}/{name} is changed by others all the time")
+        raise OSError(f"{self.url}/{name} is constantly changed by other processes")
 
     def files(self, folder: str) -> list[str]:
-        """Return the names of the objects right below a path."""
+        """Return the names of the objects directly below a path."""
         with _plain_errors(self.url):
             found = self._objects.list_with_delimiter(f"{folder}/")["objects"]
         return [each["path"].rpartition("/")[2] for each in found]
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Give what adds text to a new object, put whole every few seconds and at last."""
+        """Provide a function that appends text to a new object, put every few seconds."""
         text, put = "", 0.0
 
         def add(more: str) -> None:
@@ -137,7 +137,7 @@ class Bucket(Location):
             add("")
 
     def partials(self) -> Iterator[str]:
-        """Yield nothing: a put that is not finished leaves nothing."""
+        """Yield nothing: an unfinished put leaves nothing behind."""
         yield from ()
 
     def remove(self, path: str) -> None:
@@ -169,12 +169,12 @@ def _client(url: str) -> Any:
             url, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)}, **options
         )
     except Exception as error:
-        raise InputError(f"{url} is no URL of an object store: {error}.") from None
+        raise InputError(f"{url} is not the URL of an object store: {error}.") from None
 
 
 @contextmanager
 def _plain_errors(url: str) -> Iterator[None]:
-    """Turn what an object store answers into errors that say where."""
+    """Turn failures of an object store into errors that say where."""
     from obstore.exceptions import (
         AlreadyExistsError,
         BaseError,

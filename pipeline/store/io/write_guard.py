@@ -1,4 +1,4 @@
-"""What the driver and workers write through: under the lease, with errors that say what to do."""
+"""Guard writes: check the lease first, and turn storage failures into errors with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class WriteGuardStore(WrapperStore["ZarrStore"]):
-    """A Zarr store that writes only while the lease, if one is given, is held."""
+    """A Zarr store that writes only while the lease, if given, is held."""
 
     def __init__(
         self, store: ZarrStore, location: Location, lease: LeaseCheck | None = None
@@ -46,7 +46,7 @@ class WriteGuardStore(WrapperStore["ZarrStore"]):
             await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one object where there is none."""
+        """Write one object if it does not exist."""
         with self._writing():
             await super().set_if_not_exists(key, value)
 
@@ -72,23 +72,23 @@ class WriteGuardStore(WrapperStore["ZarrStore"]):
 
 @contextmanager
 def write_errors(location: Location) -> Iterator[None]:
-    """Turn what the storage answers to a write into an error that says where and what to do.
+    """Turn a failed write into an error that says where and what to do.
 
     Raises
     ------
     StoreError
-        Where nothing more can be written.
+        Where the storage cannot be written.
     """
     try:
         yield
     except FileNotFoundError:
-        raise  # nothing is there: no failure of the storage
+        raise  # a missing file, not a failure of the storage
     except location.failures as error:
         number = getattr(error, "errno", None)
         why = getattr(error, "strerror", None) or str(error).splitlines()[0][:300]
-        remedy = "Mend that, and run again."
+        remedy = "Fix that, and run again."
         if number in _FULL:
-            remedy = "Free some, and run again."
+            remedy = "Free some space, and run again."
         elif number in _CLOSED:
             remedy = "Give this account the right to write, or name another store with --store."
         raise StoreError(

@@ -1,4 +1,4 @@
-"""Read a whole store and name what is damaged or lost."""
+"""Read a whole store and report what is damaged or lost."""
 
 from pipeline.store.verify.check import verify
 from pipeline.store.verify.scan import Damage, Verification

@@ -1,8 +1,7 @@
-"""Read a whole store, name what is damaged or lost, and prepare it to be made again.
+"""Read a whole store, report what is damaged or lost, and prepare its repair.
 
-Everything is read chunk by chunk. `complete` and `state` say which chunks have to be there;
-checksums, which are whole. Repair touches nothing else: what it marks as missing, the next run
-computes.
+Everything is read chunk by chunk. `complete` and `state` say which chunks must exist, checksums
+say which are intact. Repair only marks damaged pieces as missing; the next run computes them.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ def verify(
     *,
     repair: bool = False,
 ) -> Verification:
-    """Read everything in a store, and name what is damaged or lost.
+    """Read everything in a store and report what is damaged or lost.
 
     Parameters
     ----------
     place
         Path or URL of the store.
     repair
-        Whether to mark what is damaged as missing, so that the next run makes it again, to make
-        metadata again where it follows from the rest, and to remove leftovers.
+        Whether to mark damaged pieces as missing, so that the next run computes them, to restore
+        metadata that follows from the rest, and to remove leftovers.
 
     Returns
     -------
     Verification
-        Every damaged piece, and how much was read.
+        Every damaged piece, and the amount of data read.
 
     Raises
     ------
     InputError
         Where there is no store.
     StoreError
-        Where it is of a newer format; or, to be repaired, cannot be written or is in use.
+        Where its format is newer; or, for a repair, it cannot be written or is in use.
 
     Notes
     -----
@@ -77,12 +76,12 @@ def verify(
 
 
 def _root_damage(location: Location) -> Damage | None:
-    """Return what is wrong with the root of a store that is ours.
+    """Return what is wrong with the root of a store of this project.
 
     Raises
     ------
     InputError, StoreError
-        Where it is not, or is of another format.
+        Where it is something else, or has another format.
     """
     record = location.read(METADATA) if not location.is_empty() else None
     why = _unreadable(METADATA, record)
@@ -95,7 +94,7 @@ def _root_damage(location: Location) -> Damage | None:
         "the store's root",
         why,
         METADATA,
-        "made again; what stands below was not looked at without it",
+        "restored; what is below could not be checked without it",
         lambda _: None,
     )
 
@@ -115,7 +114,7 @@ def _remove(location: Location, path: str, _: zarr.Group) -> None:
 
 
 def _write_root(location: Location) -> None:
-    """Write the metadata of a store's root, which is the same for all."""
+    """Write the metadata of a store's root, the same for every store."""
     location.remove(METADATA)
     zarr.open_group(
         ChecksumStore(location.zarr_store(read_only=False)),

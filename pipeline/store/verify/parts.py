@@ -1,4 +1,4 @@
-"""What each part of a store has to hold, and how what is damaged in it is prepared anew."""
+"""What each part of a store must hold, and how damage to it is repaired."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MADE = "removed; the next run makes it again"
 
 
 def verify_activations(scan: Scan, part: str) -> None:
-    """Look at every tower of every model."""
+    """Check every tower of every model."""
     for set_key in scan.children(part):
         if not scan.is_group(f"{part}/{set_key}"):
             continue
@@ -87,7 +87,7 @@ def _metadata(
 
 
 class _Tower:
-    """One model tower: its metadata, its columns, and the chunks that are marked complete."""
+    """One model tower: its metadata, its columns, and the chunks marked as complete."""
 
     def __init__(self, scan: Scan, path: str, model: str, tower: str) -> None:
         self.scan, self.path, self.model, self.tower = scan, path, model, tower
@@ -99,7 +99,7 @@ class _Tower:
             self.lost(f"{self.path}/zarr.json", why)
             return
         if TOWER_GROUP.mark not in group.attrs:
-            return  # the making of it was interrupted: it counts as not there
+            return  # its creation was interrupted: it does not count
         if not self.stimuli(group):
             return
         n = int(array_of(group, "stimulus").shape[0])
@@ -120,7 +120,7 @@ class _Tower:
         self.blocks(found, labels)
 
     def lost(self, path: str, why: str) -> None:
-        """Note what cannot be made again without the model."""
+        """Record damage that only another extraction repairs."""
         self.scan.add(
             f"{self.model}#{self.tower}", why, path,
             "it cannot be made again from the rest: the tower is removed, and the next run "
@@ -129,7 +129,7 @@ class _Tower:
         )  # fmt: skip
 
     def stimuli(self, group: zarr.Group) -> bool:
-        """Look at the ids of the rows, which the set of stimuli has too."""
+        """Check the ids of the rows, which the stimulus set has too."""
         path = f"{self.path}/stimulus"
         try:
             array = array_of(group, "stimulus")
@@ -152,7 +152,7 @@ class _Tower:
         return False
 
     def blocks(self, found: TowerGroup, labels: list[str]) -> None:
-        """Read every chunk that is marked complete."""
+        """Read every chunk that is marked as complete."""
         marks = found.array("complete")
         written = stored_chunks(marks)
         faulty = dict(self.scan.faults(marks, sorted(written)))
@@ -175,7 +175,7 @@ class _Tower:
     def block(
         self, found: TowerGroup, labels: list[str], index: Index, layer: str, why: str
     ) -> None:
-        """Note a block of rows of one checkpoint that has to be extracted again."""
+        """Record a block of rows of one checkpoint that must be extracted again."""
         row, number = index
         start, stop = found.blocks[number]
 
@@ -203,7 +203,7 @@ def _write_ids(root: zarr.Group, path: str, ids: list[str]) -> None:
 
 
 def verify_measures(scan: Scan, part: str) -> None:
-    """Look at the rows of every subset, and at every grid of scores."""
+    """Check the rows of every subset, and every grid of scores."""
     for subset in scan.children(part):
         path = f"{part}/{subset}"
         group, why = scan.group(path)
@@ -229,7 +229,7 @@ def verify_measures(scan: Scan, part: str) -> None:
 
 
 def verify_calibration(scan: Scan, part: str) -> None:
-    """Look at every grid of nulls."""
+    """Check every grid of nulls."""
     for subset in scan.children(part):
         if not scan.is_group(f"{part}/{subset}"):
             continue
@@ -242,7 +242,7 @@ def verify_calibration(scan: Scan, part: str) -> None:
 
 
 class _Grid:
-    """Pairwise results: slots, and every chunk of pairs in which something is done."""
+    """Pairwise results: slots, and every chunk that holds results."""
 
     def __init__(self, scan: Scan, path: str, name: str, kind: GroupKind) -> None:
         self.scan, self.path, self.name, self.kind = scan, path, name, kind
@@ -254,7 +254,7 @@ class _Grid:
             self.lost(f"{self.path}/zarr.json", why)
             return
         if self.kind.mark not in group.attrs:
-            return  # the making of it was interrupted: it counts as not there
+            return  # its creation was interrupted: it does not count
         grid = Grid(group, self.kind)
         try:
             if not _metadata(self.scan, self.path, group, self.kind, {}):
@@ -278,14 +278,14 @@ class _Grid:
         self.pairs(grid)
 
     def lost(self, path: str, why: str) -> None:
-        """Note what cannot be told apart from pair to pair."""
+        """Record damage that cannot be narrowed down to pairs."""
         self.scan.add(self.name, why, path, f"all of it {_MADE}", partial(_drop, self.path))
 
     def is_pairwise(self, name: str) -> bool:
         return self.kind.is_pairwise(self.variables[name])
 
     def pairs(self, grid: Grid) -> None:
-        """Read every chunk that the state says was written, and find values without a state."""
+        """Read every chunk that `state` marks as written; find values without a state."""
         names = [n for n in self.variables if self.is_pairwise(n) and n != "state"]
         state = grid.array("state")
         states = stored_chunks(state)
@@ -308,7 +308,7 @@ class _Grid:
                         self.block(grid, index[at : at + 2], "state", why)
 
     def block(self, grid: Grid, pair: Index, name: str, why: str) -> None:
-        """Note a chunk of pairs that has to be computed again."""
+        """Record a chunk of pairs that must be computed again."""
 
         def mend(root: zarr.Group) -> None:
             for each in self.variables:
@@ -327,7 +327,7 @@ class _Grid:
 
 
 def _around(pair: Index, at: int, ndim: int) -> Index:
-    """Return the index of a chunk of pairs; along its other dimensions there is one chunk."""
+    """Return the index of a chunk of pairs; the other dimensions have one chunk."""
     return (0,) * at + pair + (0,) * (ndim - at - 2)
 
 
@@ -355,7 +355,7 @@ def verify_final(analysis: Analysis, scan: Scan, part: str) -> None:
 def _verify_dataset(scan: Scan, path: str, what: str, mark: str) -> None:
     group, why = scan.group(path)
     if group is not None and mark not in group.attrs:
-        return  # the making of it was interrupted: it counts as not there
+        return  # its creation was interrupted: it does not count
     where, faults = paths.metadata(path), [why] if why else []
     if group is not None:
         try:

@@ -1,4 +1,4 @@
-"""One reading of a store: what is walked, read and noted."""
+"""A pass over a store: walks it, reads chunks, and collects what is wrong."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ Mend = Callable[[zarr.Group], None]
 
 @dataclass(frozen=True)
 class Damage:
-    """One piece that is damaged or lost."""
+    """One damaged or lost piece."""
 
     what: str
     """Model, checkpoint, tower, layer and rows; or label and slots; or the file."""
     why: str
     path: str
-    """Where in the store."""
+    """Its path in the store."""
     remedy: str
-    """What repair does about it, and the next run."""
+    """What the repair, and then the next run, do about it."""
     mend: Mend = field(repr=False, compare=False)
 
 
 @dataclass
 class Verification:
-    """What was found."""
+    """Result of a verification."""
 
     damages: list[Damage] = field(default_factory=list)
     arrays: int = 0
@@ -60,9 +60,9 @@ class Verification:
     bytes: int = 0
     seconds: float = 0.0
     running: Holder | None = None
-    """Who was writing meanwhile: what is not finished may look lost."""
+    """Who was writing meanwhile: unfinished data may look lost."""
     unread: list[str] = field(default_factory=list)
-    """What could not be read, and so is not known to be whole; nothing is done to it."""
+    """What could not be read. It may be intact, and is left alone."""
     repaired: bool = False
 
     @property
@@ -71,7 +71,7 @@ class Verification:
         return not self.damages and not self.unread
 
     def lines(self, store: str) -> Iterator[str]:
-        """Yield what a person is told."""
+        """Yield the report for the user."""
         for damage in self.damages:
             yield f"{damage.what}: {damage.why} ({damage.path})"
             if self.repaired:
@@ -93,27 +93,27 @@ class Verification:
             return
         yield f"damaged or lost: {len(self.damages)}"
         yield (
-            "`consilience run WORKFLOW` makes them again"
+            "`consilience run WORKFLOW` computes them again"
             if self.repaired
-            else f"`consilience store verify {store} --repair` prepares them to be made again"
+            else f"`consilience store verify {store} --repair` prepares them to be computed again"
         )
 
 
 class Scan:
-    """One reading of a store: walks it, reads chunks, and notes what is wrong."""
+    """A pass over a store: walks it, reads chunks, and collects what is wrong."""
 
     def __init__(self, location: Location, root: zarr.Group) -> None:
         self.location, self.root = location, root
         self.found = Verification()
         self.seen: set[str] = set()
-        """Arrays of which something was read."""
+        """Paths of the arrays that were read."""
 
     def add(self, what: str, why: str, path: str, remedy: str, mend: Mend) -> None:
-        """Note one damaged piece."""
+        """Record one damaged piece."""
         self.found.damages.append(Damage(what, why, path, remedy, mend))
 
     def children(self, path: str) -> list[str]:
-        """Return the names of what stands below a path, with metadata or without."""
+        """Return the names below a path, with metadata or without."""
 
         async def listed() -> list[str]:
             return [name async for name in self.root.store.list_dir(path)]
@@ -142,7 +142,7 @@ class Scan:
         return None, "its zarr.json is that of an array"
 
     def is_group(self, path: str) -> bool:
-        """Whether a group that only holds others is there; note where its metadata is damaged."""
+        """Whether a group of groups exists; record damage to its metadata."""
         if not self._holds_something(path):
             return False
         group, why = self.group(path)
@@ -151,10 +151,7 @@ class Scan:
         return True
 
     def metadata(self, group: str, layout: ArrayLayout) -> None:
-        """Check the metadata of a declared array; note where they have to be made again.
-
-        Its chunks stay.
-        """
+        """Check the metadata of a declared array; record damage. A repair keeps its chunks."""
         where, name = group, layout.variable.name
         path = paths.array(group, name)
         parent = self.root[where]
@@ -171,9 +168,9 @@ class Scan:
     def faults(
         self, array: zarr.Array[Any], wanted: Iterable[Index] | None = None
     ) -> Iterator[tuple[Index, str]]:
-        """Read chunks, default all; yield the index of each that is not whole, and why.
+        """Read chunks, by default all; yield the index of each damaged one, and why.
 
-        What a writer computed the checksum of is what a reader decodes: nothing is decoded here.
+        Chunks are not decoded: the checksum covers exactly the bytes that a reader decodes.
         """
         self.seen.add(array.path)
         size = prod(array.chunks) * (0 if array.dtype.kind in "TO" else array.dtype.itemsize)
@@ -203,13 +200,13 @@ class Scan:
 
 
 def new_group(path: str, root: zarr.Group) -> None:
-    """Write a group's metadata, without attributes, and leave what stands below it."""
+    """Write a group's metadata, without attributes; keep what is below it."""
     sync(root.store.delete(f"{path}/zarr.json"))
     root.create_group(path)
 
 
 def _new_array(where: str, layout: ArrayLayout, root: zarr.Group) -> None:
-    """Write an array's metadata, and leave its chunks."""
+    """Write an array's metadata; keep its chunks."""
     sync(root.store.delete(paths.metadata(paths.array(where, layout.variable.name))))
     parent = root[where]
     assert isinstance(parent, zarr.Group)
