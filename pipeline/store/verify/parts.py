@@ -91,7 +91,6 @@ class _Tower:
 
     def __init__(self, scan: Scan, path: str, model: str, tower: str) -> None:
         self.scan, self.path, self.model, self.tower = scan, path, model, tower
-        self.growing = True
 
     def verify(self) -> None:
         group, why = self.scan.group(self.path)
