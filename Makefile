@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint bench schemas clean
+.PHONY: quickstart test test-fast coverage lint bench schemas clean
 
 quickstart: $(READY)  ## train a small zoo, extract, compare, calibrate, report
 	$(BIN)/consilience run workflows/quickstart.yaml
 
-test: $(READY)  ## the whole suite, with line coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(READY)  ## the whole suite
+	$(PYTEST)
+
+test-fast: $(READY)  ## some of every room in a minute and a half, for each edit
+	$(PYTEST) -m "not slow"
+
+coverage: $(READY)  ## the whole suite, with the lines that it does not reach
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

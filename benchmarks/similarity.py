@@ -27,7 +27,7 @@ from pipeline.calibration import (
     permutations,
 )
 from pipeline.measures import measure_spec, prepare, score_pairs
-from pipeline.measures.kernels import KERNELS
+from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.panels import HostPanel
 from pipeline.measures.prepared import Prepared
 from pipeline.store.activations import TowerGroup
@@ -298,7 +298,7 @@ def preparing_once(repeats: int) -> None:
     for name in ("procrustes", "cca", "svcca", "pwcca", "linear_regression", "gulp", "jaccard_knn",
                  "cknna"):  # fmt: skip
         one = {name: measure_spec(name)}
-        kernel = KERNELS[name]
+        kernel = PAIRWISE_MEASURES[name]
         settings = dict(one[name].parameters)
         for_prepare = {k: settings[k] for k in kernel.prepares}
         for_compare = {k: v for k, v in settings.items() if k not in kernel.prepares}

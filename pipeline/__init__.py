@@ -1,6 +1,6 @@
-"""Consilience: how alike networks trained apart come to represent the world.
+"""Consilience: how alike independently trained networks come to represent the world.
 
-Importing this, and opening a store, imports neither torch nor timm nor dask.distributed.
+Importing this package and opening a store imports neither torch, timm nor dask.distributed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command line. Thin: it parses, calls, prints, and turns errors into exit codes.
+"""The command line: parse arguments, call the package, print, and set the exit code.
 
-0: done. 1: done, but something failed and is named. 2: a person's mistake, nothing was changed.
-130, 143: interrupted (Ctrl-C), terminated; what was finished is kept.
+Exit codes: 0, success; 1, finished with failures, which are listed; 2, invalid input, nothing was
+changed; 130, interrupted (Ctrl-C), and 143, terminated: finished work is kept.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 
 class _Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), as by a batch system: it stops as by Ctrl-C."""
+    """SIGTERM, as a batch system sends it: handled like Ctrl-C."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM an exception, so that workers are stopped and the store is left unlocked."""
+    """Turn SIGTERM into an exception, so that workers stop and the store is unlocked."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there can signals be handled
+        yield  # only the main thread can handle signals
         return
 
     def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one kills the process
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -57,7 +57,7 @@ def _terminable() -> Iterator[None]:
 
 
 class _Commands(click.Group):
-    """A group whose commands say what is wrong in one message, without a traceback."""
+    """A group of commands that report errors as one message, without a traceback."""
 
     def main(self, *args: Any, **keywords: Any) -> Any:
         keywords["standalone_mode"] = False
@@ -71,15 +71,15 @@ class _Commands(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort) as stop:
-            # click turns an interrupt into its own exception, and keeps it as the cause
+            # click raises its own exception for an interrupt, with the interrupt as its cause
             cause = stop.__cause__ or stop.__context__ or stop
             terminated = isinstance(stop, _Terminated) or isinstance(cause, _Terminated)
             how = "terminated" if terminated else "interrupted"
             notes = [*getattr(stop, "__notes__", ()), *getattr(cause, "__notes__", ())]
             told = "".join(f" ({note})" for note in dict.fromkeys(notes))
             click.echo(
-                f"consilience: {how}. What was finished is kept{told}; the same command goes on "
-                "from there.",
+                f"consilience: {how}. Finished work is kept{told}; run the same command again to "
+                "continue.",
                 err=True,
             )
             sys.exit(143 if terminated else 130)
@@ -88,24 +88,24 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="consilience")
 def main() -> None:
-    """Compare how networks trained apart represent the world."""
+    """Compare the representations of independently trained networks."""
 
 
 _SETTINGS = [
     click.argument("workflow", type=click.Path(path_type=Path)),
-    click.option("--store", help="Another store than the workflow's."),
+    click.option("--store", help="Store to use instead of the workflow's."),
     click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Override a value, dots for depth: --set calibrate.n_permutations=99.",
+        help="Override a setting, nested ones with dots: --set calibrate.n_permutations=99.",
     ),
     click.option(
         "--replace",
         multiple=True,
         metavar="ID|LABEL",
-        help="Drop what is stored of this model, or of this measure, and make it anew.",
+        help="Discard what is stored for this model or measure and compute it again.",
     ),
 ]
 
@@ -119,26 +119,27 @@ def _with_settings(function: Any) -> Any:
 _CLUSTER = click.option(
     "--cluster",
     metavar="WHERE",
-    help="A Dask scheduler (tcp://host:8786), `local`, or a YAML file with a `cluster:` mapping.",
+    help="Where to run: the address of a Dask scheduler (tcp://host:8786), `local`, or a YAML file "
+    "with a `cluster:` mapping.",
 )
 
 
 @main.command()
 @_with_settings
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done without doing it.")
 @_CLUSTER
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Wait so long for another run on the store to end.  [default: refuse at once]",
+    help="How long to wait for another run on the store to finish.  [default: fail at once]",
 )
 @click.option(
     "--performance-report",
     "report_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write Dask's report of what the workers did to this HTML file.",
+    help="Write Dask's performance report to this HTML file.",
 )
 def run(
     workflow: Path,
@@ -150,7 +151,7 @@ def run(
     wait: float | None,
     report_file: Path | None,
 ) -> None:
-    """Do what a workflow asks and its store lacks."""
+    """Run a workflow: compute what its store does not have yet."""
     from pipeline.workflow import load_workflow, run_workflow
 
     spec, _ = load_workflow(workflow, settings=settings, store=store)
@@ -179,7 +180,7 @@ def plan(
     replace: Sequence[str],
     cluster: str | None,
 ) -> None:
-    """Say what a workflow has done already, and what it would do and take."""
+    """Show what a workflow has computed, what is left, and its cost."""
     from pipeline.workflow import load_workflow
 
     spec, _ = load_workflow(workflow, settings=settings, store=store)
@@ -187,7 +188,7 @@ def plan(
 
 
 def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
-    """Print a plan; raise where its workers have not the memory."""
+    """Print a plan; raise if its workers lack the memory for it."""
     from pipeline.cluster import override
     from pipeline.cluster.workers import rooms_to_be
     from pipeline.workflow import check_memory, plan_workflow
@@ -202,7 +203,7 @@ def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
 @main.command()
 @click.argument("name", required=False)
 def measures(name: str | None) -> None:
-    """List the measures, or tell all there is to know of one."""
+    """List the measures, or describe one in full."""
     from pipeline.measures import get_measure, list_measures
     from pipeline.measures.catalog import settable
 
@@ -214,7 +215,7 @@ def measures(name: str | None) -> None:
             symmetric = "yes" if measure.symmetric else "no"
             table.add_row(measure.name, measure.kind, symmetric, f"{low:g} to {high:g}", parameters)
         print_table(table)
-        OUT.print("`consilience measures NAME` tells more of one")
+        OUT.print("`consilience measures NAME` describes one in full")
         return
     measure = get_measure(name)
     OUT.print(f"{measure.name}: {measure.prose}", highlight=False)
@@ -233,7 +234,7 @@ def measures(name: str | None) -> None:
 
 @main.group()
 def models() -> None:
-    """Look at the model registry."""
+    """Inspect the model registry."""
 
 
 _REGISTRY = click.argument("registry", nargs=-1, type=click.Path(path_type=Path))
@@ -241,9 +242,14 @@ _REGISTRY = click.argument("registry", nargs=-1, type=click.Path(path_type=Path)
 
 @models.command("list")
 @_REGISTRY
-@click.option("--sets", "names", multiple=True, help="Only models of this set.")
+@click.option(
+    "--sets", "names", multiple=True, help="Only models of this set; may be given several times."
+)
 def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
-    """List registry entries (default file: models.yaml). Loads no model library."""
+    """List the entries of a registry (default: models.yaml).
+
+    No model library is loaded.
+    """
     from pipeline.config.registry import load_registry
 
     known = load_registry(registry or [Path("models.yaml")])
@@ -265,9 +271,14 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
 
 @models.command()
 @_REGISTRY
-@click.option("--sets", "names", multiple=True, help="Only models of this set.")
+@click.option(
+    "--sets", "names", multiple=True, help="Only models of this set; may be given several times."
+)
 def check(registry: Sequence[Path], names: Sequence[str]) -> None:
-    """Check every entry against the installed timm and open_clip; downloads nothing."""
+    """Check all entries against the installed model libraries.
+
+    Nothing is downloaded.
+    """
     from pipeline.config.registry import load_registry
     from pipeline.extraction import describe
 
@@ -302,7 +313,7 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
 
 @main.group()
 def store() -> None:
-    """Look into a store."""
+    """Inspect a store."""
 
 
 _STORE = click.argument("path")
@@ -311,7 +322,7 @@ _STORE = click.argument("path")
 @store.command()
 @_STORE
 def info(path: str) -> None:
-    """Say what a store holds."""
+    """Summarise what a store holds."""
     from pipeline.store import open_store
 
     opened = open_store(path)
@@ -332,9 +343,9 @@ def info(path: str) -> None:
 
 @store.command()
 @_STORE
-@click.option("--set", "set_key", help="Which set of stimuli, where there are several.")
+@click.option("--set", "set_key", help="Stimulus set, if the store has several.")
 def ls(path: str, set_key: str | None) -> None:
-    """List the encoders of a store."""
+    """List the encoders in a store."""
     from pipeline.store import open_store
 
     table = new_table("encoder", "layers", "parameters", "step")
@@ -352,14 +363,15 @@ def ls(path: str, set_key: str | None) -> None:
 @_STORE
 @click.argument("name", metavar="[RUN]", required=False)
 def show_log(path: Path, name: str | None) -> None:
-    """List the runs that wrote to a store, or the tasks of one RUN (or the beginning of its name).
+    """List the runs that wrote to a store, or the tasks of one.
 
-    The runs' logs are files of JSON lines in the store's folder runs/log.
+    RUN is a run's name or the beginning of it. The logs are JSON Lines files in the store's folder
+    runs/log.
     """
     from pipeline.store import open_store
     from pipeline.workflow.log import read_run, read_runs
 
-    open_store(path)  # says where there is none
+    open_store(path)  # raises if there is none
     if name is not None:
         print_run(read_run(path, name))
         return
@@ -368,9 +380,14 @@ def show_log(path: Path, name: str | None) -> None:
 
 @store.command()
 @_STORE
-@click.option("--repair", is_flag=True, help="Prepare what is damaged to be made again.")
+@click.option(
+    "--repair", is_flag=True, help="Drop damaged data, so that the next run computes them again."
+)
 def verify(path: str, repair: bool) -> None:
-    """Read everything, and name what is damaged or lost; exit code 1 where something is."""
+    """Read all data and list what is damaged or lost.
+
+    The exit code is 1 if anything is.
+    """
     from pipeline.store.verify import verify as verify_store
 
     found = verify_store(path, repair=repair)
@@ -381,10 +398,14 @@ def verify(path: str, repair: bool) -> None:
 
 @main.command()
 @_STORE
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
-@click.option("--subset", help="Which subset, where there are several.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write to.  [default: beside the store]",
+)
+@click.option("--subset", help="Subset to report, if the store has several.")
 def report(path: str, out: Path | None, subset: str | None) -> None:
-    """Write figures and an HTML report from what a store holds."""
+    """Write an HTML report with figures from a store's results."""
     from pipeline.report import write_report
     from pipeline.store import open_store
 

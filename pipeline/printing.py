@@ -1,4 +1,4 @@
-"""What the command line prints: tables, in a terminal fitted to its width."""
+"""What the command line prints: plans, runs and tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERR = Console(stderr=True, highlight=False)
 
 
 def print_plan(plan: Plan) -> None:
-    """Print what is done already, what would be done, and what that takes."""
+    """Print what has been computed, what is left, and what that takes."""
     from pipeline.workflow import memory_of_stages
 
     table = new_table(
@@ -43,7 +43,7 @@ def print_plan(plan: Plan) -> None:
         )
     print_table(table)
     if plan.needs:
-        OUT.print("memory: what a worker should have, for one task at a time")
+        OUT.print("memory: what a worker needs to run one task at a time")
     ctx = plan.context
     rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in ctx.comparisons)
     OUT.print(f"stimuli {ctx.stimuli.key}: {len(ctx.stimuli)}; compared on {rows}")
@@ -92,7 +92,7 @@ def print_run(run: RunRecord) -> None:
 
 
 def print_report(report: RunReport) -> None:
-    """Print what a run found, what failed, and where its results are."""
+    """Print a run's findings, its failures, and where its results are."""
     if report.findings:
         columns = list(report.findings[0])
         table = new_table(*columns)
@@ -121,7 +121,7 @@ def new_table(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table with columns as wide as their cells: folded into slivers nobody reads them."""
+    """Print a table; where the terminal is too narrow for it, without folding its cells."""
     cells = [list(column.cells) for column in table.columns]
     rows: Iterable[tuple[Any, ...]] = zip(*cells, strict=True)
     widths = [
@@ -143,7 +143,7 @@ def _cell(value: Any) -> str:
 
 
 def count_text(n: float) -> str:
-    """Write a number with a letter for its size."""
+    """Write a number with an SI suffix."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:
             return f"{n / size:.3g} {letter}"
@@ -151,7 +151,7 @@ def count_text(n: float) -> str:
 
 
 def bytes_text(n: float) -> str:
-    """Write a number of bytes in the unit that suits it."""
+    """Write a number of bytes in a suitable unit."""
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if n >= size:
             return f"{n / size:.3g} {unit}"

@@ -9,11 +9,23 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
+from slow import SLOW
 from threadpoolctl import threadpool_limits
 from zoo import Zoo, write_zoo
 
 from pipeline.store import Store
 from pipeline.workflow.representations import PreparedCache
+
+# on a busy machine an example takes longer than it should, and is right all the same
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

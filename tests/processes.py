@@ -20,7 +20,8 @@ import trustme
 from pipeline.cluster import Task
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 60
+PATIENCE = 600.0
+"""Seconds for whatever must come about in the end, on a busy machine."""
 
 
 def evaluate(name: str, expression: str, **options: object) -> Task:
@@ -69,7 +70,7 @@ class Processes:
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
                 start_new_session=True,
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
             for line in log.read_text().splitlines():
                 if announced in line:
@@ -88,7 +89,7 @@ def end(process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGKILL) 
     """End a process with all that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, how)
-    process.wait(timeout=20)
+    process.wait(PATIENCE)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from processes import PATIENCE
 from zoo import MEASURES, TIMM, VIT, Zoo, inside, tree
 
 import pipeline
@@ -50,6 +51,13 @@ def test_help__names_what_there_is(zoo: Zoo, command: list[str]) -> None:
     result = consilience(zoo, *command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("group", [[], ["models"], ["store"]])
+def test_help__summaries_are_not_cut_off(group: list[str]) -> None:
+    assert (
+        "..." not in CliRunner().invoke(main, [*group, "--help"]).output.partition("Commands:")[2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,24 +244,43 @@ def test_run__interrupted(copied: Zoo, cluster: str, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 130
     said = " ".join(result.output.split())
     assert (
-        "interrupted. What was finished is kept (tasks finished in this run: extract 1 of 1); the "
-        "same command goes on" in said
+        "interrupted. Finished work is kept (tasks finished in this run: extract 1 of 1); run the "
+        "same command again to continue." in said
     )
     assert not (copied.path / "consilience.lock").exists()
     assert read_runs(copied.path)[-1].outcome == "interrupted"
 
 
+TERMINATED = """\
+import time
+
+import timm
+
+if __name__ == "__main__":
+    from pipeline.cli import main
+
+    main()
+else:  # a worker, which is in the middle of its task until it is stopped
+    from distributed import get_worker
+
+    def create_model(*_, **__):
+        while get_worker().status.name == "running":
+            time.sleep(0.05)
+
+    timm.create_model = create_model
+"""
+
+
 def test_run__terminated(copied: Zoo) -> None:
     """SIGTERM, as a batch system sends it: workers stopped, store unlocked, and it is said."""
-    code = "if __name__ == '__main__':\n    from pipeline.cli import main\n    main()\n"
     script = copied.folder / "main.py"
-    script.write_text(code)
+    script.write_text(TERMINATED)
     process = subprocess.Popen(
         [sys.executable, str(script), "run", "workflow.yaml", "--set", "models.sets=[late]",
          "--cluster", "local", "--set", "cluster.n_workers=1"],
         cwd=copied.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    watchdog = threading.Timer(300, process.kill)
+    watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     try:
         assert process.stderr is not None
@@ -271,13 +298,11 @@ def test_run__terminated(copied: Zoo) -> None:
         process.kill()
         process.wait()
         process.stderr.close()
-    assert (
-        "consilience: terminated. What was finished is kept (tasks finished in this run: " in said
-    )
-    assert "extract 0 of 1); the same command goes on from there." in said
+    assert "consilience: terminated. Finished work is kept (tasks finished in this run: " in said
+    assert "extract 0 of 1); run the same command again to continue." in said
     assert "Traceback" not in said
     assert children
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert alive == []
     assert not (copied.path / "consilience.lock").exists()
     assert read_runs(copied.path)[-1].outcome == "terminated"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import re
@@ -10,6 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from processes import PATIENCE
 from ruamel.yaml import YAML
 from zoo import Zoo
 
@@ -46,7 +48,12 @@ def anchors(page: str) -> set[str]:
 def test_notebook__runs_on_a_store(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSILIENCE_STORE", str(zoo.store().path))
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": ROOT / "docs"}}).execute()
+    NotebookClient(
+        notebook,
+        timeout=int(PATIENCE),
+        startup_timeout=int(PATIENCE),
+        resources={"metadata": {"path": ROOT / "docs"}},
+    ).execute()
     ran = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in ran)
     assert "Calibration(score=" in ran[-1].outputs[0]["data"]["text/plain"]
@@ -110,7 +117,7 @@ def test_readme__counts_the_measures() -> None:
     analytic = {
         m.name
         for m in measures
-        if CalibrateSpec(method="analytic").null_of(measure_spec(m.name))[0] == "analytic"
+        if CalibrateSpec(method="analytic").null_method(measure_spec(m.name))[0] == "analytic"
     }
     (sentence,) = re.findall(
         r"the nulls of (.*?) come from their moments", read("README.md"), re.DOTALL
@@ -160,6 +167,20 @@ def test_citation__agrees_with_the_package() -> None:
 def test_changelog__has_the_version() -> None:
     assert "## [Unreleased]" in read("CHANGELOG.md")
     assert project()["version"] in read("CHANGELOG.md")
+
+
+@pytest.mark.parametrize("name", [n for n in pipeline.__all__ if n not in ("Store", "__version__")])
+def test_docstrings__examples_run(
+    name: str, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "quickstart.zarr").symlink_to(zoo.path)
+    monkeypatch.chdir(tmp_path)
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(pipeline, name), name, globs={})
+    assert test.examples, "a public function shows how it is called"
+    report: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert not report, "".join(report)
 
 
 def test_quickstart__is_a_valid_workflow(monkeypatch: pytest.MonkeyPatch) -> None:

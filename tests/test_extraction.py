@@ -599,7 +599,6 @@ def check_tower(info: TowerInfo, tower: str) -> None:
     assert info.pooling in {"image": {"cls", "mean"}, "text": {"eot"}}[tower]
 
 
-@pytest.mark.slow
 def test_models_yaml__every_entry_known() -> None:
     found = {s.id: describe(s) for s in load_registry(["models.yaml"])}
     for towers in found.values():

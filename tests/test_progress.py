@@ -9,6 +9,7 @@ import textwrap
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from processes import PATIENCE
 from rich.console import Console
 
 from pipeline import progress
@@ -143,7 +144,7 @@ def test_stage__in_a_notebook() -> None:
         """
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
-    NotebookClient(notebook, timeout=120).execute()
+    NotebookClient(notebook, timeout=int(PATIENCE), startup_timeout=int(PATIENCE)).execute()
     (output,) = notebook.cells[0].outputs
     assert output.output_type == "display_data"
     assert re.fullmatch(

@@ -1,18 +1,19 @@
-"""The null without permuting relations: drawn from exact moments.
+"""The null from exact moments, without permuting n × n relations.
 
 Under a random permutation P of the stimuli of Y, the inner product of two relations is
 
     S = ⟨U, P U' Pᵀ⟩ + ℓ·Pℓ' + c c'.
 
-Its two random terms are uncorrelated. The first has exact moments from a few scalars per
-representation, and over all layers of two encoders an exact covariance, 2/(n(n−3)) C ⊗ C' with C
-the inner products of an encoder's own relations. It is drawn from a Gaussian of that covariance,
-each pair of layers then passed on to the Pearson III distribution of its third moment (a Gaussian
-copula). The second, of vectors only, is permuted for real, with one permutation for all layers. For
-nearest neighbours the first term has a symmetric and an antisymmetric part, and the second is that
-of the in-degrees. The two terms are uncorrelated, not independent (see
-`pipeline.calibration.meeting`). The first principal component over layers has a skewness of its own
-where it is counts that are compared (see `pipeline.calibration.leading`).
+The first term has exact moments, known from a few scalars of each representation. Over all layers
+of two encoders its exact covariance is 2/(n(n−3)) C ⊗ C', with C the inner products of an encoder's
+own relations. It is drawn from a Gaussian of that covariance, and each pair of layers is then
+mapped to the Pearson III distribution of its third moment (a Gaussian copula). The second term, of
+row effects, is permuted explicitly, with one permutation for all layers. For nearest neighbours the
+first term has a symmetric and an antisymmetric part, and the second is that of the in-degrees.
+
+The two terms are uncorrelated but not independent; `pipeline.calibration.coupling` models how one
+depends on the other. Where counts are compared, the first principal component over layers has a
+skewness of its own (see `pipeline.calibration.leading`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import scipy.sparse
 
+from pipeline.calibration.coupling import Coupling, LinearMoments, ratio
 from pipeline.calibration.draws import Null, Term, variance_of
 from pipeline.calibration.leading import Leading, leading_weights
-from pipeline.calibration.meeting import LinearMoments, Meeting, ratio
 from pipeline.calibration.moments import (
     CouplingScalars,
     UCentredScalars,
@@ -39,13 +40,13 @@ from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
     combined_neighbour_scalars,
     excess_degrees,
+    neighbour_coupling_moments,
     neighbour_grams,
-    neighbour_meetings,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
 )
-from pipeline.calibration.pearson import MOST_SKEWED
+from pipeline.calibration.pearson import MAX_SKEWNESS
 from pipeline.measures.catalog import MeasureSpec
 from pipeline.measures.neighbours import Neighbours
 from pipeline.measures.pairs import (
@@ -61,15 +62,15 @@ from pipeline.types import Float64, Floating, Index, Mask
 
 VERSION = 3
 """Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
-KURTOSIS = 1.0
+MAX_KURTOSIS_ERROR = 1.0
 """A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""
-FEWEST = 10
+MIN_STIMULI = 10
 """Stimuli; of fewer there are so few permutations that a smooth distribution is none of theirs."""
-SHARE = 0.1
+MIN_VARIANCE_SHARE = 0.1
 """A part of less than this share of the variance may have any shape."""
-TIED = 0.5
+MAX_TIED_SHARE = 0.5
 """Share of stimuli whose neighbours tie beyond which relations are taken for classes."""
-MOST_MET = 1.0
+MAX_COUPLING = 1.0
 """What a standard deviation of the linear part may change the rest's variance by, relative to it;
 half of that is the share of it that the shift of the rest's mean may be."""
 
@@ -148,29 +149,34 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     skewness = ratio(third, variance**1.5)
     excess = np.where(variance > 0, ratio(fourth, variance**2) - 3.0, 0.0)
     odd = np.abs(excess - 1.5 * skewness**2)
-    flagged = np.abs(skewness) > MOST_SKEWED
-    linear_x = linear_y = meeting = None
+    flagged = np.abs(skewness) > MAX_SKEWNESS
+    linear_x = linear_y = coupling = None
     mean = np.zeros_like(variance)
-    if not spec.residual:
-        linear_x, linear_y = np.stack([r.linear for r in xs]), np.stack([r.linear for r in ys])
-        mean = np.outer([r.constant for r in xs], [r.constant for r in ys])
+    if not spec.u_centred_only:
+        linear_x, linear_y = (
+            np.stack([r.row_effects for r in xs]),
+            np.stack([r.row_effects for r in ys]),
+        )
+        mean = np.outer([r.grand_effect for r in xs], [r.grand_effect for r in ys])
         linear = LinearMoments.of(linear_x, linear_y)
-        meeting = Meeting.of(linear, *coupling_moments(n, x.coupling, y.coupling), variance)
-        skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
+        coupling = Coupling.of(linear, *coupling_moments(n, x.coupling, y.coupling), variance)
+        skewness = ratio(third, coupling.own_variance(variance) ** 1.5)
         share = ratio(variance, variance + linear.variance)
         odd = odd * share**2
-        flagged = (flagged | _strong(meeting, variance)) & (share > SHARE)
+        flagged = (flagged | _strong(coupling, variance)) & (share > MIN_VARIANCE_SHARE)
     term = Term(2.0 / (n * (n - 3)), x.within, y.within)
     wanted = np.ones_like(variance, dtype=np.bool_)
-    scale = denominators(xs, ys, wanted=wanted, residual=spec.residual, added=spec.added)
-    flagged |= (odd >= KURTOSIS) | (n < FEWEST)
-    return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, meeting=meeting)
+    scale = denominators(
+        xs, ys, wanted=wanted, u_centred_only=spec.u_centred_only, added=spec.added
+    )
+    flagged |= (odd >= MAX_KURTOSIS_ERROR) | (n < MIN_STIMULI)
+    return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, coupling=coupling)
 
 
-def _strong(meeting: Meeting, variance: Float64) -> Mask:
+def _strong(coupling: Coupling, variance: Float64) -> Mask:
     """Tell where the linear part changes the other too much for a first-order model."""
-    met = np.abs(meeting.growth) * np.sqrt(meeting.linear_variance)
-    found: Mask = np.maximum(met, 2 * ratio(meeting.taken, variance)) > MOST_MET
+    met = np.abs(coupling.variance_slope) * np.sqrt(coupling.linear_variance)
+    found: Mask = np.maximum(met, 2 * ratio(coupling.explained_variance, variance)) > MAX_COUPLING
     return found
 
 
@@ -184,7 +190,7 @@ def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, Coupling
     for relation in relations:
         if relation not in _scalars:
             relation.whole(out=table)
-            _scalars[relation] = relation_scalars(table, relation.linear)
+            _scalars[relation] = relation_scalars(table, relation.row_effects)
     own, both = zip(*(_scalars[r] for r in relations), strict=True)
     return UCentredScalars.stack(own), CouplingScalars.stack(both)
 
@@ -236,26 +242,28 @@ def _neighbour_null(x: _Near, y: _Near) -> Null:
     terms = [Term(w, a, b) for w, a, b in zip(weights, x.grams, y.grams, strict=False)]
     variance = variance_of(terms)
     linear = LinearMoments.of(x.linear, y.linear)
-    meetings = neighbour_meetings(n, x.scalars, y.scalars)
-    meeting = Meeting.of(linear, *meetings, variance)
+    coupling_moments = neighbour_coupling_moments(n, x.scalars, y.scalars)
+    coupling = Coupling.of(linear, *coupling_moments, variance)
     mean, _, third = neighbour_moments(n, x.scalars, y.scalars)
-    third -= linear.third + 3 * sum(meetings)
-    skewness = ratio(third, meeting.own_variance(variance) ** 1.5)
+    third -= linear.third + 3 * sum(coupling_moments)
+    skewness = ratio(third, coupling.own_variance(variance) ** 1.5)
     together = neighbour_moments(n, x.combined, y.combined)[-1]
     together -= LinearMoments.of(x.combined_linear, y.combined_linear).third
     scale = np.where(np.outer(x.defined, y.defined), neighbour_norms(x.lists, y.lists), np.nan)
     share = ratio(variance, variance + linear.variance)
-    flagged = ((np.abs(skewness) > MOST_SKEWED) | _strong(meeting, variance)) & (share > SHARE)
-    flagged |= n < FEWEST
+    flagged = ((np.abs(skewness) > MAX_SKEWNESS) | _strong(coupling, variance)) & (
+        share > MIN_VARIANCE_SHARE
+    )
+    flagged |= n < MIN_STIMULI
     # Where both broke ties by index, permuting finished lists would forget that they did so alike;
     # where both are little but ties, as labels are, scores are few and far apart.
-    for most, kind in ((0.0, True), (TIED * n, False)):
+    for most, kind in ((0.0, True), (MAX_TIED_SHARE * n, False)):
         both = [[z.by_index == kind and z.ties > most for z in side.lists] for side in (x, y)]
         flagged |= np.logical_and.outer(*both)
     return Null(
         terms, skewness, x.linear, y.linear, mean, scale, flagged,
         counts=~fractional_pairs(x.lists, y.lists),
-        meeting=meeting, leading=Leading(x.weights, y.weights, together),
+        coupling=coupling, leading=Leading(x.weights, y.weights, together),
     )  # fmt: skip
 
 
@@ -272,14 +280,14 @@ def _neighbour_parts(
     """Products of symmetric and of antisymmetric parts within encoders."""
     n, k = lists[0].shape
     same = groups[:, None] == groups
-    shared, turned = (
+    shared, transposed = (
         both + np.triu(both, 1).T
         for both in (
-            shared_neighbours(lists, lists, np.triu(same), turned=turned)
-            for turned in (False, True)
+            shared_neighbours(lists, lists, np.triu(same), transposed=transposed)
+            for transposed in (False, True)
         )
     )
-    parts = neighbour_grams(n, k, shared, turned, degrees @ degrees.T)
+    parts = neighbour_grams(n, k, shared, transposed, degrees @ degrees.T)
     return np.where(same, parts[0], 0.0), np.where(same, parts[1], 0.0)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.calibration.aggregate import AGGREGATES, aggregate_draws
+from pipeline.calibration.coupling import Coupling
 from pipeline.calibration.leading import Leading, share_skewness
-from pipeline.calibration.meeting import Meeting
 from pipeline.calibration.pearson import PearsonIII, from_normal
 from pipeline.calibration.permutation import permutations
 from pipeline.types import Float32, Float64, Index, Mask
@@ -42,7 +42,7 @@ class Null:
     terms
         Gaussian terms of the part that has moments.
     skewness
-        Of what that part has beside its meeting with the linear one, `(Mx, My)`.
+        Of what that part has beside its coupling with the linear one, `(Mx, My)`.
     linear_x, linear_y
         Vectors whose inner products are permuted for real, `(Mx, n)` and `(My, n)`; or None.
     mean
@@ -53,7 +53,7 @@ class Null:
         Pairs whose fourth moment says that three do not determine the tails, `(Mx, My)`.
     counts
         Pairs whose S is a whole number, `(Mx, My)`; or None.
-    meeting
+    coupling
         What the linear part does to the other; or None.
     leading
         First principal components, if their skewness is not left to that of pairs of layers.
@@ -67,7 +67,7 @@ class Null:
     scale: Float64
     flagged: Mask
     counts: Mask | None = None
-    meeting: Meeting | None = None
+    coupling: Coupling | None = None
     leading: Leading | None = None
 
     def transposed(self) -> Null:
@@ -81,7 +81,7 @@ class Null:
             self.scale.T,
             self.flagged.T,
             None if self.counts is None else self.counts.T,
-            None if self.meeting is None else self.meeting.transposed(),
+            None if self.coupling is None else self.coupling.transposed(),
             None if self.leading is None else self.leading.transposed(),
         )
 
@@ -92,9 +92,9 @@ class Null:
 
     @property
     def own_variance(self) -> Float64:
-        """Variance of what that part has beside its meeting with the linear one, `(Mx, My)`."""
+        """Variance of what that part has beside its coupling with the linear one, `(Mx, My)`."""
         variance = self.variance
-        return variance if self.meeting is None else self.meeting.own_variance(variance)
+        return variance if self.coupling is None else self.coupling.own_variance(variance)
 
 
 def variance_of(terms: Sequence[Term]) -> Float64:
@@ -151,7 +151,7 @@ def draw(
     known = wanted & _any_defined(null, x_groups, y_groups, wanted.shape)
     sizes = sorted({(len(of_x[g]), len(of_y[h])) for g, h in np.argwhere(known)})
     sources = {size: np.random.default_rng([seed, *size]) for size in sizes}
-    linear = None if null.linear_x is None else _Permuted(null, n_draws, seed)
+    linear = None if null.linear_x is None else _PermutedLinear(null, n_draws, seed)
     skewness = {(g, h): _skewness(null, of_x, of_y, g, h) for g, h in np.argwhere(known).tolist()}
     values = {how: np.full((*wanted.shape, n_draws), np.nan) for how in AGGREGATES}
     for start in range(0, n_draws, BATCH):
@@ -174,18 +174,18 @@ def draw(
                     skewed = from_normal(first[lx, ly][None, :, None], np.full((1, 1), of_first))
                     normals[lx, ly][0, -1, :, -1] = skewed[0, :, 0]
                 for (roots_x, roots_y), z in zip(roots, normals[lx, ly], strict=True):
-                    turned = (roots_x[g] @ z.reshape(lx, -1)).reshape(-1, ly) @ roots_y[h]
-                    scores += turned.reshape(scores.shape)
+                    correlated = (roots_x[g] @ z.reshape(lx, -1)).reshape(-1, ly) @ roots_y[h]
+                    scores += correlated.reshape(scores.shape)
                 spread = deviation[at][:, None]
                 np.divide(scores, spread, out=scores, where=spread > 0)
                 scores = from_normal(scores, of_layers)
                 scores *= own[at][:, None]
                 if linear is not None and moved is not None:
                     part = linear.products(moved, of_y[h])
-                    if null.meeting is not None:
-                        meeting = null.meeting.at((of_x[g][:, None, None], of_y[h]))
-                        scores *= meeting.spread(part)
-                        scores += meeting.shift(part)
+                    if null.coupling is not None:
+                        coupling = null.coupling.at((of_x[g][:, None, None], of_y[h]))
+                        scores *= coupling.spread(part)
+                        scores += coupling.shift(part)
                     scores += part
                 scores += null.mean[at].astype(np.float32)[:, None]
                 if null.counts is not None:
@@ -219,11 +219,11 @@ def _skewness(
         return 0.0, null.skewness[at]
     weights, with_first, with_all = outer / length, moved[0] / length, moved.sum(0) / length
     third = null.leading.third[g, h] / length**3
-    if null.meeting is not None and null.linear_x is not None and null.linear_y is not None:
+    if null.coupling is not None and null.linear_x is not None and null.linear_y is not None:
         x, y = null.linear_x[i], null.linear_y[j]
         with_linear = np.outer(x @ (u @ x), y @ (v @ y)) / ((x.shape[1] - 1) * length)
-        meeting = null.meeting.at(at)
-        met = meeting.growth * with_all + 2.0 * meeting.bend * with_linear
+        coupling = null.coupling.at(at)
+        met = coupling.variance_slope * with_all + 2.0 * coupling.quadratic_coef * with_linear
         third -= 3.0 * float((weights * with_linear * met).sum())
     deviation = np.sqrt(null.variance[at])
     return share_skewness(third, weights, deviation, null.skewness[at], with_all, with_first)
@@ -237,7 +237,7 @@ def _any_defined(null: Null, x_groups: Index, y_groups: Index, shape: tuple[int,
     return found
 
 
-class _Permuted:
+class _PermutedLinear:
     """The linear part under permutations of Y, which are X's undone."""
 
     def __init__(self, null: Null, n_draws: int, seed: int) -> None:
@@ -312,9 +312,9 @@ def pair_null(null: Null, n_draws: int, seed: int) -> PairNull:
         orders = permutations(null.linear_x.shape[1], n_draws, seed)
         linear = null.linear_y[0][orders] @ null.linear_x[0]
     offsets, spreads = linear + null.mean[0, 0], np.ones_like(linear)
-    if null.meeting is not None:
-        meeting = null.meeting.at((0, 0))
-        offsets, spreads = offsets + meeting.shift(linear), meeting.spread(linear)
+    if null.coupling is not None:
+        coupling = null.coupling.at((0, 0))
+        offsets, spreads = offsets + coupling.shift(linear), coupling.spread(linear)
     residual = PearsonIII(0.0, null.own_variance[0, 0], null.skewness[0, 0])
     counts = null.counts is not None and bool(null.counts[0, 0])
     return PairNull(residual, offsets, spreads, float(null.scale[0, 0]), counts)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.calibration.pearson import MOST_SKEWED
+from pipeline.calibration.pearson import MAX_SKEWNESS
 from pipeline.types import Float64, Index
 
-ROOM = 0.05
+MIN_REMAINDER = 0.05
 """Least share of a component's third moment that its layers' own must leave open to be changed."""
 
 
@@ -70,7 +70,7 @@ def share_skewness(
     Returns
     -------
     float
-        e, between ±`MOST_SKEWED`; 0 where f leaves nothing open, as with a single pair of layers.
+        e, between ±`MAX_SKEWNESS`; 0 where f leaves nothing open, as with a single pair of layers.
     numpy.ndarray
         What pairs of layers are to get afterwards, `(Lx, Ly)`.
     """
@@ -80,7 +80,7 @@ def share_skewness(
     )
     share = weights * deviation * c**2
     room = 1.0 - float((share * r**3).sum())
-    if room < ROOM:
+    if room < MIN_REMAINDER:
         return 0.0, skewness
-    own = float(np.clip((third - (share * skewness).sum()) / room, -MOST_SKEWED, MOST_SKEWED))
+    own = float(np.clip((third - (share * skewness).sum()) / room, -MAX_SKEWNESS, MAX_SKEWNESS))
     return own, skewness - own * r**3

@@ -23,7 +23,7 @@ from pipeline.types import Float64
 PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
-FULL, LARGEST_FULL = 0.1, 4096
+FULL, MAX_FULL_ROWS = 0.1, 4096
 """Share of neighbours in the longest row from which a full table is quicker, up to so many rows."""
 
 NEIGHBOUR_THIRD = (
@@ -187,7 +187,7 @@ def _closed_paths(
     """Σ w_ij w_jk w_ki and Σ w_ij w_jk w_ik."""
     n = links.shape[0]
     longest = int(np.diff(links.indptr).max())
-    if longest > FULL * n and n <= LARGEST_FULL:
+    if longest > FULL * n and n <= MAX_FULL_ROWS:
         table = links.toarray()
         paths = table @ table
         return float((paths * table.T).sum()), float((paths * table).sum())
@@ -245,7 +245,7 @@ def neighbour_moments(
     return mean, variance, third
 
 
-def neighbour_meetings(
+def neighbour_coupling_moments(
     n: int, xs: NeighbourScalars, ys: NeighbourScalars
 ) -> tuple[Float64, Float64]:
     """Exact third moments in which the linear part of a count meets the rest of it.

@@ -22,7 +22,7 @@ from scipy import special
 
 from pipeline.types import Float32, Float64, Mask
 
-MOST_SKEWED = 5.0
+MAX_SKEWNESS = 5.0
 """Skewness up to which quantiles are tabulated."""
 
 LARGE_SHAPE = 4e4
@@ -172,7 +172,7 @@ def _density(z: Float64) -> Float64:
 
 
 _Z = np.linspace(-6.0, 6.0, 241)
-_G = np.linspace(0.0, MOST_SKEWED, 201)
+_G = np.linspace(0.0, MAX_SKEWNESS, 201)
 
 
 @lru_cache(maxsize=1)
@@ -198,14 +198,14 @@ def from_normal(z: Float32, skewness: Float64) -> Float32:
     z
         `(Lx, K, Ly)`; beyond ±6 they are taken for ±6.
     skewness
-        `(Lx, Ly)`; beyond ±`MOST_SKEWED` it is taken for that.
+        `(Lx, Ly)`; beyond ±`MAX_SKEWNESS` it is taken for that.
 
     Returns
     -------
     numpy.ndarray
         `(Lx, K, Ly)`: values at the same probabilities, interpolated in a table to about 1e-3.
     """
-    at = np.clip(np.abs(skewness), 0.0, MOST_SKEWED) / (_G[1] - _G[0])
+    at = np.clip(np.abs(skewness), 0.0, MAX_SKEWNESS) / (_G[1] - _G[0])
     low = np.minimum(at.astype(np.intp), len(_G) - 2)
     table, share = _quantiles(), (at - low).astype(np.float32)[..., None]
     rows = table[low] + share * (table[low + 1] - table[low])

@@ -102,11 +102,15 @@ def calibrate(
 
     Examples
     --------
+    Two matrices of noise with more features than stimuli have a high CKA, which calibration shows
+    to be chance:
+
     >>> import numpy as np
+    >>> import pipeline
     >>> rng = np.random.default_rng(0)
     >>> x, y = rng.normal(size=(30, 100)), rng.normal(size=(30, 100))
-    >>> result = calibrate(x, y, "cka")
-    >>> bool(result.score > 0.7), result.calibrated
+    >>> result = pipeline.calibrate(x, y, "cka")
+    >>> result.score > 0.7, result.calibrated
     (True, 0.0)
     """
     spec = resolved(measure, parameters)
@@ -158,6 +162,20 @@ def calibrate_layers(
     References
     ----------
     Gröger et al. 2026.
+
+    Examples
+    --------
+    The second layer of one encoder and the first layer of the other have features in common:
+
+    >>> import numpy as np
+    >>> import pipeline
+    >>> rng = np.random.default_rng(0)
+    >>> common = rng.normal(size=(30, 4))
+    >>> xs = [rng.normal(size=(30, 8)), common]
+    >>> ys = [common @ rng.normal(size=(4, 6)), rng.normal(size=(30, 6))]
+    >>> result = pipeline.calibrate_layers(xs, ys, "cka_debiased")
+    >>> result.best_layers, result.p
+    ((1, 0), 0.005)
     """
     if len(xs) == 0 or len(ys) == 0:
         raise InputError("There is nothing to calibrate: a list of layers is empty.")
@@ -230,7 +248,7 @@ def _by_moments(
     seed: int,
 ) -> Calibration:
     """Calibrate two encoders by the moments of their null."""
-    if spec.measure.engine == "kernel":
+    if spec.measure.engine == "pairwise":
         raise InputError(
             f"The null of {spec} is not known in closed form: it compares no relations. Use "
             "method='permutation'."

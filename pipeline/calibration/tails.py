@@ -68,11 +68,16 @@ def _whole(null: Null) -> PearsonIII:
     """Give the distribution of S for every pair of representations, `(Mx, My)`."""
     own = null.own_variance
     variance, third = null.variance, null.skewness * own**1.5
-    if null.meeting is not None:
-        met = null.meeting
-        bent = np.divide(met.taken, met.bend, out=np.zeros_like(own), where=met.bend != 0)
+    if null.coupling is not None:
+        met = null.coupling
+        bent = np.divide(
+            met.explained_variance,
+            met.quadratic_coef,
+            out=np.zeros_like(own),
+            where=met.quadratic_coef != 0,
+        )
         variance = variance + met.linear_variance
         # E[ℓ³] + 3 E[ℓ²r] + 3 E[ℓr²]
         third = third + met.slope * met.linear_variance
-        third = third + 3 * (bent + met.growth * met.linear_variance * own)
+        third = third + 3 * (bent + met.variance_slope * met.linear_variance * own)
     return PearsonIII.from_moments(null.mean, variance, third)

@@ -74,7 +74,7 @@ class MeasureSpec:
         return ADDED if self.preset and self.name in OF_HSIC else 0.0
 
     @property
-    def residual(self) -> bool:
+    def u_centred_only(self) -> bool:
         """Whether U-centred relations are compared, without additive effects of stimuli."""
         return self.conventions().get("estimator") == "debiased"
 
@@ -154,7 +154,8 @@ def list_measures() -> list[Measure]:
 
     Examples
     --------
-    >>> [measure.name for measure in list_measures()][:3]
+    >>> import pipeline
+    >>> [measure.name for measure in pipeline.list_measures()][:3]
     ['cka', 'cka_debiased', 'cka_rbf']
     """
     return list(MEASURES)

@@ -44,12 +44,12 @@ def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
     return array
 
 
-def rounding_unit(array: NDArray[Any]) -> float:
-    """Relative spacing of the numbers that `array` was stored in."""
+def storage_eps(array: NDArray[Any]) -> float:
+    """Machine epsilon of the dtype that `array` was stored in."""
     return float(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps)
 
 
-def is_constant(values: NDArray[Any], unit: float) -> bool:
+def is_constant(values: NDArray[Any], eps: float) -> bool:
     """Tell whether every feature varies by no more than its own rounding.
 
     Asked feature by feature, because one huge constant feature beside small ones that vary is
@@ -60,14 +60,14 @@ def is_constant(values: NDArray[Any], unit: float) -> bool:
     ----------
     values
         Features `(n_stimuli, n_features)`.
-    unit
-        Relative spacing of the numbers they were stored in.
+    eps
+        Machine epsilon of the dtype they were stored in.
     """
-    return bool(constant_features(values, unit).all())
+    return bool(constant_features(values, eps).all())
 
 
-def constant_features(values: NDArray[Any], unit: float) -> Mask:
+def constant_features(values: NDArray[Any], eps: float) -> Mask:
     """Tell which features vary by no more than their own rounding, `(n_features,)`."""
     high, low = (extreme(axis=0).astype(np.float64) for extreme in (values.max, values.min))
     # Halves, since the range of numbers near the largest there are is not a number.
-    return np.asarray(high / 2 - low / 2 <= unit * np.maximum(np.abs(high), np.abs(low)))
+    return np.asarray(high / 2 - low / 2 <= eps * np.maximum(np.abs(high), np.abs(low)))

@@ -9,9 +9,9 @@ from pipeline.errors import InputError
 from pipeline.measures.neighbours import power_of_two
 from pipeline.types import Float64, Index
 
-LONGEST_RUN = 8.0
+MAX_RUN_GAPS = 8.0
 """Values that are equal but for their rounding do not spread further than over so many of it."""
-RANKED = 8192
+MAX_RANKED = 8192
 """Most stimuli whose pairs are ranked: tables of 512 MiB."""
 
 
@@ -71,29 +71,29 @@ def ranked(entries: Float64, noise: float) -> Float64:
 def _levels(values: Float64, apart: float) -> Index:
     """Find which level each value is on: a run of values without a gap is one.
 
-    A run of many values that are merely close, each to the next, is cut every `LONGEST_RUN` gaps:
+    A run of many values that are merely close, each to the next, is cut every `MAX_RUN_GAPS` gaps:
     ranks within such a piece are of no weight, and the pieces keep their order.
     """
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     starts = np.concatenate([[True], np.diff(ascending) > apart])
     run = np.cumsum(starts) - 1
-    piece = np.floor((ascending - ascending[starts][run]) / (LONGEST_RUN * apart))
+    piece = np.floor((ascending - ascending[starts][run]) / (MAX_RUN_GAPS * apart))
     fresh = starts | np.concatenate([[False], np.diff(piece) != 0])
     levels = np.empty(len(values), dtype=np.intp)
     levels[order] = np.cumsum(fresh)
     return levels
 
 
-def storage_noise(values: Float64, unit: float, dissimilarity: str) -> float:
+def storage_noise(values: Float64, eps: float, dissimilarity: str) -> float:
     """Bound what storing features may have changed a dissimilarity by, for a typical stimulus.
 
     Parameters
     ----------
     values
         Features `(n_stimuli, n_features)`.
-    unit
-        Relative spacing of the numbers they were stored in: each is off by half of it at most, and
+    eps
+        Machine epsilon of the dtype they were stored in: each is off by half of it at most, and
         so is the length of a row. What is taken off before rows are compared, their mean or that of
         all stimuli, leaves the error as it was, and makes it a larger share of what remains.
     dissimilarity
@@ -109,18 +109,18 @@ def storage_noise(values: Float64, unit: float, dissimilarity: str) -> float:
     whole = np.linalg.norm(rows, axis=1)
     if dissimilarity == "euclidean":
         left = np.linalg.norm(rows - rows.mean(axis=0), axis=1)
-        return unit * float(np.sqrt(np.mean(whole**2) / np.mean(left**2)))
+        return eps * float(np.sqrt(np.mean(whole**2) / np.mean(left**2)))
     left = whole
     if dissimilarity == "correlation":
         left = np.linalg.norm(rows - rows.mean(axis=1, keepdims=True), axis=1)
-    some = left > unit * whole
-    return unit * float(np.median(whole[some] / left[some])) if some.any() else unit
+    some = left > eps * whole
+    return eps * float(np.median(whole[some] / left[some])) if some.any() else eps
 
 
 def check_rankable(n: int) -> None:
     """Refuse to rank the pairs of too many stimuli."""
-    if n > RANKED:
+    if n > MAX_RANKED:
         raise InputError(
             f"rsa with comparison='spearman' ranks all pairs of stimuli at once, and {n} stimuli "
-            f"have too many. Compare a subset of at most {RANKED}, or use comparison='pearson'."
+            f"have too many. Compare a subset of at most {MAX_RANKED}, or use comparison='pearson'."
         )

@@ -1,10 +1,10 @@
 """Where the entries of relations come from: computed by blocks, or laid out.
 
 A relation is symmetric, and of zero diagonal once it is U-centred, so what lies above the diagonal
-is all there is to it. Laid out, it is kept in strips of `HEIGHT` rows, each from the diagonal on.
+is all there is to it. Laid out, it is kept in strips of `CELL` rows, each from the diagonal on.
 
 The last digits of a matrix product depend on its shape. So entries are always computed in the same
-cells, `HEIGHT` × `HEIGHT` from the first stimulus on, whatever part of a relation is asked for.
+cells, `CELL` × `CELL` from the first stimulus on, whatever part of a relation is asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.types import Float64, Floating, Index
 Stored = Floating | Spilled
 """In memory, or in a file."""
 
-HEIGHT = 128
+CELL = 128
 """Rows of a strip, and rows and columns of a cell."""
 
 Cells = Callable[[slice, slice], Floating]
@@ -129,7 +129,7 @@ class Distances:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class DenseTable:
     """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
 
     values: Stored
@@ -149,13 +149,13 @@ class Table:
         values = self.values[rows]
         return lambda r, c: values[r.start - rows.start : r.stop - rows.start, c].copy()
 
-    def permuted(self, order: Index) -> Table:
+    def permuted(self, order: Index) -> DenseTable:
         """Reorder the stimuli."""
-        return Table(self.values[:][np.ix_(order, order)])
+        return DenseTable(self.values[:][np.ix_(order, order)])
 
-    def spilled(self, folder: Path) -> Table:
+    def spilled(self, folder: Path) -> DenseTable:
         """Keep the table in a file."""
-        return Table(Spilled.of(self.values[:], folder))
+        return DenseTable(Spilled.of(self.values[:], folder))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +186,7 @@ def block_of(entries: Entries, rows: slice, columns: slice) -> Floating:
     return entries.within(rows, columns)(rows, columns)
 
 
-class Source(Protocol):
+class RelationStorage(Protocol):
     """Where the entries above the diagonal of a U-centred relation come from."""
 
     @property
@@ -199,19 +199,19 @@ class Source(Protocol):
         Columns begin with the rows, or after them.
         """
 
-    def permuted(self, order: Index) -> Source:
+    def permuted(self, order: Index) -> RelationStorage:
         """Reorder the stimuli."""
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
 
-    def spilled(self, folder: Path) -> Source:
+    def spilled(self, folder: Path) -> RelationStorage:
         """Keep the bulk of it in a file."""
 
 
 @dataclass(frozen=True, eq=False)
-class Formed:
+class LazyRelation:
     """A U-centred relation, formed from entries when asked for."""
 
     entries: Entries
@@ -247,22 +247,22 @@ class Formed:
                     found[np.tri(len(found), dtype=np.bool_)] = 0.0
                 target[...] = found[_moved(place[0], cell_rows), _moved(place[1], cell_columns)]
 
-    def permuted(self, order: Index) -> Formed:
+    def permuted(self, order: Index) -> LazyRelation:
         """Reorder the stimuli."""
-        return Formed(self.entries.permuted(order), self.shift[order])
+        return LazyRelation(self.entries.permuted(order), self.shift[order])
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
         return self.entries.nbytes
 
-    def spilled(self, folder: Path) -> Formed:
+    def spilled(self, folder: Path) -> LazyRelation:
         """Keep the bulk of it in a file."""
         return replace(self, entries=self.entries.spilled(folder))
 
 
 @dataclass(frozen=True, eq=False)
-class Laid:
+class PackedRelation:
     """A U-centred relation, laid out strip after strip."""
 
     values: Stored
@@ -271,12 +271,12 @@ class Laid:
     """Of what they were computed in."""
 
     @classmethod
-    def of(cls, source: Source, n: int, dtype: np.dtype[Any]) -> Laid:
+    def of(cls, storage: RelationStorage, n: int, dtype: np.dtype[Any]) -> PackedRelation:
         """Lay out a relation."""
-        values: Floating = np.empty(_laid_size(n), dtype=dtype)
+        values: Floating = np.empty(_packed_size(n), dtype=dtype)
         for rows in strips(n):
-            source.upper(rows, slice(rows.start, n), _strip(values, n, rows.start))
-        return cls(values, n, source.dtype)
+            storage.upper(rows, slice(rows.start, n), _strip(values, n, rows.start))
+        return cls(values, n, storage.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -291,8 +291,8 @@ class Laid:
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
         """Look it up."""
-        for top in range(rows.start // HEIGHT * HEIGHT, rows.stop, HEIGHT):
-            some = slice(max(rows.start, top), min(rows.stop, top + HEIGHT))
+        for top in range(rows.start // CELL * CELL, rows.stop, CELL):
+            some = slice(max(rows.start, top), min(rows.stop, top + CELL))
             first = max(columns.start, top)
             piece = out[some.start - rows.start : some.stop - rows.start]
             piece[:, : first - columns.start] = 0.0
@@ -300,23 +300,23 @@ class Laid:
                 some.start - top : some.stop - top, first - top : columns.stop - top
             ]
 
-    def permuted(self, order: Index) -> Laid:
+    def permuted(self, order: Index) -> PackedRelation:
         """Reorder the stimuli."""
         table = whole(self, np.empty((self.n, self.n), dtype=self.values.dtype))
-        moved = Table(table[np.ix_(order, order)])
+        moved = DenseTable(table[np.ix_(order, order)])
         nothing = np.zeros(self.n, dtype=self.values.dtype)
-        laid = Laid.of(Formed(moved, nothing), self.n, self.values.dtype)
+        laid = PackedRelation.of(LazyRelation(moved, nothing), self.n, self.values.dtype)
         return replace(laid, dtype=self.dtype)
 
-    def spilled(self, folder: Path) -> Laid:
+    def spilled(self, folder: Path) -> PackedRelation:
         """Keep it in a file."""
         return replace(self, values=Spilled.of(self.values[:], folder))
 
 
 def _cells(n: int, asked: slice) -> list[slice]:
     """Rows, or columns, of the cells that hold those asked for."""
-    first = asked.start // HEIGHT * HEIGHT
-    return [slice(i, min(i + HEIGHT, n)) for i in range(first, asked.stop, HEIGHT)]
+    first = asked.start // CELL * CELL
+    return [slice(i, min(i + CELL, n)) for i in range(first, asked.stop, CELL)]
 
 
 def _moved(inner: slice, outer: slice) -> slice:
@@ -326,38 +326,38 @@ def _moved(inner: slice, outer: slice) -> slice:
 
 def strips(n: int) -> Iterator[slice]:
     """Rows of the strips of an n × n relation."""
-    for start in range(0, n, HEIGHT):
-        yield slice(start, min(start + HEIGHT, n))
+    for start in range(0, n, CELL):
+        yield slice(start, min(start + CELL, n))
 
 
 def _strip(values: Stored, n: int, top: int) -> Floating:
     """Find the strip of row `top` in a relation laid out: `(height, n - top)`."""
-    height, start = min(HEIGHT, n - top), _place(n, top)
+    height, start = min(CELL, n - top), _place(n, top)
     return values[start : start + height * (n - top)].reshape(height, n - top)
 
 
 def _place(n: int, top: int) -> int:
-    """Where the strip of row `top` begins: after top rows of n, n − HEIGHT, … columns each."""
-    above = top // HEIGHT
-    return top * n - HEIGHT * HEIGHT * (above * (above - 1) // 2)
+    """Where the strip of row `top` begins: after top rows of n, n − CELL, … columns each."""
+    above = top // CELL
+    return top * n - CELL * CELL * (above * (above - 1) // 2)
 
 
-def _laid_size(n: int) -> int:
-    last = (n - 1) // HEIGHT * HEIGHT
+def _packed_size(n: int) -> int:
+    last = (n - 1) // CELL * CELL
     return _place(n, last) + (n - last) ** 2
 
 
-def laid_bytes(n: int, dtype: np.dtype[Any]) -> int:
+def packed_bytes(n: int, dtype: np.dtype[Any]) -> int:
     """Memory that a relation takes when it is laid out: about half of n² numbers."""
-    return _laid_size(n) * dtype.itemsize
+    return _packed_size(n) * dtype.itemsize
 
 
-def whole(source: Source, table: Floating) -> Floating:
+def whole(storage: RelationStorage, table: Floating) -> Floating:
     """Write a relation to a table, `(n, n)`."""
     n = len(table)
     for rows in strips(n):
         strip = table[rows, rows.start :]
-        source.upper(rows, slice(rows.start, n), strip)
+        storage.upper(rows, slice(rows.start, n), strip)
         corner = strip[:, : rows.stop - rows.start]
         corner += corner.T.copy()
         table[rows.stop :, rows] = strip[:, rows.stop - rows.start :].T

@@ -23,15 +23,15 @@ from numpy.typing import DTypeLike
 
 from pipeline.types import Float32, Float64, Floating, Int64
 
-LONGEST_SUM = 2**11
+MAX_TERMS = 2**11
 """Products that are added in float64 before integers take over."""
-MOST_BITS = 21
+MAX_BITS = 21
 """2 · 21 bits of a product and 11 of its sum: 53, what float64 holds exactly."""
 
 
 def bits(n: int) -> int:
     """Give b for n stimuli: sums over all pairs must fit 63 bits."""
-    return min(MOST_BITS, (64 - math.ceil(2 * math.log2(n))) // 2)
+    return min(MAX_BITS, (64 - math.ceil(2 * math.log2(n))) // 2)
 
 
 def slices(dtype: DTypeLike) -> int:
@@ -68,8 +68,8 @@ def in_steps(values: Floating, step: float, n: int, out: Float32) -> None:
 
 def add_products(left: Floating, right: Floating, sums: Int64) -> None:
     """Add left @ rightᵀ, of whole numbers `(rows, size)` and `(columns, size)`, to sums."""
-    for start in range(0, left.shape[1], LONGEST_SUM):
-        part = slice(start, start + LONGEST_SUM)
+    for start in range(0, left.shape[1], MAX_TERMS):
+        part = slice(start, start + MAX_TERMS)
         first = left[:, part].astype(np.float64)
         second = first if left is right else right[:, part].astype(np.float64)
         sums += (first @ second.T).astype(np.int64)
@@ -77,8 +77,8 @@ def add_products(left: Floating, right: Floating, sums: Int64) -> None:
 
 def add_own(values: Floating, sums: Int64) -> None:
     """Add to sums `(M, slices, slices)` what each of `(M, slices, size)` gives with itself."""
-    for start in range(0, values.shape[2], LONGEST_SUM):
-        part = values[:, :, start : start + LONGEST_SUM].astype(np.float64)
+    for start in range(0, values.shape[2], MAX_TERMS):
+        part = values[:, :, start : start + MAX_TERMS].astype(np.float64)
         sums += (part @ part.swapaxes(1, 2)).astype(np.int64)
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.entries import HEIGHT, laid_bytes
-from pipeline.measures.exact import LONGEST_SUM
-from pipeline.measures.neighbours import BLOCK_BYTES
-from pipeline.measures.neighbours import HEIGHT as RANKED_ROWS
+from pipeline.measures.entries import CELL, packed_bytes
+from pipeline.measures.exact import MAX_TERMS
+from pipeline.measures.neighbours import BLOCK_BYTES, RANKED_ROWS
 from pipeline.measures.pairs import MEMORY, sharing, tile_sides
-from pipeline.measures.permuted import CHUNK, working_bytes
+from pipeline.measures.permuted import CHUNK_PAIRS, working_bytes
 from pipeline.measures.relations import MEDIAN_ROWS, RelationKey
 from pipeline.types import Float64, Int64
 
@@ -29,41 +28,41 @@ SINGLE, DOUBLE = 4, 8
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class PreparedBytes:
     """What prepared representations take, in bytes, each `(M,)`."""
 
-    movable: Float64
-    """Of relations, which can go to files."""
-    fixed: Float64
+    spillable: Float64
+    """Of relations, which can be spilled to files."""
+    resident: Float64
     """Of the rest."""
 
 
-def kept_bytes(n: int, widths: Int64, specs: Specs) -> Kept:
+def kept_bytes(n: int, widths: Int64, specs: Specs) -> PreparedBytes:
     """Give what is kept of representations `n` × `widths` that are prepared for the measures.
 
     Stimuli that tie for the last places of others take more: 12 bytes each time, which nothing but
     the features tells beforehand.
     """
-    movable = np.zeros(len(widths))
-    fixed = np.zeros(len(widths))
-    laid = float(laid_bytes(n, np.dtype(np.float32)))
+    spillable = np.zeros(len(widths))
+    resident = np.zeros(len(widths))
+    packed = float(packed_bytes(n, np.dtype(np.float32)))
     for key in _relations(specs):
-        movable += np.minimum(laid, n * widths * _entry_bytes(key, n, widths))
-        fixed += n * (DOUBLE + SINGLE)
+        spillable += np.minimum(packed, n * widths * _entry_bytes(key, n, widths))
+        resident += n * (DOUBLE + SINGLE)
     for k in _neighbour_counts(specs):
-        fixed += DOUBLE * n * k
-    for spec in _kernels(specs):
-        # the features, what a kernel makes of them, and batches of Grams where it makes those
-        fixed += 3.0 * DOUBLE * n * widths + DOUBLE * _batched(n, spec)
-    return Kept(movable, fixed)
+        resident += DOUBLE * n * k
+    for spec in _pairwise(specs):
+        # the features, the state prepared from them, and Gram matrices of batches, if any
+        resident += 3.0 * DOUBLE * n * widths + DOUBLE * _batched(n, spec)
+    return PreparedBytes(spillable, resident)
 
 
 def _relations(specs: Specs) -> list[RelationKey]:
     return list({s.relation: 0 for s in specs.values() if s.measure.engine == "dense"})
 
 
-def _kernels(specs: Specs) -> list[MeasureSpec]:
-    found = [s for s in specs.values() if s.measure.engine == "kernel"]
+def _pairwise(specs: Specs) -> list[MeasureSpec]:
+    found = [s for s in specs.values() if s.measure.engine == "pairwise"]
     return list({s.relation: s for s in found}.values())
 
 
@@ -113,12 +112,12 @@ def preparing_bytes(n: int, width: int, specs: Specs, layers: Sequence[int] = ()
         # magnitudes, their bits and the places that are counted, one layer at a time
         steps.append((3 * SINGLE + DOUBLE) * n * float(max(layers, default=width)))
     for key in _relations(specs):
-        steps.append(HEIGHT * n * SINGLE * 2.0 + _forming_bytes(key, n, width))
+        steps.append(CELL * n * SINGLE * 2.0 + _forming_bytes(key, n, width))
     if _neighbour_counts(specs):
         similarities = 2.0 * SINGLE * min(RANKED_ROWS, n) * n
         exact = 4.0 * min(BLOCK_BYTES, DOUBLE * min(RANKED_ROWS, n) * n)
         steps.append(SINGLE * features + similarities + exact)
-    for _ in _kernels(specs):
+    for _ in _pairwise(specs):
         steps.append(DOUBLE * (4 * features + 4.0 * min(n, width) ** 2))
     return values + max(steps)
 
@@ -136,19 +135,19 @@ def _forming_bytes(key: RelationKey, n: int, width: int) -> float:
 
 
 def preparing_operations(n: int, widths: Int64, specs: Specs) -> float:
-    """Give the operations of preparing representations: relations that are laid out, neighbours."""
+    """Give the operations of preparing representations: relations that are packed, neighbours."""
     total = 0.0
     everything = float(widths.sum())
-    laid = laid_bytes(n, np.dtype(np.float32))
+    packed = packed_bytes(n, np.dtype(np.float32))
     for key in _relations(specs):
-        small = laid <= n * widths * _entry_bytes(key, n, widths)
+        small = packed <= n * widths * _entry_bytes(key, n, widths)
         total += n * n * float(widths[small].sum())
         if _in_distances(key):
             total += 2.0 * n * n * everything  # row sums, which no formula gives
     rankings = {(s.preset, s["neighbours"]) for s in specs.values()
                 if s.measure.engine == "neighbours"}  # fmt: skip
     total += 2.0 * n * n * everything * len(rankings)
-    return total + 2.0 * len(_kernels(specs)) * float((n * widths * np.minimum(n, widths)).sum())
+    return total + 2.0 * len(_pairwise(specs)) * float((n * widths * np.minimum(n, widths)).sum())
 
 
 def scoring_operations(n: int, widths: Int64, pairs: float, specs: Specs) -> float:
@@ -156,18 +155,18 @@ def scoring_operations(n: int, widths: Int64, pairs: float, specs: Specs) -> flo
 
     Notes
     -----
-    n²·Σd for forming what lies above the diagonal of each relation that is not laid out, and n² for
+    n²·Σd for forming what lies above the diagonal of each relation that is not packed, and n² for
     each pair, by every relation; n·k look-ups for each pair by neighbours; one product of features
-    for each pair by kernels, of which this is the least they take.
+    for each pair by pairwise measures, which is the least they take.
     """
     total = 0.0
-    laid = laid_bytes(n, np.dtype(np.float32))
+    packed = packed_bytes(n, np.dtype(np.float32))
     for key in _relations(specs):
-        formed = laid > n * widths * _entry_bytes(key, n, widths)
+        formed = packed > n * widths * _entry_bytes(key, n, widths)
         total += n * n * (float(widths[formed].sum()) + pairs)
     total += sum(n * k * pairs for k in _neighbour_counts(specs))
     mean = float(widths.mean()) if len(widths) else 0.0
-    return total + 2.0 * n * mean**2 * pairs * len(_kernels(specs))
+    return total + 2.0 * n * mean**2 * pairs * len(_pairwise(specs))
 
 
 def scoring_bytes(
@@ -189,8 +188,8 @@ def scoring_bytes(
         height, width = tile_sides(n, SINGLE * max(1, n_panels), memory, spilled)
         block = SINGLE * height * width  # one relation's tile, before it is rounded
         if _in_distances(specs[labels[0]].relation):
-            block += 4 * DOUBLE * min(HEIGHT, n) ** 2
-        panels = n_panels * (SINGLE * height * width + (SINGLE + 2 * DOUBLE) * LONGEST_SUM)
+            block += 4 * DOUBLE * min(CELL, n) ** 2
+        panels = n_panels * (SINGLE * height * width + (SINGLE + 2 * DOUBLE) * MAX_TERMS)
         vectors = DOUBLE * n * (n_xs + n_ys)
         steps.append(panels + block + vectors + 8 * results)
     for k in _neighbour_counts(specs):
@@ -220,21 +219,21 @@ def permuting_bytes(
     at_once = min(n_ys, capacity)
     scores = float(DOUBLE * n_orders * n_xs * at_once)
     orders = 3.0 * DOUBLE * n_orders * n
-    chunk = max(CHUNK, n)
+    chunk = max(CHUNK_PAIRS, n)
     steps = [0.0]
     if _relations(specs):
-        strip = SINGLE * min(HEIGHT, n) * n * max(n_xs, at_once)
+        strip = SINGLE * min(CELL, n) * n * max(n_xs, at_once)
         tiles = chunk * (SINGLE * (n_xs + 2 * at_once) + 6 * DOUBLE)
-        tiles += strip + 2 * DOUBLE * LONGEST_SUM * (n_xs + at_once)
+        tiles += strip + 2 * DOUBLE * MAX_TERMS * (n_xs + at_once)
         vectors = DOUBLE * n * (n_xs + 2 * at_once)
         relations = working_bytes(n, n_orders, n_xs, at_once, np.float32)
         steps.append(relations + tiles + vectors + 4 * scores)
     for k in _neighbour_counts(specs):
         lists = n * k * (8 * SINGLE * n_xs + 4 * SINGLE * at_once)
         steps.append(lists + SINGLE * 2.0 * n * n + 3 * scores)
-    if _kernels(specs):  # each permutation is prepared anew while the one before is there
-        kernels = {spec.name: spec for spec in _kernels(specs)}
-        steps.append(scores + 2 * float(kept_bytes(n, widths, kernels).fixed.sum()))
+    if _pairwise(specs):  # each permutation is prepared anew while the one before is there
+        pairwise = {spec.name: spec for spec in _pairwise(specs)}
+        steps.append(scores + 2 * float(kept_bytes(n, widths, pairwise).resident.sum()))
     # all measures' scores, and how they are brought together over layers
     return orders + max(steps) + scores * (len(specs) + 4)
 
@@ -245,4 +244,4 @@ def permuting_operations(n: int, n_orders: int, widths: Int64, pairs: float, spe
     total += n_orders * pairs * n * n * len(_relations(specs))
     total += sum(n_orders * pairs * n * k for k in _neighbour_counts(specs))
     mean = float(widths.mean()) if len(widths) else 0.0
-    return total + 2.0 * n * mean**2 * n_orders * pairs * len(_kernels(specs))
+    return total + 2.0 * n * mean**2 * n_orders * pairs * len(_pairwise(specs))

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.measures.dissimilarity import unit_rows
-from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
+from pipeline.measures.pairwise import EPS, PairwiseMeasure
 from pipeline.types import Float64, Index
 
 
@@ -43,7 +43,7 @@ def prepare_cknna(
     form: str = "paper",
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> NeighbourGram:
     """Prepare the similarities with nearest neighbours that CKNNA compares.
 
@@ -62,8 +62,8 @@ def prepare_cknna(
         they are. The nearest are those of largest entries.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def prepare_cknna(
         is not positive, which the unbiased form does not exclude.
     """
     found = find_neighbours(
-        values, unit, neighbours, {k}, include_self=form == "biased", by_index=by_index
+        values, eps, neighbours, {k}, include_self=form == "biased", by_index=by_index
     )[k]
     n = len(values)
     keys, row, column, shares = _listed(found)
@@ -213,7 +213,7 @@ class CosineNeighbours:
 
 
 def prepare_second_order_cosine(
-    values: Float64, *, k: int = 10, by_index: bool = False, unit: float = EPS
+    values: Float64, *, k: int = 10, by_index: bool = False, eps: float = EPS
 ) -> CosineNeighbours:
     """Prepare neighbours by cosine, and the rows that cosines with others' neighbours need.
 
@@ -225,15 +225,15 @@ def prepare_second_order_cosine(
         Number of nearest neighbours.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
     CosineNeighbours
         Not defined if all rows point the same way.
     """
-    found = find_neighbours(values, unit, "cosine", {k}, by_index=by_index)[k]
+    found = find_neighbours(values, eps, "cosine", {k}, by_index=by_index)[k]
     keys, row, column, shares = _listed(found)
     rows = unit_rows(values)
     cosines = _products(rows, row, rows, column)
@@ -289,8 +289,8 @@ def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> flo
 
 _K = Parameter("k", 10, "number of nearest neighbours")
 
-KERNELS: Mapping[str, Kernel] = {
-    "cknna": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "cknna": PairwiseMeasure(
         prepare_cknna,
         compare_cknna,
         (
@@ -311,7 +311,7 @@ KERNELS: Mapping[str, Kernel] = {
         ("k", "form", "neighbours"),
         of_neighbours=True,
     ),
-    "second_order_cosine": Kernel(
+    "second_order_cosine": PairwiseMeasure(
         prepare_second_order_cosine, compare_second_order_cosine, (_K,), ("k",), of_neighbours=True
     ),
 }

@@ -11,12 +11,12 @@ from scipy import optimize, sparse
 
 from pipeline.errors import InputError
 from pipeline.measures.checks import constant_features
-from pipeline.measures.kernel import EPS, Kernel
+from pipeline.measures.pairwise import EPS, PairwiseMeasure
 from pipeline.types import Float64
 
-LARGEST_ASSIGNMENT = 4096
+MAX_ASSIGNMENT = 4096
 """Most features on a side of an assignment: a matrix of 128 MiB, and seconds."""
-LARGEST_PROGRAM = 2_000_000
+MAX_PROGRAM = 2_000_000
 """Most pairs of features in a linear programme: two or three GiB, and about a minute."""
 
 
@@ -31,22 +31,22 @@ class Tuning:
     defined: bool
 
 
-def prepare_soft_matching(values: Float64, *, unit: float = EPS) -> Tuning:
+def prepare_soft_matching(values: Float64, *, eps: float = EPS) -> Tuning:
     """Centre features and scale each to unit norm; leave out those that are constant.
 
     Parameters
     ----------
     values
         Features `(n_stimuli, n_features)`, real and finite.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
     Tuning
         Not defined for constant features.
     """
-    varying = values[:, ~constant_features(values, unit)]
+    varying = values[:, ~constant_features(values, eps)]
     # Each by its own largest value: squares of small features beside large ones would underflow.
     scaled = np.ldexp(varying, -np.frexp(np.abs(varying).max(axis=0))[1])
     scaled -= scaled.mean(axis=0)
@@ -95,11 +95,11 @@ def compare_soft_matching(x: Tuning, y: Tuning) -> float:
     of_x, of_y = x.curves.shape[1], y.curves.shape[1]
     size = math.lcm(of_x, of_y)
     # Repeating features makes the assignment harder than the programme if it goes on for long.
-    assign = size <= LARGEST_ASSIGNMENT and size <= 4 * max(of_x, of_y)
-    if not assign and of_x * of_y > LARGEST_PROGRAM:
+    assign = size <= MAX_ASSIGNMENT and size <= 4 * max(of_x, of_y)
+    if not assign and of_x * of_y > MAX_PROGRAM:
         raise InputError(
-            f"Matching {of_x} features with {of_y} takes too long; up to {LARGEST_PROGRAM:,} pairs "
-            f"of features can be matched, or {LARGEST_ASSIGNMENT} with as many. Use fewer features "
+            f"Matching {of_x} features with {of_y} takes too long; up to {MAX_PROGRAM:,} pairs "
+            f"of features can be matched, or {MAX_ASSIGNMENT} with as many. Use fewer features "
             "(a random subset, or principal components if axes may be lost), or procrustes."
         )
     correlations = x.curves.T @ y.curves
@@ -137,7 +137,7 @@ def _transport(gains: Float64) -> float:
     return float(-solved.fun / (of_x * supply))
 
 
-KERNELS: Mapping[str, Kernel] = {
-    "soft_matching": Kernel(prepare_soft_matching, compare_soft_matching),
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "soft_matching": PairwiseMeasure(prepare_soft_matching, compare_soft_matching),
 }
 """By the measure's name."""

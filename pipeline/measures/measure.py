@@ -67,8 +67,8 @@ class Measure:
         What is prepared of a representation: a name, and the parameters that distinguish what
         goes by it. Measures with equal relations share them, and their products.
     engine
-        How pairs are scored: as inner products of dense relations, as products of sparse
-        ``"neighbours"``, or pair by pair by a ``"kernel"``.
+        How pairs are scored: ``"dense"``, as inner products of n × n relations; ``"neighbours"``,
+        as products of sparse ones; ``"pairwise"``, one pair of representations after the other.
     symmetric
         Whether the score of (x, y) is the score of (y, x).
     range
@@ -106,7 +106,7 @@ class Measure:
     name: str
     kind: Literal["relational", "neighbour", "subspace", "sampled"]
     relation: tuple[str, ...]
-    engine: Literal["dense", "neighbours", "kernel"]
+    engine: Literal["dense", "neighbours", "pairwise"]
     symmetric: bool
     range: tuple[float, float]
     invariances: tuple[str, ...]

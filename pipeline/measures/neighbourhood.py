@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.measures.kernel import EPS, Kernel
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
+from pipeline.measures.pairwise import EPS, PairwiseMeasure
 from pipeline.types import Float64, Index, Mask
 
 BLOCK_BYTES = 2**25
@@ -27,7 +27,7 @@ def prepare_neighbours(
     k: int = 10,
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> Neighbours:
     """Find the k nearest of every row.
 
@@ -41,15 +41,15 @@ def prepare_neighbours(
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
     by_index
         Give places for which stimuli are tied to those of lowest index instead of sharing them.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
     Neighbours
         Not defined if all rows are the same (for cosine: point the same way).
     """
-    return find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
+    return find_neighbours(values, eps, neighbours, {k}, by_index=by_index)[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +77,13 @@ def prepare_neighbour_lists(
     k: int = 10,
     neighbours: str = "cosine",
     by_index: bool = False,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> NeighbourLists:
     """Find the k nearest of every row, in order.
 
     Parameters
     ----------
-    values, k, neighbours, unit
+    values, k, neighbours, eps
         As for `prepare_neighbours`.
     by_index
         Put the lowest index first among stimuli that are equally near, and call every list
@@ -100,8 +100,8 @@ def prepare_neighbour_lists(
     stimuli only. Both are in float64 from centred rows, so that an offset shared by all stimuli
     costs no digits. What differs by no more than the rounding of these similarities is a tie.
     """
-    found = find_neighbours(values, unit, neighbours, {k}, by_index=by_index)[k]
-    ranking = ranking_of(values, unit, neighbours)
+    found = find_neighbours(values, eps, neighbours, {k}, by_index=by_index)[k]
+    ranking = ranking_of(values, eps, neighbours)
     if ranking is None:
         return NeighbourLists(found.indices, np.zeros(len(values), dtype=np.bool_), False)
     candidates = found.indices
@@ -130,8 +130,8 @@ def products_at(rows: Float64, indices: Index) -> Float64:
     return products
 
 
-def too_tied(lists: NeighbourLists, **_: object) -> str:
-    """Say that most lists have no order of their own, if it is so."""
+def order_undefined_reason(lists: NeighbourLists, **_: object) -> str:
+    """Explain that ties leave the order open in most lists; empty if they do not."""
     n = len(lists.determined)
     if 2 * lists.ties < n:
         return ""
@@ -293,17 +293,24 @@ _RANKING = Parameter(
 )
 _LISTS = ("k", "neighbours")
 
-KERNELS: Mapping[str, Kernel] = {
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
     **{
-        name: Kernel(prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True)
+        name: PairwiseMeasure(
+            prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True
+        )
         for name, compare in (
             ("cycle_knn", compare_cycle_knn),
             ("jaccard_knn", compare_jaccard_knn),
         )
     },
     **{
-        name: Kernel(
-            prepare_neighbour_lists, compare, (_K, _RANKING), _LISTS, too_tied, of_neighbours=True
+        name: PairwiseMeasure(
+            prepare_neighbour_lists,
+            compare,
+            (_K, _RANKING),
+            _LISTS,
+            order_undefined_reason,
+            of_neighbours=True,
         )
         for name, compare in (("lcs_knn", compare_lcs_knn), ("edit_knn", compare_edit_knn))
     },

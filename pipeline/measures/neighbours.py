@@ -31,11 +31,11 @@ TiedRows = tuple[Index, scipy.sparse.csr_array]
 
 BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
-HEIGHT = 256
+RANKED_ROWS = 256
 """Rows of similarities that are ranked at a time: few enough to stay in cache."""
-ROWS = 64
+CONVERTED_ROWS = 64
 """Rows that are converted to float64 at a time, so that they stay in cache."""
-FEW = 0.05
+SPARSE_SHARE = 0.05
 """Up to this share of a block's similarities are looked up one by one, more by a product."""
 
 
@@ -166,15 +166,15 @@ class Ranking:
             found[some] = np.einsum("ij,ij->i", self.rows(rows[some]), self.rows(columns[some]))
         return found + self.bias[columns]
 
-    def tolerance(self, rows: slice | Index, unit: float) -> Float64:
-        """Bound the error of a similarity computed with relative precision `unit`, per row."""
+    def tolerance(self, rows: slice | Index, eps: float) -> Float64:
+        """Bound the error of a similarity computed with relative precision `eps`, per row."""
         bound = (self.lengths[rows] + self.offset) * self.lengths.max()
-        return np.asarray(unit * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
+        return np.asarray(eps * (4 + np.sqrt(len(self.mean))) * bound + self.blur)
 
 
 def find_neighbours(
     values: NDArray[Any],
-    unit: float,
+    eps: float,
     neighbours: str,
     ks: set[int],
     *,
@@ -187,8 +187,8 @@ def find_neighbours(
     ----------
     values
         Features `(n_stimuli, n_features)`, float32 or float64.
-    unit
-        Relative spacing of the numbers they were stored in.
+    eps
+        Machine epsilon of the dtype they were stored in.
     neighbours
         ``"cosine"``, ``"inner"`` or ``"euclidean"``. A row of zeros has cosine 0 with every row.
     ks
@@ -212,15 +212,15 @@ def find_neighbours(
     """
     n = len(values)
     single = np.empty(values.shape, dtype=np.float32)
-    ranking = ranking_of(values, unit, neighbours, out=single)
+    ranking = ranking_of(values, eps, neighbours, out=single)
     if ranking is None:
         return {k: Neighbours(np.zeros((n, k), dtype=np.intp), defined=False) for k in ks}
     bias = ranking.bias.astype(np.float32)
     indices = {k: np.empty((n, k), dtype=np.intp) for k in ks}
     tied: dict[int, list[TiedRows]] = {k: [] for k in ks}
-    block = np.empty((min(HEIGHT, n), n), dtype=np.float32)
-    for start in range(0, n, HEIGHT):
-        own = np.arange(start, min(start + HEIGHT, n))
+    block = np.empty((min(RANKED_ROWS, n), n), dtype=np.float32)
+    for start in range(0, n, RANKED_ROWS):
+        own = np.arange(start, min(start + RANKED_ROWS, n))
         block = block[: len(own)]
         np.matmul(single[start : start + len(own)], single.T, out=block)
         block += bias
@@ -251,7 +251,7 @@ def find_neighbours(
 
 
 def ranking_of(
-    values: NDArray[Any], unit: float, neighbours: str, *, out: Float32 | None = None
+    values: NDArray[Any], eps: float, neighbours: str, *, out: Float32 | None = None
 ) -> Ranking | None:
     """Rows and biases for one way of ranking; None if all rows are the same.
 
@@ -278,7 +278,7 @@ def ranking_of(
             factors[rows, 0] = weights
         mean += weights @ scaled / n
     if by_row:
-        unit *= 4  # lengths and quotients are rounded too
+        eps *= 4  # lengths and quotients are rounded too
     bias, squares = np.empty(n), np.empty(n)
     for rows in row_blocks(n):
         z = _affine(values, powers, factors, rows)
@@ -288,9 +288,9 @@ def ranking_of(
         if out is not None:
             out[rows] = z
     # Were every feature constant, no row could be longer than this.
-    if squares.max() <= 4 * unit**2 * (squares.sum() + n * (mean @ mean)):
+    if squares.max() <= 4 * eps**2 * (squares.sum() + n * (mean @ mean)):
         scaled = _affine(values, powers, factors, slice(None))
-        if is_constant(scaled, unit):
+        if is_constant(scaled, eps):
             return None
     lengths: Float64 = np.sqrt(squares)
     offset = float(np.linalg.norm(mean))
@@ -302,8 +302,8 @@ def ranking_of(
 
 def row_blocks(n: int) -> Iterator[slice]:
     """Rows that are converted at a time."""
-    for start in range(0, n, ROWS):
-        yield slice(start, min(start + ROWS, n))
+    for start in range(0, n, CONVERTED_ROWS):
+        yield slice(start, min(start + CONVERTED_ROWS, n))
 
 
 def _affine(
@@ -349,7 +349,7 @@ def _rank_exactly(
     for start in range(0, len(which), step):
         some, asked = which[start : start + step], possible[start : start + step]
         block = np.full((len(some), n), -np.inf)
-        if asked.mean() < FEW:
+        if asked.mean() < SPARSE_SHARE:
             rows, columns = np.nonzero(asked)
             block[rows, columns] = ranking.near(some[rows], columns)
         else:

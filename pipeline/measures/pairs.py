@@ -19,30 +19,30 @@ from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.entries import HEIGHT
+from pipeline.measures.entries import CELL
 from pipeline.measures.exact import joined, slices
 from pipeline.measures.groups import Group, plan_groups
-from pipeline.measures.kernels import KERNELS
 from pipeline.measures.neighbours import Neighbours
+from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.panels import panel_of
 from pipeline.measures.prepared import Prepared, compared_with
 from pipeline.measures.relations import (
     Relation,
     RelationKey,
     in_units,
-    linear_products,
     relation_scores,
+    row_effect_products,
 )
 from pipeline.types import Float64, Index, Mask
 
 MEMORY = 2**28
 """Default budget for panels, in bytes."""
-LARGEST_PANEL = 2**26
+MAX_PANEL_BYTES = 2**26
 """Panels beyond this many bytes save no time, as measured."""
 DEVICE_TILE = 512
 """Stimuli on a side of the tiles of a GPU."""
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
-"""What a score that a kernel computes may be off by."""
+"""How far rounding may take the score of a pairwise measure off the end of its range."""
 SINGLE = 4
 """Bytes of the whole numbers in a panel."""
 
@@ -90,7 +90,7 @@ def score_pairs(
         float64). Beside them the call holds results, `(len(xs), len(ys))` in float64.
     device
         Where dense relations are formed and multiplied: ``"cpu"``, by numpy, or a device of torch
-        such as ``"cuda"``. Neighbours and kernels are compared on the CPU.
+        such as ``"cuda"``. Neighbours and pairwise measures are compared on the CPU.
 
     Returns
     -------
@@ -128,12 +128,12 @@ def score_pairs(
         spec = specs[labels[0]]
         rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
         products = _dense_products(rx, ry, groups, symmetric, tile, memory, device)
-        linear = linear_products(rx, ry)
+        linear = row_effect_products(rx, ry)
         for label in labels:
             each = specs[label]
             results[label] = relation_scores(
                 products, linear, rx, ry,
-                wanted=mask, residual=each.residual, added=each.added,
+                wanted=mask, u_centred_only=each.u_centred_only, added=each.added,
             )  # fmt: skip
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
@@ -142,8 +142,8 @@ def score_pairs(
             shared = shared_neighbours(nx, ny, wanted_once, memory=memory)
             both = shared + np.triu(shared, 1).T if symmetric else shared
             results[name] = neighbour_scores(both, nx, ny)
-        elif spec.measure.engine == "kernel":
-            results[name] = kernel_scores(xs, ys, spec, mask, mirrored=symmetric)
+        elif spec.measure.engine == "pairwise":
+            results[name] = pairwise_scores(xs, ys, spec, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
 
 
@@ -156,7 +156,7 @@ def sharing(specs: Mapping[str, MeasureSpec]) -> list[list[str]]:
     return list(together.values())
 
 
-def kernel_scores(
+def pairwise_scores(
     xs: Sequence[Prepared],
     ys: Sequence[Prepared],
     spec: MeasureSpec,
@@ -171,7 +171,7 @@ def kernel_scores(
     mirrored
         Whether `ys` are `xs`, so that a symmetric measure needs each unordered pair once.
     """
-    kernel = KERNELS[spec.name]
+    measure = PAIRWISE_MEASURES[spec.name]
     settings = compared_with(spec)
     if spec.added:
         settings["added"] = spec.added
@@ -182,7 +182,7 @@ def kernel_scores(
         x, y = xs[i].states[spec.relation], ys[j].states[spec.relation]
         if spec.measure.symmetric and y.digest < x.digest:
             x, y = y, x  # the last digits of a decomposition depend on which side each is
-        score = kernel.compare(x.state, y.state, **settings)
+        score = measure.compare(x.state, y.state, **settings)
         for end in spec.measure.range:  # beyond which only rounding may have brought it
             score = end if abs(score - end) <= ROUNDING else score
         values[i, j] = score
@@ -274,7 +274,7 @@ def _dense_products(
     column_of[used_y] = np.arange(len(used_y))
     count = slices(dtype)
     n_panels = len(used_x) + (0 if symmetric else len(used_y))
-    streamed = any(r.source.nbytes == 0 for r in (*xs, *ys))
+    streamed = any(r.storage.nbytes == 0 for r in (*xs, *ys))
     if device != "cpu":  # there a tile is formed at once, so it must always be the same
         tile = tile or DEVICE_TILE
     height, width = tile_sides(n, n_panels * count * SINGLE, memory, streamed, tile)
@@ -315,10 +315,10 @@ def tile_sides(
     if streamed and tile is None:  # each tile reads its rows and columns anew: few and square
         tile = math.isqrt(memory // bytes_per_pair)
     if tile is not None:
-        side = min(n, max(1, tile // HEIGHT) * HEIGHT)
+        side = min(n, max(1, tile // CELL) * CELL)
         return side, side
-    area = min(memory, LARGEST_PANEL) // bytes_per_pair
-    return min(HEIGHT, n), min(max(1, area // HEIGHT**2) * HEIGHT, n)
+    area = min(memory, MAX_PANEL_BYTES) // bytes_per_pair
+    return min(CELL, n), min(max(1, area // CELL**2) * CELL, n)
 
 
 def _tiles(n: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -341,7 +341,7 @@ def shared_neighbours(
     ys: Sequence[Neighbours],
     wanted: Mask,
     *,
-    turned: bool = False,
+    transposed: bool = False,
     memory: int = MEMORY,
 ) -> Float64:
     """Count the neighbours that two representations share, summed over stimuli.
@@ -352,7 +352,7 @@ def shared_neighbours(
         Neighbours of the same stimuli, of equal k.
     wanted
         Boolean mask `(len(xs), len(ys))`.
-    turned
+    transposed
         Count how often j is near i in X and i is near j in Y.
     memory
         Bytes to work in.
@@ -375,7 +375,7 @@ def shared_neighbours(
     own = {i: xs[i].relation() for i in np.flatnonzero(tied.any(axis=1)).tolist()}
     for j in np.flatnonzero(tied.any(axis=0)).tolist():
         other = ys[j].relation()
-        other = other.T.tocsr() if turned else other
+        other = other.T.tocsr() if transposed else other
         for i in np.flatnonzero(tied[:, j]).tolist():
             shared[i, j] = inner_product(own[i], other)
     counted = wanted & ~tied
@@ -386,8 +386,8 @@ def shared_neighbours(
         places = {j: _places(ys[j].indices, rows) for j in columns}
         is_near = np.zeros((rows.stop - rows.start) * n, dtype=np.bool_)
         for i in np.flatnonzero(counted.any(axis=1)).tolist():
-            # Turned here, so that look-ups go through the table in order.
-            near = _places(xs[i].indices, rows, turned=turned)
+            # Transposed here, so that look-ups go through the table in order.
+            near = _places(xs[i].indices, rows, transposed=transposed)
             is_near[near] = True
             for j in np.flatnonzero(counted[i]).tolist():
                 shared[i, j] += np.count_nonzero(is_near[places[j]])
@@ -419,10 +419,10 @@ def neighbour_scores(
     return np.asarray(np.minimum(shared / neighbour_norms(xs, ys), 1.0))
 
 
-def _places(near: Index, rows: slice, *, turned: bool = False) -> Index:
+def _places(near: Index, rows: slice, *, transposed: bool = False) -> Index:
     """Where some rows of an indicator of neighbours, or of its transpose, are one."""
     n = len(near)
-    if turned:
+    if transposed:
         of, slot = np.nonzero((near >= rows.start) & (near < rows.stop))
         return np.asarray((near[of, slot] - rows.start) * n + of)
     return np.asarray((near[rows] + (np.arange(rows.stop - rows.start) * n)[:, None]).ravel())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.measures.entries import Formed, Products
-from pipeline.measures.exact import LONGEST_SUM, add_own, add_products, bits, in_steps, slices
+from pipeline.measures.entries import LazyRelation, Products
+from pipeline.measures.exact import MAX_TERMS, add_own, add_products, bits, in_steps, slices
 from pipeline.measures.groups import take_rows
 from pipeline.measures.relations import Relation
 from pipeline.types import Floating, Index, Int64
@@ -83,8 +83,8 @@ class HostPanel:
         """Add products of some relations with some of another panel, over the tile."""
         same = other is self and np.array_equal(rows, columns)
         flat = sums.reshape(sums.shape[0] * sums.shape[1], -1)
-        for start in range(0, self.size, LONGEST_SUM):
-            part = slice(start, min(start + LONGEST_SUM, self.size))
+        for start in range(0, self.size, MAX_TERMS):
+            part = slice(start, min(start + MAX_TERMS, self.size))
             left = self._rows(rows, part)
             add_products(left, left if same else other._rows(columns, part), flat)
 
@@ -117,15 +117,15 @@ class TorchPanel:
 
     def _moved(self, relation: Relation) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Move features and shift to the device, where they are all there is to a relation."""
-        source = relation.source
-        if not (isinstance(source, Formed) and isinstance(source.entries, Products)):
+        storage = relation.storage
+        if not (isinstance(storage, LazyRelation) and isinstance(storage.entries, Products)):
             return None
-        features = source.entries.features
+        features = storage.entries.features
         if not isinstance(features, np.ndarray) or features.dtype != self.dtype:
             return None
         first, second = (
             self.torch.as_tensor(np.ascontiguousarray(each), device=self.device)
-            for each in (features, source.shift)
+            for each in (features, storage.shift)
         )
         return first, second
 
@@ -160,8 +160,8 @@ class TorchPanel:
             )
             for panel, which in ((self, rows), (other, columns))
         )
-        for start in range(0, self.size, LONGEST_SUM):
-            part = slice(start, start + LONGEST_SUM)
+        for start in range(0, self.size, MAX_TERMS):
+            part = slice(start, start + MAX_TERMS)
             product = (left[:, part] @ right[:, part].T).cpu().numpy()
             sums += product.astype(np.int64).reshape(sums.shape)
 

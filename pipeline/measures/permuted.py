@@ -26,20 +26,20 @@ from pipeline.measures.pairs import (
     defined_pairs,
     fractional_pairs,
     indicators,
-    kernel_scores,
     neighbour_scores,
+    pairwise_scores,
     sharing,
 )
 from pipeline.measures.prepared import Prepared
 from pipeline.measures.relations import (
     Relation,
     in_units,
-    linear_products,
     relation_scores,
+    row_effect_products,
 )
 from pipeline.types import Float32, Float64, Index, Mask
 
-CHUNK = 8192
+CHUNK_PAIRS = 8192
 """Pairs of stimuli multiplied at a time: a few megabytes for a hundred layers."""
 
 
@@ -89,20 +89,20 @@ def score_permuted(
         spec = specs[labels[0]]
         rx, ry = [x.relation_for(spec) for x in xs], [y.relation_for(spec) for y in ys]
         products = _dense_products(rx, ry, permutations, groups)
-        linear = np.stack([linear_products(rx, ry, order) for order in permutations])
+        linear = np.stack([row_effect_products(rx, ry, order) for order in permutations])
         for label in labels:
             each = specs[label]
             results[label] = relation_scores(
                 products, linear, rx, ry,
-                wanted=mask, residual=each.residual, added=each.added,
+                wanted=mask, u_centred_only=each.u_centred_only, added=each.added,
             )  # fmt: skip
     for name, spec in specs.items():
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, permutations, groups, mask)
-        elif spec.measure.engine == "kernel":
+        elif spec.measure.engine == "pairwise":
             results[name] = np.stack(
-                [kernel_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
+                [pairwise_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
             )
     for name, spec in specs.items():
         results[name][:, ~defined_pairs(xs, ys, spec, mask)] = np.nan
@@ -110,7 +110,7 @@ def score_permuted(
 
 
 def _only(ys: Sequence[Prepared], spec: MeasureSpec, order: Index) -> list[Prepared]:
-    """Reorder what one kernel needs, and no more."""
+    """Reorder what one pairwise measure needs, and no more."""
     key = spec.relation
     return [replace(y, relations={}, neighbours={}, states={key: y.states[key]}).permuted(order)
             for y in ys]  # fmt: skip
@@ -179,14 +179,14 @@ def _dense_products(
 def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, Float32]]:
     """Give rows, and what stands in them above the diagonal in whole numbers of steps.
 
-    Arrays are `(len(relations), count, pairs)`, with about `CHUNK` pairs i < j of stimuli.
+    Arrays are `(len(relations), count, pairs)`, with about `CHUNK_PAIRS` pairs i < j of stimuli.
     """
     n, dtype = relations[0].n_stimuli, relations[0].dtype
     for strip in strips(n):
         formed = np.empty((len(relations), strip.stop - strip.start, n - strip.start), dtype=dtype)
         for relation, block in zip(relations, formed, strict=True):
             relation.upper(strip, slice(strip.start, n), block)
-        height = max(1, CHUNK // (n - strip.start))
+        height = max(1, CHUNK_PAIRS // (n - strip.start))
         for start in range(strip.start, min(strip.stop, n - 1), height):
             rows = slice(start, min(start + height, strip.stop, n - 1))
             row, column = _above_diagonal(n, rows)

@@ -64,9 +64,12 @@ def similarity(
 
     Examples
     --------
+    CKA does not change if features are permuted, scaled together or shifted:
+
     >>> import numpy as np
+    >>> import pipeline
     >>> x = np.random.default_rng(0).normal(size=(50, 8))
-    >>> round(similarity(x, 3.0 * x[:, ::-1] + 1.0, "cka"), 6)
+    >>> round(pipeline.similarity(x, 3.0 * x[:, ::-1] + 1.0, "cka"), 6)
     1.0
     """
     spec = resolved(measure, parameters)
@@ -121,9 +124,13 @@ def compare(
 
     Examples
     --------
+    Three layers of different widths, every pair of them:
+
     >>> import numpy as np
+    >>> import pipeline
     >>> rng = np.random.default_rng(0)
-    >>> compare([rng.normal(size=(50, d)) for d in (4, 8, 16)], "mutual_knn", k=5).shape
+    >>> layers = [rng.normal(size=(50, width)) for width in (4, 8, 16)]
+    >>> pipeline.compare(layers, "mutual_knn", k=5).shape
     (3, 3)
     """
     spec = resolved(measure, parameters)
@@ -179,5 +186,5 @@ def prepare_all(
 def check_defined(prepared: Sequence[Prepared], spec: MeasureSpec, names: Sequence[str]) -> None:
     """Refuse whatever leaves a score undefined. Costs nothing once scores are computed."""
     for each, name in zip(prepared, names, strict=True):
-        if unfit := each.unfit(spec):
-            raise InputError(f"{name} {unfit}")
+        if reason := each.undefined_reason(spec):
+            raise InputError(f"{name} {reason}")

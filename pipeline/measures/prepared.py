@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.checks import checked_array, rounding_unit
-from pipeline.measures.kernel import Kernel
-from pipeline.measures.kernels import KERNELS
+from pipeline.measures.checks import checked_array, storage_eps
 from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours, find_neighbours
+from pipeline.measures.pairwise import PairwiseMeasure
+from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.presets import clip_threshold, preset_features
 from pipeline.measures.relations import Relation, RelationKey, relate
 from pipeline.types import Float64, Index
@@ -27,32 +27,32 @@ NeighboursKey = tuple[str, str, int]
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a kernel made of one representation, and from what it would make it again."""
+    """What a pairwise measure prepared of one representation, and what it prepared it from."""
 
-    kernel: Kernel
+    measure: PairwiseMeasure
     parameters: Mapping[str, Value]
     values: Float64
-    unit: float
-    """Relative spacing of the numbers that the features were stored in."""
+    eps: float
+    """Machine epsilon of the dtype that the features were stored in."""
     state: Any
     digest: bytes
     """Of the features in their first order: which of two comes first, whoever asks."""
 
     @classmethod
-    def of(cls, values: Float64, unit: float, spec: MeasureSpec) -> State:
-        """Prepare features for a measure that a kernel computes."""
-        kernel = KERNELS[spec.name]
-        parameters = {name: spec[name] for name in kernel.prepares}
-        if kernel.of_neighbours:
+    def of(cls, values: Float64, eps: float, spec: MeasureSpec) -> State:
+        """Prepare features for a pairwise measure."""
+        measure = PAIRWISE_MEASURES[spec.name]
+        parameters = {name: spec[name] for name in measure.prepares}
+        if measure.of_neighbours:
             parameters["by_index"] = spec.ties_by_index
-        state = kernel.prepare(values, unit=unit, **parameters)
+        state = measure.prepare(values, eps=eps, **parameters)
         digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
-        return cls(kernel, parameters, values, unit, state, digest)
+        return cls(measure, parameters, values, eps, state, digest)
 
     def permuted(self, order: Index) -> State:
         """Prepare the features anew, in another order; which of two comes first stays."""
         values = self.values[order]
-        state = self.kernel.prepare(values, unit=self.unit, **self.parameters)
+        state = self.measure.prepare(values, eps=self.eps, **self.parameters)
         return replace(self, values=values, state=state)
 
 
@@ -68,14 +68,14 @@ class Prepared:
     neighbours: Mapping[NeighboursKey, Neighbours] = field(default_factory=dict)
     """By preset, ranking and k."""
     states: Mapping[RelationKey, State] = field(default_factory=dict)
-    """What kernels have prepared."""
+    """Of pairwise measures."""
     clip: Mapping[str, float] = field(default_factory=dict)
     """By preset, the threshold at which features were clipped."""
 
     def permuted(self, order: ArrayLike) -> Prepared:
         """Reorder the stimuli: what `prepare(x[order], …)` gives.
 
-        Relations and neighbours are not prepared again; what kernels compare is.
+        Relations and neighbours are not prepared again; states of pairwise measures are.
 
         Parameters
         ----------
@@ -109,12 +109,12 @@ class Prepared:
 
     @property
     def nbytes(self) -> int:
-        """Memory of relations, neighbours and the features that kernels keep."""
+        """Memory of relations, neighbours and the features that pairwise measures keep."""
         kept = {id(state.values): state.values.nbytes for state in self.states.values()}
         return (
-            sum(relation.source.nbytes for relation in self.relations.values())
+            sum(relation.storage.nbytes for relation in self.relations.values())
             + sum(found.nbytes for found in self.neighbours.values())
-            + 3 * sum(kept.values())  # and what they have made of them
+            + 3 * sum(kept.values())  # and the states prepared from them
         )
 
     def spilled(self, folder: Path) -> Prepared:
@@ -126,41 +126,41 @@ class Prepared:
         """Count the stimuli whose nearest neighbours are tied for the last places, or in order."""
         if spec.measure.engine == "neighbours":
             return self.neighbours_for(spec).ties
-        if spec.measure.engine == "kernel" and KERNELS[spec.name].of_neighbours:
+        if spec.measure.engine == "pairwise" and PAIRWISE_MEASURES[spec.name].of_neighbours:
             return int(self.state_for(spec).ties)
         return 0
 
     def defined(self, spec: MeasureSpec) -> bool:
         """Tell whether the measure is defined for this representation."""
-        return not self.unfit(spec)
+        return not self.undefined_reason(spec)
 
-    def unfit(self, spec: MeasureSpec) -> str:
-        """Say what leaves the measure undefined for this representation; nothing if it is not."""
+    def undefined_reason(self, spec: MeasureSpec) -> str:
+        """Say why the measure is undefined for this representation; empty if it is defined."""
         if spec.measure.engine == "neighbours":
             varies = self.neighbours_for(spec).defined
-        elif spec.measure.engine == "kernel":
+        elif spec.measure.engine == "pairwise":
             state = self.state_for(spec)
             varies = bool(state.defined)
             if varies:
-                return KERNELS[spec.name].unfit(state, **compared_with(spec))
+                return PAIRWISE_MEASURES[spec.name].undefined_reason(state, **compared_with(spec))
         else:
-            varies = self.relation_for(spec).squared_norm(residual=spec.residual) > 0.0
+            varies = self.relation_for(spec).squared_norm(u_centred_only=spec.u_centred_only) > 0.0
         return "" if varies else _CONSTANT.format(spec)
 
     def state_for(self, spec: MeasureSpec) -> Any:
-        """Give the state of the spec's kernel, or say that it was not prepared."""
+        """Give the state of a pairwise measure; raise if it was not prepared."""
         if spec.relation not in self.states:
             raise _unprepared(spec)
         return self.states[spec.relation].state
 
     def relation_for(self, spec: MeasureSpec) -> Relation:
-        """Give the relation of the spec, or say that it was not prepared."""
+        """Give the relation of the spec; raise if it was not prepared."""
         if spec.relation not in self.relations:
             raise _unprepared(spec)
         return self.relations[spec.relation]
 
     def neighbours_for(self, spec: MeasureSpec) -> Neighbours:
-        """Give the neighbour lists of the spec, or say that they were not prepared."""
+        """Give the neighbour lists of the spec; raise if they were not prepared."""
         key = (spec.preset, str(spec["neighbours"]), int(spec["k"]))
         if key not in self.neighbours:
             raise _unprepared(spec)
@@ -175,8 +175,8 @@ _CONSTANT = (
 
 
 def compared_with(spec: MeasureSpec) -> dict[str, Value]:
-    """Give the parameters that the comparison of a kernel takes."""
-    passed_on = {"preset", *KERNELS[spec.name].prepares}
+    """Give the parameters that a pairwise measure compares with."""
+    passed_on = {"preset", *PAIRWISE_MEASURES[spec.name].prepares}
     return {name: value for name, value in spec.parameters if name not in passed_on}
 
 
@@ -214,7 +214,7 @@ def prepare(
     -------
     Prepared
         With the features that give each relation by blocks, one `(n_stimuli, k)` list for each
-        kind of neighbours, and what the kernels of other measures prepare.
+        kind of neighbours, and the states of pairwise measures.
 
     Raises
     ------
@@ -225,8 +225,8 @@ def prepare(
     -----
     A constant representation is not an error here: its pairs come out as undefined. It is
     constant if no feature varies by more than two units in the last place of the dtype of `x`.
-    Sums are in float64. Needs one or two more arrays like `x` in `dtype`, for a moment; measures
-    of distances and those of kernels, some in float64.
+    Sums are in float64. Needs one or two more arrays like `x` in `dtype`, temporarily; measures
+    of distances and pairwise measures need some in float64.
     """
     wanted = list(specs.values()) if isinstance(specs, Mapping) else list(specs)
     if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
@@ -234,7 +234,7 @@ def prepare(
     array = checked_array(x, name)
     for spec in wanted:
         check_stimuli(len(array), spec, name)
-    unit = rounding_unit(array)
+    eps = storage_eps(array)
     small = array.dtype.kind == "f" and array.dtype.itemsize <= 4
     values = array.astype(np.float32 if small else np.float64, copy=False)
     relations: dict[RelationKey, Relation] = {}
@@ -243,13 +243,13 @@ def prepare(
     clipped: dict[str, float] = {}
     for preset in sorted({spec.preset for spec in wanted}):
         some = [spec for spec in wanted if spec.preset == preset]
-        features, spacing = values, unit
+        features, feature_eps = values, eps
         if preset:
             clipped[preset] = (clip or clip_thresholds(lambda: [values], wanted))[preset]
             features = preset_features(values, clipped[preset])
-            spacing = 4 * unit  # lengths and quotients are rounded too
+            feature_eps = 4 * eps  # lengths and quotients are rounded too
         keys = {spec.relation[1:] for spec in some if spec.measure.engine == "dense"}
-        for key, relation in relate(features, spacing, keys, dtype).items():
+        for key, relation in relate(features, feature_eps, keys, dtype).items():
             relations[preset, *key] = relation
         rankings: dict[str, set[int]] = {}
         for spec in some:
@@ -257,14 +257,14 @@ def prepare(
                 rankings.setdefault(str(spec["neighbours"]), set()).add(int(spec["k"]))
         for kind, ks in rankings.items():
             for k, found in find_neighbours(
-                features, spacing, kind, ks, by_index=bool(preset)
+                features, feature_eps, kind, ks, by_index=bool(preset)
             ).items():
                 neighbours[preset, kind, k] = found
-        kernels = [spec for spec in some if spec.measure.engine == "kernel"]
-        exact = features.astype(np.float64, copy=False) if kernels else np.empty(0)
-        for spec in kernels:
+        pairwise = [spec for spec in some if spec.measure.engine == "pairwise"]
+        exact = features.astype(np.float64, copy=False) if pairwise else np.empty(0)
+        for spec in pairwise:
             if spec.relation not in states:
-                states[spec.relation] = State.of(exact, spacing, spec)
+                states[spec.relation] = State.of(exact, feature_eps, spec)
     return Prepared(len(array), relations, neighbours, states, clipped)
 
 

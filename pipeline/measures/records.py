@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.measures.kernels import KERNELS
 from pipeline.measures.measure import Measure, Parameter
+from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.relations import MEDIAN_ROWS
 
 HUH = "Huh et al. 2024, code"
@@ -220,13 +220,13 @@ NEIGHBOUR = (
 
 
 def _pairwise(name: str, **facts: Any) -> Measure:
-    """Describe a measure that a kernel computes, pair by pair."""
-    kernel = KERNELS[name]
+    """Describe a pairwise measure."""
+    pairwise = PAIRWISE_MEASURES[name]
     return Measure(
         name=name,
-        engine="kernel",
-        relation=(kernel.prepare.__name__.removeprefix("prepare_"), *kernel.prepares),
-        parameters=kernel.parameters,
+        engine="pairwise",
+        relation=(pairwise.prepare.__name__.removeprefix("prepare_"), *pairwise.prepares),
+        parameters=pairwise.parameters,
         **facts,
     )
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import linalg
 
 from pipeline.errors import InputError
-from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
+from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
 from pipeline.measures.subspace import decomposed
 from pipeline.types import Float64, Index
 
@@ -45,7 +45,7 @@ class Regression:
 
 
 def prepare_linear_regression(
-    values: Float64, *, folds: int = 5, alpha: float = 0.1, seed: int = 0, unit: float = EPS
+    values: Float64, *, folds: int = 5, alpha: float = 0.1, seed: int = 0, eps: float = EPS
 ) -> Regression:
     """Decompose the training features of every fold.
 
@@ -61,8 +61,8 @@ def prepare_linear_regression(
         features.
     seed
         Of the order; representations to be compared need the same.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def prepare_linear_regression(
         raise InputError(
             f"{n} stimuli cannot be held out in {folds} folds. Use more stimuli or fewer folds."
         )
-    features = centred(values, unit)
+    features = centred(values, eps)
     if features is None:
         return Regression((), np.zeros((n, 0)), False)
     order = np.random.default_rng(seed).permutation(n)
@@ -141,8 +141,8 @@ def compare_linear_regression(x: Regression, y: Regression) -> float:
     return 1.0 - errors / total
 
 
-KERNELS: Mapping[str, Kernel] = {
-    "linear_regression": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "linear_regression": PairwiseMeasure(
         prepare_linear_regression,
         compare_linear_regression,
         (

@@ -31,15 +31,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from pipeline.measures.checks import is_constant
 from pipeline.measures.dissimilarity import check_rankable, ranked, storage_noise, unit_rows
 from pipeline.measures.entries import (
+    DenseTable,
     Distances,
     Entries,
-    Formed,
-    Laid,
+    LazyRelation,
+    PackedRelation,
     Products,
-    Source,
-    Table,
+    RelationStorage,
     block_of,
-    laid_bytes,
+    packed_bytes,
     strips,
     whole,
 )
@@ -47,13 +47,13 @@ from pipeline.measures.exact import add_own, in_steps, joined, slices, step_of
 from pipeline.measures.neighbours import power_of_two, row_blocks
 from pipeline.types import Float64, Floating, Index, Mask
 
-ROWS = 512
+BLOCK_ROWS = 512
 """Rows and columns of the blocks in which sums over one representation are made."""
-NEAR = 4.0
+DIRECTION_TOLERANCE = 4.0
 """Units of unit length are told apart beyond so many units in the last place of the features."""
-ROOM = 1.01
+ROUNDING_MARGIN = 1.01
 """Entries may be so much larger than they were said to be, by their own rounding."""
-LONGEST_ROWS = 32
+CHECKED_ROWS = 32
 """Products of so many rows, the longest, are looked at one by one to find the largest."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
@@ -67,14 +67,14 @@ RelationKey = tuple[str | float, ...]
 class Relation:
     """One representation's U-centred relation, with what U-centring took away."""
 
-    source: Source
+    storage: RelationStorage
     dtype: np.dtype[Any]
     """Of the blocks that are multiplied."""
-    linear: Float64
+    row_effects: Float64
     """ℓ, `(n,)`."""
-    constant: float
+    grand_effect: float
     """c."""
-    length: float
+    feature_scale: float
     """What a feature of 1, as it was multiplied, is in its own units."""
     step: float = 1.0
     """What entries are rounded to whole numbers of when they are multiplied."""
@@ -84,45 +84,45 @@ class Relation:
     @property
     def n_stimuli(self) -> int:
         """Rows of the relation."""
-        return len(self.linear)
+        return len(self.row_effects)
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
         """Write what of U[rows, columns] lies above the diagonal, and zeros, to `out`.
 
         Columns begin with the rows, or after them.
         """
-        self.source.upper(rows, columns, out)
+        self.storage.upper(rows, columns, out)
 
     def whole(self, out: Floating) -> Floating:
         """Write U to `out`, `(n, n)`."""
-        return whole(self.source, out)
+        return whole(self.storage, out)
 
     def permuted(self, order: Index) -> Relation:
         """Reorder the stimuli."""
-        source = self.source.permuted(order)
-        return replace(self, source=source, linear=self.linear[order], own=[])
+        storage = self.storage.permuted(order)
+        return replace(self, storage=storage, row_effects=self.row_effects[order], own=[])
 
     def spilled(self, folder: Path) -> Relation:
         """Keep the bulk of it in a file; vectors and norms stay."""
-        return replace(self, source=self.source.spilled(folder))
+        return replace(self, storage=self.storage.spilled(folder))
 
-    def squared_norm(self, *, residual: bool) -> float:
+    def squared_norm(self, *, u_centred_only: bool) -> float:
         """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
         if not self.own:
             self.own.append(_own_product(self))
         n = self.n_stimuli
-        floor = n * (n - 1) * (16 * float(np.finfo(self.source.dtype).eps)) ** 2
+        floor = n * (n - 1) * (16 * float(np.finfo(self.storage.dtype).eps)) ** 2
         norm = float(in_units(np.array(self.own), [self], [self])[0, 0])
-        if residual:
+        if u_centred_only:
             return norm if norm > floor else 0.0
         # as `relation_scores` does, so that a relation is 1 with itself
-        norm += float(linear_products([self], [self])[0, 0])
-        norm += self.constant * self.constant
+        norm += float(row_effect_products([self], [self])[0, 0])
+        norm += self.grand_effect * self.grand_effect
         return norm if norm > floor else 0.0
 
 
 def relate(
-    values: NDArray[Any], unit: float, keys: Iterable[RelationKey], dtype: DTypeLike
+    values: NDArray[Any], eps: float, keys: Iterable[RelationKey], dtype: DTypeLike
 ) -> dict[RelationKey, Relation]:
     """Prepare relations of one representation.
 
@@ -130,8 +130,8 @@ def relate(
     ----------
     values
         Features `(n_stimuli, n_features)`, already checked, float32 or float64.
-    unit
-        Relative spacing of the numbers they were stored in.
+    eps
+        Machine epsilon of the dtype they were stored in.
     keys
         The relations wanted.
     dtype
@@ -151,7 +151,7 @@ def relate(
     found: dict[RelationKey, Relation] = {}
     if not wanted:
         return found
-    if is_constant(values, unit):
+    if is_constant(values, eps):
         return {key: _nothing(len(values), kind) for key in wanted}
     for key in wanted:
         if key[0] == "linear":
@@ -159,13 +159,15 @@ def relate(
         elif key[0] in ("rbf", "distance"):
             found[key] = _of_distances(values, None if len(key) == 1 else float(key[1]), kind)
         else:
-            found[key] = _of_dissimilarities(values, unit, str(key[1]), str(key[2]), kind)
+            found[key] = _of_dissimilarities(values, eps, str(key[1]), str(key[2]), kind)
     return found
 
 
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
-    return Relation(Formed(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, own=[0.0])
+    return Relation(
+        LazyRelation(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, own=[0.0]
+    )
 
 
 def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, float]:
@@ -199,9 +201,9 @@ def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, floa
 
 def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
     """Doubly centred Gram matrix: with centred features its row sums are known beforehand."""
-    features, squares, length = _centred(values, kind)
+    features, squares, scale = _centred(values, kind)
     assembled = _assembled(Products(features), kind, -squares, squares)
-    return replace(assembled, length=length)
+    return replace(assembled, feature_scale=scale)
 
 
 def _distances(values: Floating) -> Distances:
@@ -226,8 +228,8 @@ def _median_distance(entries: Distances) -> float:
     some = np.unique(np.linspace(0, n - 1, min(n, MEDIAN_ROWS)).astype(np.intp))
     chosen = entries.permuted(some)
     parts = []
-    for start in range(0, len(some), ROWS):
-        rows = slice(start, min(start + ROWS, len(some)))
+    for start in range(0, len(some), BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, len(some)))
         block = -block_of(chosen, rows, slice(start, len(some)))
         above = block[np.triu_indices(block.shape[0], k=1, m=block.shape[1])]
         parts.append(above[above > 0])
@@ -235,7 +237,7 @@ def _median_distance(entries: Distances) -> float:
 
 
 def _of_dissimilarities(
-    values: Floating, unit: float, dissimilarity: str, comparison: str, kind: np.dtype[Any]
+    values: Floating, eps: float, dissimilarity: str, comparison: str, kind: np.dtype[Any]
 ) -> Relation:
     """Mean-centred dissimilarities of pairs of stimuli, or their ranks; near is high."""
     n = len(values)
@@ -249,7 +251,7 @@ def _of_dissimilarities(
         mean = units.mean(axis=0)
         units -= mean  # z·z' = (z−m)·(z'−m) + m·z + m·z' − m·m, and additive effects are apart
         spread = np.sqrt(np.einsum("ij,ij->", units, units) / n)
-        if spread <= NEAR * unit:  # directions differ by their own rounding
+        if spread <= DIRECTION_TOLERANCE * eps:  # directions differ by their own rounding
             return _nothing(n, kind)
         # Rows with a large feature in common differ little; float32 is to see them all the same.
         units, mean = units / spread, mean / spread
@@ -260,8 +262,8 @@ def _of_dissimilarities(
         check_rankable(n)
         everyone = slice(0, n)
         table = np.asarray(block_of(entries, everyone, everyone), dtype=np.float64)
-        noise = storage_noise(values.astype(np.float64), unit, dissimilarity) / unit_of_entries
-        entries, bias = Table(ranked(table + bias[:, None] + bias, noise)), np.zeros(n)
+        noise = storage_noise(values.astype(np.float64), eps, dissimilarity) / unit_of_entries
+        entries, bias = DenseTable(ranked(table + bias[:, None] + bias, noise)), np.zeros(n)
         sums = _row_sums(entries, n)
     return _assembled(entries, kind, sums, None, bias)
 
@@ -269,8 +271,8 @@ def _of_dissimilarities(
 def _row_sums(entries: Entries, n: int) -> Float64:
     """Sum the off-diagonal entries of each row."""
     sums = np.empty(n)
-    for start in range(0, n, ROWS):
-        rows = slice(start, min(start + ROWS, n))
+    for start in range(0, n, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, n))
         block = block_of(entries, rows, slice(0, n))
         np.fill_diagonal(block[:, start:], 0.0)
         sums[rows] = block.sum(axis=1, dtype=np.float64)
@@ -300,31 +302,31 @@ def _assembled(
     shift = shift.astype(entries.dtype)
     if own is None:
         effects = (sums - total / n) / (n - 2) + bias - np.mean(bias)
-        linear, constant = np.sqrt(2 * (n - 2)) * effects, 0.0
+        row_effects, grand_effect = np.sqrt(2 * (n - 2)) * effects, 0.0
     else:
         means = (sums + own) / n
         diagonal = own - 2 * means + means.mean()
         trace = float(diagonal.sum())
-        linear = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
-        constant = trace / np.sqrt(n - 1)
-    source: Source = Formed(entries, shift)
-    if laid_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
-        laid = Laid.of(source, n, kind)
-        source, largest = laid, laid.largest
+        row_effects = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
+        grand_effect = trace / np.sqrt(n - 1)
+    storage: RelationStorage = LazyRelation(entries, shift)
+    if packed_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
+        packed = PackedRelation.of(storage, n, kind)
+        storage, largest = packed, packed.largest
     elif isinstance(entries, Products):
         largest = _largest_of_products(entries.features[:], shift)
     else:
-        largest = _largest(source, n, kind)
-    step = step_of(largest * ROOM, n)
-    return Relation(source, kind, np.asarray(linear), float(constant), 1.0, step)
+        largest = _largest(storage, n, kind)
+    step = step_of(largest * ROUNDING_MARGIN, n)
+    return Relation(storage, kind, np.asarray(row_effects), float(grand_effect), 1.0, step)
 
 
-def _largest(source: Source, n: int, kind: np.dtype[Any]) -> float:
+def _largest(storage: RelationStorage, n: int, kind: np.dtype[Any]) -> float:
     """Find the size of the largest entry."""
     largest = 0.0
     for rows in strips(n):
         strip: Floating = np.empty((rows.stop - rows.start, n - rows.start), dtype=kind)
-        source.upper(rows, slice(rows.start, n), strip)
+        storage.upper(rows, slice(rows.start, n), strip)
         largest = max(largest, float(strip.max()), -float(strip.min()))
     return largest
 
@@ -337,7 +339,7 @@ def _largest_of_products(features: Floating, shift: Floating) -> float:
     """
     lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
     order = np.argsort(lengths)[::-1]
-    longest, others = order[:LONGEST_ROWS], order[LONGEST_ROWS:]
+    longest, others = order[:CHECKED_ROWS], order[CHECKED_ROWS:]
     entries = features[longest] @ features.T
     entries += shift[longest, None]
     entries += shift
@@ -373,7 +375,7 @@ def in_units(products: Float64, xs: Sequence[Relation], ys: Sequence[Relation]) 
     return np.asarray(2.0 * products * np.outer([x.step for x in xs], [y.step for y in ys]))
 
 
-def linear_products(
+def row_effect_products(
     xs: Sequence[Relation], ys: Sequence[Relation], order: Index | None = None
 ) -> Float64:
     """Give ℓ_x · ℓ_y, `(len(xs), len(ys))`, each summed in the same order whatever the others are.
@@ -383,19 +385,19 @@ def linear_products(
     order
         Of the stimuli of Y.
     """
-    own, other = (np.stack([r.linear for r in side]) for side in (xs, ys))
+    own, other = (np.stack([r.row_effects for r in side]) for side in (xs, ys))
     other = other if order is None else np.ascontiguousarray(other[:, order])
     return np.asarray(np.einsum("in,jn->ij", own, other))
 
 
 def relation_scores(
     products: ArrayLike,
-    linear: Float64,
+    effects: Float64,
     xs: Sequence[Relation],
     ys: Sequence[Relation],
     *,
     wanted: Mask,
-    residual: bool,
+    u_centred_only: bool,
     added: float = 0.0,
 ) -> Float64:
     """Turn products ⟨U_x, U_y⟩ into scores; NaN where a norm is zero or a pair is not wanted.
@@ -404,20 +406,20 @@ def relation_scores(
     ----------
     products
         `(..., len(xs), len(ys))`.
-    linear
+    effects
         ℓ_x · ℓ_y, of the shape of `products`.
     xs, ys
         The relations.
     wanted
         Mask `(len(xs), len(ys))`.
-    residual, added
+    u_centred_only, added
         As for `denominators`.
     """
     scores = np.array(products, dtype=np.float64)
-    if not residual:
-        scores += linear
-        scores += np.outer([x.constant for x in xs], [y.constant for y in ys])
-    scores /= denominators(xs, ys, wanted=wanted, residual=residual, added=added)
+    if not u_centred_only:
+        scores += effects
+        scores += np.outer([x.grand_effect for x in xs], [y.grand_effect for y in ys])
+    scores /= denominators(xs, ys, wanted=wanted, u_centred_only=u_centred_only, added=added)
     return np.clip(scores, -1.0, 1.0, out=scores)  # beyond by the rounding of the quotient alone
 
 
@@ -426,7 +428,7 @@ def denominators(
     ys: Sequence[Relation],
     *,
     wanted: Mask,
-    residual: bool,
+    u_centred_only: bool,
     added: float = 0.0,
 ) -> Float64:
     """Give what products are divided by, `(len(xs), len(ys))`; NaN where there is no score.
@@ -435,7 +437,7 @@ def denominators(
     ----------
     wanted
         Mask `(len(xs), len(ys))`.
-    residual
+    u_centred_only
         Whether only the U-centred relations are compared.
     added
         What some code adds to the denominator of CKA, in units of its HSIC: biased, the product of
@@ -445,12 +447,12 @@ def denominators(
     of_x, of_y = np.zeros(len(xs)), np.zeros(len(ys))
     for side, of, used in ((xs, of_x, wanted.any(axis=1)), (ys, of_y, wanted.any(axis=0))):
         for i in np.flatnonzero(used).tolist():
-            of[i] = side[i].squared_norm(residual=residual)
+            of[i] = side[i].squared_norm(u_centred_only=u_centred_only)
     norms = np.where(wanted, np.outer(of_x, of_y), 0.0)
     norms[norms == 0.0] = np.nan
     found = np.sqrt(norms)
     if added:
         n = xs[0].n_stimuli
-        hsic = np.outer([x.length for x in xs], [y.length for y in ys]) ** 2
-        found += added / hsic * (n * (n - 3) if residual else 1)
+        hsic = np.outer([x.feature_scale for x in xs], [y.feature_scale for y in ys]) ** 2
+        found += added / hsic * (n * (n - 3) if u_centred_only else 1)
     return np.asarray(found)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.measures.kernel import EPS, Kernel, centred
 from pipeline.measures.measure import Parameter
+from pipeline.measures.pairwise import EPS, PairwiseMeasure, centred
 from pipeline.types import Float64, Index
 
-SMALLEST_BATCH = 4
+MIN_BATCH = 4
 """Unbiased HSIC divides by n − 3."""
 
 
@@ -60,17 +60,17 @@ def batches(n: int, batch_size: int, n_passes: int, seed: int) -> list[Index]:
     InputError
         If a batch, or all stimuli together, are fewer than 4.
     """
-    if min(n, batch_size) < SMALLEST_BATCH:
+    if min(n, batch_size) < MIN_BATCH:
         raise InputError(
             f"Batches of {batch_size} of {n} stimuli: unbiased HSIC needs at least "
-            f"{SMALLEST_BATCH} in a batch. Use larger batches, or more stimuli."
+            f"{MIN_BATCH} in a batch. Use larger batches, or more stimuli."
         )
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(n_passes):
         order = rng.permutation(n)
         pieces = [order[start : start + batch_size] for start in range(0, n, batch_size)]
-        found += [piece for piece in pieces if len(piece) >= SMALLEST_BATCH]
+        found += [piece for piece in pieces if len(piece) >= MIN_BATCH]
     return found
 
 
@@ -80,7 +80,7 @@ def prepare_cka_minibatch(
     batch_size: int = 256,
     n_passes: int = 10,
     seed: int = 0,
-    unit: float = EPS,
+    eps: float = EPS,
 ) -> BatchGrams:
     """Compute the U-centred Gram matrices of all batches.
 
@@ -90,8 +90,8 @@ def prepare_cka_minibatch(
         Features `(n_stimuli, n_features)`, real and finite.
     batch_size, n_passes, seed
         As for `batches`; representations to be compared need the same.
-    unit
-        Relative spacing of the numbers that the features were stored in.
+    eps
+        Machine epsilon of the dtype that the features were stored in.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def prepare_cka_minibatch(
         If batches hold fewer than 4 stimuli.
     """
     drawn = batches(len(values), batch_size, n_passes, seed)
-    features = centred(values, unit)
+    features = centred(values, eps)
     if features is None:
         return BatchGrams(np.zeros(0), 0.0, False)
     parts, scale = [], 0.0
@@ -118,7 +118,7 @@ def prepare_cka_minibatch(
     entries = np.concatenate(parts)
     norm = float(np.linalg.norm(entries))
     # What is left of a Gram matrix in which nothing varies is the rounding of its entries.
-    defined = norm > 16 * max(unit, EPS) * np.sqrt(scale)
+    defined = norm > 16 * max(eps, EPS) * np.sqrt(scale)
     return BatchGrams(entries, norm if defined else 0.0, bool(defined))
 
 
@@ -165,12 +165,12 @@ def compare_cka_minibatch(x: BatchGrams, y: BatchGrams) -> float:
     return float(x.entries @ y.entries) / (x.norm * y.norm)
 
 
-KERNELS: Mapping[str, Kernel] = {
-    "cka_minibatch": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "cka_minibatch": PairwiseMeasure(
         prepare_cka_minibatch,
         compare_cka_minibatch,
         (
-            Parameter("batch_size", 256, "stimuli in a batch", minimum=SMALLEST_BATCH),
+            Parameter("batch_size", 256, "stimuli in a batch", minimum=MIN_BATCH),
             Parameter("n_passes", 10, "passes through all stimuli"),
             Parameter("seed", 0, "of the orders in which stimuli are drawn", minimum=0),
         ),

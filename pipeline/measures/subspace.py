@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from pipeline.measures.kernel import EPS, Centred, Kernel, centred
 from pipeline.measures.measure import Parameter
+from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
 from pipeline.types import Float64
 
 
@@ -42,7 +42,7 @@ def decomposed(features: Centred) -> tuple[Float64, Float64, Float64]:
     return u[:, :rank], s[:rank], vt[:rank]
 
 
-def prepare_subspace(values: Float64, *, loadings: bool = False, unit: float = EPS) -> Subspace:
+def prepare_subspace(values: Float64, *, loadings: bool = False, eps: float = EPS) -> Subspace:
     """Decompose centred features.
 
     Parameters
@@ -51,8 +51,8 @@ def prepare_subspace(values: Float64, *, loadings: bool = False, unit: float = E
         Features `(n_stimuli, n_features)`, real and finite.
     loadings
         Keep S Vᵀ too, which only `compare_pwcca` needs.
-    unit
-        Relative spacing of the numbers that the features were stored in. It decides the rank:
+    eps
+        Machine epsilon of the dtype that the features were stored in. It decides the rank:
         singular values below what storing the features may have rounded away, or below the
         rounding of the decomposition itself, are left out.
 
@@ -66,7 +66,7 @@ def prepare_subspace(values: Float64, *, loadings: bool = False, unit: float = E
     The decomposition is of the features, not of their covariance, which would square their
     condition number. O(n d min(n, d)).
     """
-    features = centred(values, unit)
+    features = centred(values, eps)
     if features is not None:
         u, s, vt = decomposed(features)
         if len(s) > 0:
@@ -76,9 +76,9 @@ def prepare_subspace(values: Float64, *, loadings: bool = False, unit: float = E
     return Subspace(np.zeros((len(values), 0)), np.zeros(0), nothing, False)
 
 
-def prepare_pwcca(values: Float64, *, unit: float = EPS) -> Subspace:
+def prepare_pwcca(values: Float64, *, eps: float = EPS) -> Subspace:
     """Decompose centred features and keep the features in the basis; see `prepare_subspace`."""
-    return prepare_subspace(values, loadings=True, unit=unit)
+    return prepare_subspace(values, loadings=True, eps=eps)
 
 
 def compare_procrustes(x: Subspace, y: Subspace, *, form: str = "angular") -> float:
@@ -135,7 +135,7 @@ def _distance(x: Float64, y: Float64) -> float:
 
 
 def _trivial(rank: int, n: int, remedy: str) -> str:
-    """Say that with such a rank all canonical correlations are 1 whatever the other one is."""
+    """Say that the rank makes all canonical correlations 1; empty if it does not."""
     if rank < n - 1:
         return ""
     return (
@@ -144,8 +144,8 @@ def _trivial(rank: int, n: int, remedy: str) -> str:
     )
 
 
-def unfit_for_cca(x: Subspace, *, tolerance: float, **_: object) -> str:
-    """Say why a state has no canonical correlations, or nothing."""
+def cca_undefined_reason(x: Subspace, *, tolerance: float, **_: object) -> str:
+    """Say why a state has no canonical correlations; empty if it has."""
     remedy = (
         "Use more stimuli, fewer features, or a measure that has a score for as many, such as "
         "cka_debiased. What svcca gives is near 1 for anything, noise included, where it keeps "
@@ -155,8 +155,8 @@ def unfit_for_cca(x: Subspace, *, tolerance: float, **_: object) -> str:
     return _trivial(_above(x, tolerance), len(x.left), remedy)
 
 
-def unfit_for_svcca(x: Subspace, *, variance: float, dimension: int) -> str:
-    """Say why the components that are kept have no canonical correlations, or nothing."""
+def svcca_undefined_reason(x: Subspace, *, variance: float, dimension: int) -> str:
+    """Say why the kept components have no canonical correlations; empty if they have."""
     remedy = (
         "Use more stimuli, a smaller variance, or a dimension, for far fewer components than "
         "stimuli: with nearly as many the score is near 1 for anything, noise included, and only "
@@ -348,8 +348,8 @@ _TOLERANCE = Parameter(
     maximum=0.5,
 )
 
-KERNELS: Mapping[str, Kernel] = {
-    "procrustes": Kernel(
+PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
+    "procrustes": PairwiseMeasure(
         prepare_subspace,
         compare_procrustes,
         (
@@ -361,7 +361,7 @@ KERNELS: Mapping[str, Kernel] = {
             ),
         ),
     ),
-    "cca": Kernel(
+    "cca": PairwiseMeasure(
         prepare_subspace,
         compare_cca,
         (
@@ -373,19 +373,21 @@ KERNELS: Mapping[str, Kernel] = {
             ),
             _TOLERANCE,
         ),
-        unfit=unfit_for_cca,
+        undefined_reason=cca_undefined_reason,
     ),
-    "svcca": Kernel(
+    "svcca": PairwiseMeasure(
         prepare_subspace,
         compare_svcca,
         (
             Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
             Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
         ),
-        unfit=unfit_for_svcca,
+        undefined_reason=svcca_undefined_reason,
     ),
-    "pwcca": Kernel(prepare_pwcca, compare_pwcca, (_TOLERANCE,), unfit=unfit_for_cca),
-    "gulp": Kernel(
+    "pwcca": PairwiseMeasure(
+        prepare_pwcca, compare_pwcca, (_TOLERANCE,), undefined_reason=cca_undefined_reason
+    ),
+    "gulp": PairwiseMeasure(
         prepare_subspace,
         compare_gulp,
         (

@@ -1,7 +1,7 @@
-"""Figures and the HTML report, from a store's results alone: nothing is computed anew.
+"""Figures and the HTML report, made from what a store holds.
 
-Importing this room imports neither torch nor dask.distributed; matplotlib and jinja2 only when a
-report is written.
+Importing this package imports neither torch nor dask.distributed, and matplotlib and jinja2 only
+once a report is written.
 """
 
 from pipeline.report.write import (

@@ -21,7 +21,7 @@ NAMED = 6
 NAMES = {"final": "Final models", "init": "Models at initialisation"}
 PREDICTORS = {"n_parameters": "numbers of parameters", "probe_accuracy": "accuracy"}
 Reasons = Mapping[str, Sequence[str]]
-"""Why something is left out → the models for which that holds."""
+"""Reason for which something is left out → models to which it applies."""
 
 
 def models_of(results: Results, modality: str | None = None) -> list[str]:

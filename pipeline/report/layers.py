@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-NUMBERED_CELLS = 6  # up to so many layers on a side the numbers are written
+NUMBERED_CELLS = 6  # with at most so many layers on a side, cells show their numbers
 
 
 def layer_maps(results: Results) -> Iterator[Section]:

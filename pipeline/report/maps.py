@@ -44,7 +44,7 @@ def _alignment_map(results: Results, label: str) -> Section:
     grids = {}
     for value, variable in value_names(alignment).items():
         grids[value] = np.array(chosen[variable].values, dtype=np.float64)
-        np.fill_diagonal(grids[value], np.nan)  # an encoder with itself says nothing
+        np.fill_diagonal(grids[value], np.nan)  # an encoder is not compared with itself
     if not any(np.isfinite(values).any() for values in grids.values()):
         return Section(name, title, "No two final encoders were compared, so no map is drawn.")
     top = upper_limit(np.stack(list(grids.values())))
@@ -98,10 +98,10 @@ def _groups(chosen: xr.Dataset) -> tuple[list[str], list[int], list[int]]:
 
 def _map_figure(chosen: xr.Dataset, grids: dict[str, Float64], label: str, top: float) -> Figure:
     names, edges, breaks = _groups(chosen)
-    # a label wants about 9 points; very many families get a taller figure rather than none
+    # a label needs about 9 points: with very many families the figure grows taller
     height = float(np.clip(0.125 * len(names) + 1.6, 3.8, 12.0))
     width = WIDTH if len(grids) > 1 else 4.8
-    # the panels are square: below them stand names as long as those on the left
+    # the panels are square, and the names below them are as long as those on the left
     named = LETTER * max(map(len, names))
     side = (width - named - 0.9) / len(grids)
     figure = new_figure(width, max(height, side + named + 0.6))

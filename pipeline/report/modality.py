@@ -1,4 +1,4 @@
-"""Modalities: each has means, trends and figures of its own, named where there are several."""
+"""Modalities: each has its own means, trends and figures, named after it if there are several."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def modality_pairs(results: Results) -> list[tuple[str, str]]:
 
 
 def convergence_of(results: Results, label: str, modality: str) -> xr.Dataset:
-    """Return the trends and the means over training of one modality."""
-    return results.convergence[label].sel(modality=modality)
+    """Return the trends of one modality, and its means over the stages that it has."""
+    found = results.convergence[label].sel(modality=modality)
+    known = (found["step"].values >= 0) | (text(found, "stage") == "end")
+    return found.isel(stage=known)
 
 
 def section_name(results: Results, name: str, modality: str) -> str:
-    """Return the name of a modality's section: without the modality where it is the only one."""
+    """Return the name of a modality's section, without the modality if it is the only one."""
     return f"{name}-{modality}" if len(modalities(results)) > 1 else name
 
 
 def section_title(results: Results, title: str, modality: str) -> str:
-    """Return the title of a modality's section: without the modality where it is the only one."""
+    """Return the title of a modality's section, without the modality if it is the only one."""
     return f"{title}, {modality} towers" if len(modalities(results)) > 1 else title
 
 

@@ -30,7 +30,7 @@ MODELS = SectionMaker("Models", ("alignment",), models_table)
 def _measured(results: Results) -> list[str]:
     """Return the modalities whose accuracies are shown; all if there are none."""
     known = modalities(results)
-    return [m for m in known if has_accuracy(results, m)] or list(known)
+    return [m for m in known if has_accuracy(results, m, ACCURACIES)] or list(known)
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
@@ -51,7 +51,11 @@ def _rows(results: Results) -> list[dict[str, Any]]:
         size = {t: float(columns["n_parameters"][at[0]]) for t, at in of_tower.items() if len(at)}
         last = {t: np.flatnonzero(mine & columns["final"] & (tower == t)) for t in measured}
         accuracy = {
-            name: {t: float(columns[name][at[0]]) for t, at in last.items() if len(at)}
+            name: {
+                t: value
+                for t, at in last.items()
+                if len(at) and np.isfinite(value := float(columns[name][at[0]]))
+            }
             for name in ACCURACIES
         }
         lost = [
@@ -65,9 +69,13 @@ def _rows(results: Results) -> list[dict[str, Any]]:
             {
                 "model": str(model),
                 "family": str(family[mine][0]),
-                "parameters": _by_modality({t: count(n) for t, n in size.items()}, len(size) > 1),
+                "parameters": _by_modality(
+                    {t: count(n) for t, n in size.items()}, " + ", len(size) > 1
+                ),
                 **{
-                    name: _by_modality({t: number(v) for t, v in of.items()}, len(measured) > 1)
+                    name: _by_modality(
+                        {t: number(v) for t, v in of.items()}, ", ", len(measured) > 1
+                    )
                     for name, of in accuracy.items()
                 },
                 "checkpoints": _checkpoints(columns["step"][one])
@@ -79,9 +87,9 @@ def _rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_modality(values: dict[str, str], name: bool) -> str:
-    """Write the values of a model's towers, with their modalities where they need a name."""
-    return " + ".join(v + (f" {t}" if name else "") for t, v in values.items()) or "–"
+def _by_modality(values: dict[str, str], separator: str, with_names: bool) -> str:
+    """Write the values of a model's towers, if need be with their modalities."""
+    return separator.join(v + f" {t}" * with_names for t, v in values.items()) or "–"
 
 
 def _checkpoints(steps: Index) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.report.absences import left_out, models_of, named
 from pipeline.report.modality import convergence_of, modalities
 from pipeline.report.results import (
+    PROBE_NEEDS,
     NullSummary,
     Results,
     encoder_mask,
@@ -116,7 +117,7 @@ def notes(results: Results) -> list[str]:
         )
     said += _missing_controls(results)
     if not has_accuracy(results):
-        said.append("No accuracy is in the store: stimuli without labels have none.")
+        said.append(f"No probe accuracy is in the store: it needs {PROBE_NEEDS}.")
     if not any(
         len(stages(results.alignment[label], convergence_of(results, label, modality), modality))
         > 1

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analysis import ALIGNMENT
+from pipeline.analysis import ANALYSES
+from pipeline.analysis.competence import FOLDS
 from pipeline.errors import InputError
 from pipeline.types import Float64, Mask
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.store.store import StoredCheckpoint
 
 
+PROBE_NEEDS = f"labels, and at least {FOLDS} stimuli of each class"
 ALWAYS = ("alignment", "convergence")
 """Final datasets that every report reads."""
 
@@ -102,7 +104,7 @@ def load_results(store: Store, subset: str | None = None, names: Sequence[str] =
     key = store.subset(subset)
     done = [set(store.dataset_labels(name, key)) for name in names]
     made = [label for label in labels if all(label in found for found in done)]
-    faults = {label: why for label in made if (why := _fault(store, key, label))}
+    faults = {label: why for label in made if (why := _fault(store, key, label, names))}
     ready = [label for label in made if label not in faults]
     if faults and not ready:
         raise InputError(
@@ -126,15 +128,18 @@ def _read(store: Store, name: str, label: str, key: str) -> xr.Dataset:
     return {"alignment": store.alignment, "convergence": store.convergence}[name](label, key)
 
 
-def _fault(store: Store, key: str, label: str) -> str:
+def _fault(store: Store, key: str, label: str, names: Sequence[str]) -> str:
     """Say why a measure's results cannot be used, and the remedy; empty if they can."""
     try:
         store.measure(label, key)
     except InputError as error:
         return f"{error}."
-    why = ALIGNMENT.fault(store.dataset_metadata("alignment", label, key))
-    remedy = "Run a workflow that compares by it to recompute it."
-    return f"{label}, because {why}. {remedy}" if why else ""
+    for analysis in ANALYSES:
+        if analysis.name not in names:
+            continue
+        if why := analysis.fault(store.dataset_metadata(analysis.name, label, key)):
+            return f"{label}, because {why}. Run a workflow that compares by it to recompute it."
+    return ""
 
 
 def text(dataset: xr.Dataset, name: str) -> NDArray[np.str_]:
@@ -220,17 +225,19 @@ def stages(alignment: xr.Dataset, convergence: xr.Dataset, modality: str) -> lis
     return [str(n) for n, k in zip(names, known, strict=True) if k and n not in ends]
 
 
-def has_accuracy(results: Results, modality: str | None = None) -> bool:
-    """Return whether the accuracy of any encoder, or of any of a modality, is in the store."""
+def has_accuracy(
+    results: Results, modality: str | None = None, names: Sequence[str] = ("probe_accuracy",)
+) -> bool:
+    """Return whether an accuracy of any encoder, or of any of a modality, is in the store."""
     for alignment in results.alignment.values():
-        known = np.isfinite(alignment["probe_accuracy_x"].values)
-        if (known & ((modality is None) | (text(alignment, "modality_x") == modality))).any():
+        mine = (modality is None) | (text(alignment, "modality_x") == modality)
+        if any((np.isfinite(alignment[f"{name}_x"].values) & mine).any() for name in names):
             return True
     return False
 
 
 def no_accuracy(results: Results, modality: str) -> str:
-    """Say that there is no accuracy, the beginning of a sentence."""
+    """Say that there is no probe accuracy, the beginning of a sentence."""
     if has_accuracy(results):
-        return f"No accuracy of {modality} towers is in the store"
-    return "No accuracy is in the store, as for stimuli without labels"
+        return f"No probe accuracy of {modality} towers is in the store"
+    return f"No probe accuracy is in the store (it needs {PROBE_NEEDS})"

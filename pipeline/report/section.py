@@ -17,13 +17,13 @@ class Section:
     name
         Names the section on the page, and its figure's file.
     title
-        Its heading; empty where the chapter's heading is enough.
+        Its heading; empty if the chapter's is enough.
     caption
         How to read it.
     png
-        A figure, which is also written as a file.
+        A figure, which is also written to a file of its own.
     html
-        A fragment of the page, beside the figure or in its place.
+        A fragment of the page, such as a table: beside the figure or instead of one.
     """
 
     name: str
@@ -40,7 +40,7 @@ class SectionMaker:
     Attributes
     ----------
     chapter
-        Heading under which its sections stand, together with those of its neighbours there.
+        Heading that its sections stand under, with those of neighbours of the same chapter.
     needs
         Names of the final datasets that it reads.
     make

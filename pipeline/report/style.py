@@ -1,4 +1,4 @@
-"""How figures look: colours that colour-blind people tell apart, sizes fit for print."""
+"""The look of figures: colours that are safe for colour-blind readers, sizes for print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WIDTH = 7.2  # inches: the text width of A4 and letter paper
 DPI = 200
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's, without its yellow, which is illegible on white."""
+"""Okabe and Ito's, without the yellow, which is illegible on white."""
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FINAL, INIT, INIT_TEXT = PALETTE[0], "#A6A6A6", "#666666"
@@ -52,7 +52,7 @@ STYLE: dict[str, Any] = {
 
 
 def draw(make: Callable[[], Figure]) -> bytes:
-    """Draw a figure in the report's style, whatever the person's own settings, as PNG."""
+    """Draw a figure as PNG in the report's style, whatever the user's own settings."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -65,14 +65,14 @@ def draw(make: Callable[[], Figure]) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that arranges its own panels."""
+    """Return an empty figure that lays out its own panels."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
-    """Write a number for people: fixed digits, a true minus, a dash where there is none."""
+    """Format a number: fixed digits, a true minus sign, a dash for NaN."""
     if not np.isfinite(value):
         return "–"
     text = f"{value:{'+' if sign else ''}.{digits}f}"
@@ -82,12 +82,12 @@ def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """Write a p-value with its relation sign."""
+    """Format a p-value with its relation sign."""
     return f"= {value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def count(value: float) -> str:
-    """Write a number of parameters: 5.5M, 320k."""
+    """Format a number of parameters: 5.5M, 320k."""
     if not np.isfinite(value):
         return "–"
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -97,6 +97,6 @@ def count(value: float) -> str:
 
 
 def upper_limit(values: Any) -> float:
-    """Return the next tenth above the highest finite value: the top of a scale from 0."""
+    """Return the highest finite value rounded up to a tenth: the top of a scale from 0."""
     finite = np.asarray(values)[np.isfinite(values)]
     return min(1.0, max(0.1, float(np.ceil(finite.max() * 10 - 1e-9) / 10))) if len(finite) else 1.0

@@ -37,7 +37,7 @@ SECTIONS: tuple[SectionMaker, ...] = (
     MEASURES,
     PROVENANCE,
 )
-"""The page, from top to bottom; those of one chapter stand together."""
+"""The page from top to bottom; sections of one chapter stand next to each other."""
 COLUMNS = (
     "measure",
     "modality",
@@ -57,7 +57,7 @@ COLUMNS = (
 )
 """Of the findings."""
 PAGE = "index.html"
-_HEAD = 1000  # characters, among which the page says what it is made from
+_HEAD = 1000  # characters, among which the page names what it was made from
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,20 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     store
         An open store. It is only read.
     folder
-        Where to write; made if it is not there. Default: beside the store,
-        `quickstart.zarr` → `quickstart.report`, and in it a folder per subset where the store has
-        several.
+        Where to write; created if missing. Default: beside the store, `quickstart.zarr` →
+        `quickstart.report`, with a folder for each subset if the store has several.
     subset
-        Key of the subset to report; may be left out where the store has one only.
+        Key of the subset to report; may be omitted if the store has only one.
 
     Returns
     -------
     Report
-        The files. Figures for which there is nothing to draw are not among them; the report says
-        why.
+        The files. A figure with nothing to draw is not among them; the report says why.
 
     Raises
     ------
     InputError
-        Where there is no such subset, nothing has been aggregated on it yet, or the folder is a
-        file.
+        If there is no such subset, nothing has been aggregated on it yet, or the folder is a file.
 
     Examples
     --------
@@ -123,7 +120,7 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
             figures.append(folder / f"{section.name}.png")
             figures[-1].write_bytes(section.png)
     html = folder / PAGE
-    # the page last and at once: it says what it was made from
+    # the page last and atomically: it names what it was made from
     partial = html.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(html)
@@ -170,14 +167,14 @@ def _load(store: Store, subset: str | None) -> Results:
 
 
 def notes(store: Store, subset: str | None = None) -> list[str]:
-    """Return what the report says of what it leaves out, and why, a sentence each.
+    """Return what the report leaves out, and why, a sentence each.
 
     Parameters
     ----------
     store
         An open store.
     subset
-        Its key; may be left out where the store has one subset only.
+        Its key; may be omitted if the store has only one subset.
 
     Raises
     ------
@@ -188,7 +185,7 @@ def notes(store: Store, subset: str | None = None) -> list[str]:
 
 
 def is_current(store: Store, folder: Path, subset: str) -> bool:
-    """Tell whether the report in a folder was made from what the store holds now."""
+    """Return whether the report in a folder was made from what the store holds now."""
     try:
         with (folder / PAGE).open(encoding="utf-8") as page:
             head = page.read(_HEAD)
@@ -198,16 +195,20 @@ def is_current(store: Store, folder: Path, subset: str) -> bool:
 
 
 def _inputs(results: Results) -> str:
-    """Return the identity of what a report is made from: datasets, and what is said of the rest."""
-    datasets = [(label, results.alignment[label].attrs["inputs"]) for label in results.labels]
+    """Return a digest of what a report is made from: the datasets, and what is said of the rest."""
+    datasets = [
+        (name, label, dataset.attrs["inputs"])
+        for name, of_label in results.datasets.items()
+        for label, dataset in of_label.items()
+    ]
     made_from = [datasets, prose.summary(results), prose.notes(results)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 def default_folder(store: Store, subset_key: str) -> Path:
-    """Return the folder beside the store, and in it one per subset where there are several.
+    """Return the folder beside the store, with a folder in it for each subset if it has several.
 
-    Beside a store at a URL stands the working directory.
+    For a store at a URL that is in the working directory.
     """
     folder = store.location.folder / f"{store.location.name}.report"
     return folder if len(store.subsets) == 1 else folder / subset_key

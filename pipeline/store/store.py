@@ -53,8 +53,12 @@ def open_store(path: str | Path) -> Store:
 
     Examples
     --------
-    >>> store = open_store("store/quickstart.zarr")  # doctest: +SKIP
-    >>> store.catalog()                              # doctest: +SKIP
+    >>> import pipeline
+    >>> store = pipeline.open_store("store/quickstart.zarr")
+    >>> store.catalog().index.name
+    'representation'
+    >>> store.similarity("cka").dims
+    ('representation_x', 'representation_y')
     """
     return Store(path)
 

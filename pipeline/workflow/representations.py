@@ -218,13 +218,13 @@ class PreparedFootprint:
         n, base = len(subset), len(subset.base)
         self.widths = np.array([m.width for m in members], dtype=np.int64)
         kept = kept_bytes(n, self.widths, specs)
-        movable, fixed = float(kept.movable.sum()), float(kept.fixed.sum())
+        movable, fixed = float(kept.spillable.sum()), float(kept.resident.sum())
         self.spilled = movable + fixed > budget.memory
         self.held = movable + fixed
         if self.spilled:
             left = fixed + max(0.0, movable - budget.scratch)
             self.held = max(float(budget.memory), left)
-            self.held += float((kept.movable + kept.fixed).max())  # before it is moved
+            self.held += float((kept.spillable + kept.resident).max())  # before it is moved
         widest = int(self.widths.max())
         layers = [m.width for m in members if m.stack]
         self.working = max(
@@ -243,7 +243,7 @@ def prepared_bytes(
     """Give what all representations take once they are prepared, in bytes."""
     widths = np.array([w for e in encoders for w in e.attributes["widths"]], dtype=np.int64)
     kept = kept_bytes(len(subset), widths, specs)
-    return float((kept.movable + kept.fixed).sum())
+    return float((kept.spillable + kept.resident).sum())
 
 
 def reading_bytes(base: int, n: int, width: int) -> float:

@@ -130,7 +130,7 @@ class CalibrateSpec(Spec):
 
     def null_method(self, measure: MeasureSpec) -> tuple[str, int]:
         """Return by which method a measure's null is had, and its number of values."""
-        analytic = self.method == "analytic" and measure.measure.engine != "kernel"
+        analytic = self.method == "analytic" and measure.measure.engine != "pairwise"
         method = "analytic" if analytic else "permutation"
         return method, self.n_permutations or (999 if analytic else 199)
 

@@ -93,9 +93,14 @@ def test_nulls_of__first_three_moments_are_those_of_permuting(case, name):
         linear = np.outer((null.linear_x**2).sum(1), (null.linear_y**2).sum(1)) / (N - 1)
         cubes = np.outer((null.linear_x**3).sum(1), (null.linear_y**3).sum(1))
         third = third + N / ((N - 1) * (N - 2)) * cubes
-        met = null.meeting
-        twice = np.divide(met.taken, met.bend, out=np.zeros((4, 4)), where=met.bend != 0)
-        third = third + 3 * (twice + met.growth * linear * null.own_variance)
+        met = null.coupling
+        twice = np.divide(
+            met.explained_variance,
+            met.quadratic_coef,
+            out=np.zeros((4, 4)),
+            where=met.quadratic_coef != 0,
+        )
+        third = third + 3 * (twice + met.variance_slope * linear * null.own_variance)
     spread = values.std(axis=0)
     assert (np.abs(values.mean(0) - null.mean) < 5 * spread / K**0.5).all()
     np.testing.assert_allclose((null.variance + linear) ** 0.5, spread, rtol=0.06)
@@ -215,7 +220,7 @@ def test_pair_null__neighbours_spread_more_where_hubs_meet():
     spec = measure_spec("mutual_knn", k=5, neighbours="euclidean")
     xs, ys = ([prepare(layers(hubs, seed, 1, 40)[0], {"": spec})] for seed in (0, 1))
     null = nulls_of(xs, ys, ONE[:1], ONE[:1], {"": spec})[""]
-    assert null.meeting is not None
+    assert null.coupling is not None
     orders = permutations(N, 40_000, seed=3)
     values = score_permuted(xs, ys, {"": spec}, orders)[""][:, 0, 0] * null.scale[0, 0]
     linear = null.linear_y[0][orders] @ null.linear_x[0]

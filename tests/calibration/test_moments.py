@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.calibration import moments
 from pipeline.calibration import neighbour_moments as of_neighbours
-from pipeline.calibration.meeting import LinearMoments
+from pipeline.calibration.coupling import LinearMoments
 from pipeline.calibration.moments import (
     CouplingScalars,
     UCentredScalars,
@@ -21,8 +21,8 @@ from pipeline.calibration.moments import (
 from pipeline.calibration.neighbour_moments import (
     NeighbourScalars,
     combined_neighbour_scalars,
+    neighbour_coupling_moments,
     neighbour_grams,
-    neighbour_meetings,
     neighbour_moments,
     neighbour_scalars,
     neighbour_weights,
@@ -229,7 +229,7 @@ def test_neighbour_meetings__over_all_permutations(n):
     linear = np.einsum("ai,bpi->pab", degrees[0], degrees[1][:, orders]) * (n - 1) / (n * (n - 2))
     rest = counts - counts.mean(axis=0) - linear
     np.testing.assert_allclose((linear * rest).mean(axis=0), 0.0, atol=1e-9)
-    found = neighbour_meetings(n, *scalars)
+    found = neighbour_coupling_moments(n, *scalars)
     for one, other in zip(found, (linear**2 * rest, linear * rest**2), strict=True):
         np.testing.assert_allclose(one, other.mean(axis=0), rtol=1e-9, atol=1e-9)
 

@@ -89,7 +89,7 @@ def test_tail_bounds__a_linear_part_goes_on_beyond_its_permutations():
     """Where nearly all that varies is the linear part, K of its values end at one in K."""
     xs, ys = ([prepare(hubs(seed), SPECS, dtype=np.float64)] for seed in (0, 1))
     null = null_of(xs, ys, "cka")
-    assert null.meeting.linear_variance[0, 0] > 10 * null.variance[0, 0]
+    assert null.coupling.linear_variance[0, 0] > 10 * null.variance[0, 0]
     cka = {"cka": SPECS["cka"]}
     values = np.sort(score_permuted(xs, ys, cka, permutations(N, 30_000, 8))["cka"][:, 0, 0])
     score = values[-3]  # one in ten thousand

@@ -32,13 +32,13 @@ def address(where: str) -> AddressSpec:
 def test_connect__nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        where = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
-    started = time.monotonic()
-    expected = rf"no Dask scheduler answers at {where} within 0.5 s .* `cluster:` or --cluster"
-    with pytest.raises(InputError, match=expected), connect(address(where)):
-        pass
-    assert time.monotonic() - started < 20
+        where = f"tcp://127.0.0.1:{free.getsockname()[1]}"  # bound by us, so that none listens
+        monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.5)
+        started = time.monotonic()
+        expected = rf"no Dask scheduler answers at {where} within 0.5 s .* `cluster:` or --cluster"
+        with pytest.raises(InputError, match=expected), connect(address(where)):
+            pass
+        assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("where", ["nonsense://a:1", "tcp://", "tcp://127.0.0.1:notaport"])

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import dask
 import pytest
-from processes import ROOT, certificates, evaluate
+from processes import PATIENCE, ROOT, certificates, evaluate
 
 from pipeline.cluster import (
     BatchSpec,
@@ -137,7 +138,7 @@ def test_batch_cluster__leaves_ctrl_c_alone() -> None:
         "assert signal.getsignal(signal.SIGINT) is before\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=600)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=PATIENCE)
 
 
 def test_batch_options__one_worker_per_gpu_and_tls(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ echo "Submitted batch job $!\"""",
     )
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
-        executor(_batch(wait_for_workers="60 s", environment={"ANSWER": "a b"})) as pool,
+        executor(_batch(wait_for_workers="10 min", environment={"ANSWER": "a b"})) as pool,
     ):
         tasks = [evaluate("killed", killed, cost=9.0)]
         tasks.append(evaluate("answer", "__import__('os').environ['ANSWER']"))
@@ -299,35 +300,48 @@ def ssh_server(tmp_path: Path) -> Iterator[SshServer]:
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(command, check=True)
     (folder / "authorized").write_text((folder / "mine.pub").read_text())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    key = " ".join((folder / "host.pub").read_text().split()[:2])
-    (folder / "known").write_text(f"[127.0.0.1]:{port} {key}\n[localhost]:{port} {key}\n")
-    (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
-        f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
-        "PasswordAuthentication no\nPermitRootLogin yes\n"
-    )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd does not start without
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "config")], stderr=log)
-    try:
-        deadline = time.monotonic() + 20
-        while not _listens(port):
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with _sshd(sshd, folder) as port:
         yield SshServer(port, str(folder / "mine"), str(folder / "known"))
-    finally:
-        server.kill()
-        server.wait(timeout=20)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+@contextmanager
+def _sshd(program: str, folder: Path) -> Iterator[int]:
+    """Run the server at a free port; another, where somebody takes that before it does."""
+    key = " ".join((folder / "host.pub").read_text().split()[:2])
+    for _ in range(10):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        (folder / "known").write_text(f"[127.0.0.1]:{port} {key}\n[localhost]:{port} {key}\n")
+        (folder / "config").write_text(
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\n"
+            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
+            "PasswordAuthentication no\nPermitRootLogin yes\n"
+        )
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen([program, "-D", "-e", "-f", folder / "config"], stderr=log)
+        try:
+            if _serves(server, folder / "log"):
+                yield port
+                return
+        finally:
+            server.kill()
+            server.wait(PATIENCE)
+    raise AssertionError((folder / "log").read_text())
+
+
+def _serves(server: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the server listens; return False where its port was taken."""
+    deadline = time.monotonic() + PATIENCE
+    while "Server listening on" not in (said := log.read_text()):
+        if server.poll() is not None:
+            assert "Address already in use" in said, said
+            return False
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
+    return True
 
 
 def _ssh(server: SshServer, **changes: object) -> SshSpec:
@@ -356,11 +370,11 @@ def test_start__ssh(ssh_server: SshServer, tmp_path: Path) -> None:
         tasks = [evaluate(name, f"__import__('os').environ[{name!r}]") for name in names]
         tasks.append(evaluate("parent", "__import__('os').getppid()"))
         results = {o.task.name: o.result for o in pool.run(tasks)}
-        pool.start().wait_for_workers(2, timeout=60)
+        pool.start().wait_for_workers(2, timeout=PATIENCE)
         assert pool.start().scheduler.address.startswith("tls://")
     assert results["OMP_NUM_THREADS"] == "2"
     assert results["ANSWER"] == "42"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while Path(f"/proc/{results['parent']}").exists():  # nothing is left on the hosts
         assert time.monotonic() < deadline
         time.sleep(0.1)

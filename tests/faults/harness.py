@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 import zarr
+from processes import PATIENCE
 
 from pipeline.store.io.location import LOCK
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 600.0
-"""Seconds for whatever must end, on a busy machine."""
 POLL = 0.005
 
 Moment = tuple[str, int]
@@ -142,7 +141,7 @@ class Drivers:
                     found.append(process)
         return found
 
-    def orphaned(self, bound: float = 20.0) -> float:
+    def orphaned(self, bound: float = 120.0) -> float:
         """Return after how many seconds no worker is left."""
         since = time.monotonic()
         while left := self.workers():
@@ -170,6 +169,11 @@ def stage(store: Path) -> str:
     if any(store.glob("measures/*/*/score")):
         return "compare"
     return "extract" if (store / "activations").exists() else "plan"
+
+
+def has_come_to(name: str, ground: Ground) -> bool:
+    """Tell whether a run is at a stage or past it: a short one may go by between two looks."""
+    return STAGES.index(stage(ground.store)) >= STAGES.index(name)
 
 
 TIMES = {"weights_mtime_ns"}

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from faults.harness import (
-    PATIENCE,
     POLL,
     REPOSITORY,
     Drivers,
@@ -22,6 +21,7 @@ from faults.harness import (
     complete_blocks,
     stage,
 )
+from processes import PATIENCE
 
 # tests that run in the background of a script were told to ignore Ctrl-C, and so is what they start
 HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -29,7 +29,7 @@ COMMAND = (
     *(sys.executable, "-c", HEARING + "from pipeline.cli import main; main()"),
     *("run", "workflow.yaml"),
 )
-ORPHANS = 20.0
+ORPHANS = 120.0
 """Seconds in which processes end whose driver is gone."""
 
 
@@ -80,8 +80,8 @@ def test_run__command_killed(
     assert "Traceback" not in output
     if kill is signal.SIGINT:
         assert code == 130, output
-        assert "What was finished is kept (tasks finished in this run: extract " in output
-        assert "); the same command goes on from there." in output
+        assert "Finished work is kept (tasks finished in this run: extract " in output
+        assert "); run the same command again to continue." in output
         assert not (fresh.store / "consilience.lock").exists()
     last = forked.run(fresh)
     assert last.code == 0, last.output

@@ -8,14 +8,20 @@ import time
 from functools import partial
 from pathlib import Path
 
-from faults.harness import STAGES, Drivers, Ground, Run, Tally, assert_equal, complete_blocks, stage
+from faults.harness import (
+    STAGES,
+    Drivers,
+    Ground,
+    Run,
+    Tally,
+    assert_equal,
+    complete_blocks,
+    has_come_to,
+    stage,
+)
 
 CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {130}}
 PARTS = ("stimuli", "activations", "measures", "calibration", "competence", "alignment", "report")
-
-
-def has_come_to(least: int, ground: Ground) -> bool:
-    return STAGES.index(stage(ground.store)) >= least
 
 
 def assert_kept(ground: Ground, before: dict[str, int], run: Run) -> None:
@@ -36,7 +42,7 @@ def test_run__driver_killed_at_random_moments(
     for number in range(rounds):
         fresh = ground.copy(tmp_path / f"zoo{number}")
         # each in a stage of its own, some time after it begins: how long runs take varies a lot
-        reached = sorted(rng.sample(range(len(STAGES)), len(CODES)))
+        reached = sorted(rng.sample(STAGES, len(CODES)), key=STAGES.index)
         for kill, least in zip(rng.sample(list(CODES), len(CODES)), reached, strict=True):
             run = forked.start(fresh)
             run.until(partial(has_come_to, least, fresh))
@@ -49,8 +55,8 @@ def test_run__driver_killed_at_random_moments(
             assert run.code in CODES[kill], run.output
             assert "Traceback" not in run.output
             if kill is signal.SIGINT:
-                assert "interrupted. What was finished is kept" in run.output
-                assert "; the same command goes on from there." in run.output
+                assert "interrupted. Finished work is kept" in run.output
+                assert "; run the same command again to continue." in run.output
             tally.add(f"driver killed by {kill.name}", where)
             forked.orphaned()
             assert_kept(fresh, kept, run)

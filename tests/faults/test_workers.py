@@ -10,14 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from faults.harness import Drivers, Ground, Tally, assert_equal, stage
+from faults.harness import Drivers, Ground, Tally, assert_equal, has_come_to, stage
 
 KILLS = {"extract": 2, "compare": 2, "calibrate": 2}
 """Fewer than the attempts that a task has."""
-
-
-def is_at(ground: Ground, name: str) -> bool:
-    return stage(ground.store) == name
 
 
 def test_run__workers_killed(
@@ -32,7 +28,7 @@ def test_run__workers_killed(
         fresh = ground.copy(tmp_path / f"zoo{number}")
         run = forked.start(fresh)
         for name, kills in KILLS.items():
-            assert run.until(partial(is_at, fresh, name)), run.output
+            assert run.until(partial(has_come_to, name, fresh)), run.output
             for _ in range(kills):
                 time.sleep(rng.uniform(0, 0.5))
                 if not run.until(lambda: bool(forked.workers())):

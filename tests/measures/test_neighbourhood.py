@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline.measures import locality, neighbourhood, similarity
 from pipeline.measures.neighbours import Neighbours
 
-KERNELS = {**neighbourhood.KERNELS, **locality.KERNELS}
+PAIRWISE_MEASURES = {**neighbourhood.PAIRWISE_MEASURES, **locality.PAIRWISE_MEASURES}
 
 RANKINGS = ["cosine", "inner", "euclidean"]
 LISTS = ["cycle_knn", "jaccard_knn", "lcs_knn", "edit_knn"]
@@ -20,7 +20,7 @@ FORMS = ["unbiased", "biased", "paper"]
 
 
 def score(name, x, y, **parameters):
-    kernel = KERNELS[name]
+    kernel = PAIRWISE_MEASURES[name]
     first = {key: value for key, value in parameters.items() if key in kernel.prepares}
     rest = {key: value for key, value in parameters.items() if key not in kernel.prepares}
     return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
@@ -256,9 +256,9 @@ def test_prepare_neighbour_lists__which_ties_leave_open():
 
 def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
     x, y = CASES["ordinary"]
-    whole = [score(name, x, y, k=4) for name in KERNELS]
+    whole = [score(name, x, y, k=4) for name in PAIRWISE_MEASURES]
     monkeypatch.setattr(neighbourhood, "BLOCK_BYTES", 1000)
-    assert [score(name, x, y, k=4) for name in KERNELS] == whole
+    assert [score(name, x, y, k=4) for name in PAIRWISE_MEASURES] == whole
 
 
 def test_cycle_knn__steps_in_y_and_then_in_x():
@@ -288,7 +288,7 @@ def test_lists__order_matters_to_lcs_and_edits_alone():
 
 
 def variants():
-    for name in KERNELS:
+    for name in PAIRWISE_MEASURES:
         if name == "cknna":
             yield from ((name, {"form": form}) for form in FORMS)
         else:
@@ -335,9 +335,9 @@ def test_lists__euclidean_neighbours_do_not_see_a_translation(name):
 def test_constant_layer(name, parameters):
     x, _ = pair(0)
     for constant in (np.zeros_like(x), np.full_like(x, 0.1), np.tile(x[0], (len(x), 1))):
-        state = KERNELS[name].prepare(constant, k=4, **parameters)
+        state = PAIRWISE_MEASURES[name].prepare(constant, k=4, **parameters)
         assert not state.defined
-        assert math.isnan(KERNELS[name].compare(state, state))
+        assert math.isnan(PAIRWISE_MEASURES[name].compare(state, state))
         assert math.isnan(score(name, x, constant, k=4, **parameters))
         assert math.isnan(score(name, constant, x, k=4, **parameters))
 
@@ -368,6 +368,6 @@ def test_cknna__no_shared_neighbours():
 @pytest.mark.parametrize("name", LISTS)
 def test_unit__what_float32_rounded_is_constant(name):
     x = np.full((20, 3), 0.1) + np.random.default_rng(0).uniform(-3e-9, 3e-9, size=(20, 3))
-    kernel, unit = KERNELS[name], float(np.finfo(np.float32).eps)
+    kernel, eps = PAIRWISE_MEASURES[name], float(np.finfo(np.float32).eps)
     assert kernel.prepare(x, k=3, neighbours="euclidean").defined
-    assert not kernel.prepare(x, k=3, neighbours="euclidean", unit=unit).defined
+    assert not kernel.prepare(x, k=3, neighbours="euclidean", eps=eps).defined

@@ -19,7 +19,7 @@ def prepared(seed, widths, n=41, dtype=np.float64):
 @pytest.mark.parametrize("chunk", [1, 50, 8192])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_score_permuted__equals_scoring_each_permutation(chunk, dtype, monkeypatch):
-    monkeypatch.setattr(permuted, "CHUNK", chunk)
+    monkeypatch.setattr(permuted, "CHUNK_PAIRS", chunk)
     xs, ys = prepared(0, (3, 60), dtype=dtype), prepared(1, (5, 9, 80), dtype=dtype)
     ys.append(prepare(np.ones((41, 2)), SPECS, dtype=dtype))
     rng = np.random.default_rng(2)

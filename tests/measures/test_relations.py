@@ -183,7 +183,7 @@ def test_similarity__too_few_stimuli(name, parameters):
 
 
 def test_rsa__too_many_to_rank(monkeypatch):
-    monkeypatch.setattr(dissimilarity, "RANKED", 10)
+    monkeypatch.setattr(dissimilarity, "MAX_RANKED", 10)
     x = np.random.default_rng(0).normal(size=(11, 4))
     with pytest.raises(InputError, match=r"11 stimuli have too many\. Compare a subset of at most"):
         similarity(x, x, "rsa", comparison="spearman")

@@ -204,7 +204,7 @@ def test_exact__no_sum_over_all_pairs_overflows():
     for n in (4, 1024, 2048, 2049, 8192, 50_000, 1_000_000):
         largest = Fraction(2) ** (2 * exact.bits(n)) * n * (n - 1) / 2
         assert largest < 2**63
-        assert 2 ** (2 * exact.bits(n)) * exact.LONGEST_SUM <= 2**53
+        assert 2 ** (2 * exact.bits(n)) * exact.MAX_TERMS <= 2**53
 
 
 @pytest.mark.parametrize("name", [m.name for m in list_measures() if m.symmetric])

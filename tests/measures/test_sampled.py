@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.errors import InputError
 from pipeline.measures import similarity
 from pipeline.measures.sampled import (
-    KERNELS,
+    PAIRWISE_MEASURES,
     batches,
     compare_cka_minibatch,
     prepare_cka_minibatch,
@@ -17,7 +17,7 @@ from pipeline.measures.sampled import (
 
 
 def score(x, y, **parameters):
-    kernel = KERNELS["cka_minibatch"]
+    kernel = PAIRWISE_MEASURES["cka_minibatch"]
     assert set(parameters) <= set(kernel.prepares)
     return kernel.compare(kernel.prepare(x, **parameters), kernel.prepare(y, **parameters))
 

@@ -25,13 +25,17 @@ from pipeline.measures import (
     subspace,
 )
 
-KERNELS = {**subspace.KERNELS, **regression.KERNELS, **matching.KERNELS}
+PAIRWISE_MEASURES = {
+    **subspace.PAIRWISE_MEASURES,
+    **regression.PAIRWISE_MEASURES,
+    **matching.PAIRWISE_MEASURES,
+}
 
 CORRELATIONS = ["cca", "svcca", "pwcca"]
 
 
 def score(name, x, y, **parameters):
-    kernel = KERNELS[name]
+    kernel = PAIRWISE_MEASURES[name]
     first = {key: value for key, value in parameters.items() if key in kernel.prepares}
     rest = {key: value for key, value in parameters.items() if key not in kernel.prepares}
     return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
@@ -133,8 +137,8 @@ def test_cca__tolerance():
 
 def test_cca__rank_from_what_float32_rounded():
     x = low_rank(0, 60, 12, 4, shift=5.0).astype(np.float32).astype(np.float64)
-    unit = float(np.finfo(np.float32).eps)
-    assert len(subspace.prepare_subspace(x, unit=unit).singular) == 4
+    eps = float(np.finfo(np.float32).eps)
+    assert len(subspace.prepare_subspace(x, eps=eps).singular) == 4
     assert len(subspace.prepare_subspace(x).singular) == 12
 
 
@@ -347,7 +351,7 @@ def test_soft_matching__linear_programme(d, e):
 def test_soft_matching__assignment_and_programme_agree(monkeypatch):
     x, y = pair(0, d=12, e=18)
     assigned = score("soft_matching", x, y)
-    monkeypatch.setattr(matching, "LARGEST_ASSIGNMENT", 0)
+    monkeypatch.setattr(matching, "MAX_ASSIGNMENT", 0)
     assert score("soft_matching", x, y) == pytest.approx(assigned, rel=1e-9)
 
 
@@ -364,7 +368,7 @@ def test_soft_matching__sign_and_offset():
 
 
 def test_soft_matching__too_many_features(monkeypatch):
-    monkeypatch.setattr(matching, "LARGEST_PROGRAM", 100)
+    monkeypatch.setattr(matching, "MAX_PROGRAM", 100)
     x, y = pair(0, d=17, e=31)
     with pytest.raises(InputError, match="17 features with 31"):
         score("soft_matching", x, y)
@@ -374,7 +378,7 @@ def test_soft_matching__too_many_features(monkeypatch):
 
 
 def variants():
-    for name in KERNELS:
+    for name in PAIRWISE_MEASURES:
         yield name, {}
     yield "procrustes", {"form": "nuclear"}
     yield "cca", {"statistic": "mean_squared"}
@@ -432,10 +436,10 @@ def test_scale_of_numbers_is_nothing(name, parameters):
 def test_constant_layer(name, parameters):
     x, _ = pair(0)
     for constant in (np.zeros_like(x), np.full_like(x, 0.1), np.tile(x[0], (len(x), 1))):
-        first = {k: v for k, v in parameters.items() if k in KERNELS[name].prepares}
-        state = KERNELS[name].prepare(constant, **first)
+        first = {k: v for k, v in parameters.items() if k in PAIRWISE_MEASURES[name].prepares}
+        state = PAIRWISE_MEASURES[name].prepare(constant, **first)
         assert not state.defined
-        assert math.isnan(KERNELS[name].compare(state, state))
+        assert math.isnan(PAIRWISE_MEASURES[name].compare(state, state))
         assert math.isnan(score(name, x, constant, **parameters))
         assert math.isnan(score(name, constant, x, **parameters))
 
@@ -443,6 +447,8 @@ def test_constant_layer(name, parameters):
 @measures
 def test_unit__what_float32_rounded_is_constant(name, parameters):
     x = np.full((20, 3), 0.1) + np.random.default_rng(0).uniform(-3e-9, 3e-9, size=(20, 3))
-    first = {k: v for k, v in parameters.items() if k in KERNELS[name].prepares}
-    assert KERNELS[name].prepare(x, **first).defined
-    assert not KERNELS[name].prepare(x, unit=float(np.finfo(np.float32).eps), **first).defined
+    first = {k: v for k, v in parameters.items() if k in PAIRWISE_MEASURES[name].prepares}
+    assert PAIRWISE_MEASURES[name].prepare(x, **first).defined
+    assert (
+        not PAIRWISE_MEASURES[name].prepare(x, eps=float(np.finfo(np.float32).eps), **first).defined
+    )

@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from pipeline.analysis import ANALYSES, ComparisonResults
 from pipeline.analysis.alignment import alignment_dataset
@@ -23,9 +25,11 @@ from pipeline.analysis.convergence import convergence_dataset
 from pipeline.calibration import VERSION
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
-from pipeline.report import findings, is_current, notes, write_report
+from pipeline.report import findings, is_current, notes, write, write_report
 from pipeline.report.absences import left_out, phrase, sentences
-from pipeline.report.results import load_results
+from pipeline.report.modality import convergence_of
+from pipeline.report.results import Results, load_results
+from pipeline.report.section import Section, SectionMaker
 from pipeline.report.style import count, number, p_value, upper_limit
 from pipeline.report.write import COLUMNS
 from pipeline.schema import SCORE_GROUP, State
@@ -577,6 +581,25 @@ def captions_of(page: str) -> dict[str, str]:
     return {name: words_of(text) for name, text in found.items()}
 
 
+def test_write_report__one_more_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a maker, and a line in SECTIONS: a figure beside a table."""
+
+    def make(results: Results) -> Iterator[Section]:
+        (label,) = results.labels
+        yield Section(
+            f"new-{label}", "A new one", "As drawn.", b"picture", "<p id='x'>a &amp; b</p>"
+        )
+
+    maker = SectionMaker("Figures", ("alignment",), make)
+    monkeypatch.setattr(write, "SECTIONS", (*write.SECTIONS[:2], maker, *write.SECTIONS[2:]))
+    made = small(tmp_path)
+    assert (made.report.html.parent / "new-knn10.png").read_bytes() == b"picture"
+    (figure,) = re.findall('<figure id="new-knn10">(.*?)</figure>', made.text, re.DOTALL)
+    assert words_of(figure).split() == ["A", "new", "one", "a", "&", "b", "As", "drawn."]
+    assert "<p id='x'>a &amp; b</p>" in made.text
+    assert words_of(made.text).count(" Figures ") == 1
+
+
 def test_write_report__text_towers_alone(tmp_path: Path) -> None:
     """The page of image towers, in other words: nothing depends on there being any."""
     images = replace(SMALL, families=("conv", "vit", "xcit"))
@@ -613,7 +636,7 @@ def test_write_report__each_modality_apart(written: Any) -> None:
         assert f"Mean alignment over pairs of {modality} towers of unrelated models" in page
     assert "last layer of the final image or text tower" in page
     assert re.search(
-        r"timm/conv-w8-s0 conv 4.48k image \+ 4.48k text 0.\d+ image \+ 0.\d+ text", page
+        r"timm/conv-w8-s0 conv 4.48k image \+ 4.48k text 0.\d+ image, 0.\d+ text", page
     )
 
 
@@ -649,10 +672,21 @@ def test_write_report__accuracy_of_one_modality_only(tmp_path: Path) -> None:
     made = small(tmp_path, text=("conv", "vit"), labelled=("image",))
     captions = captions_of(made.text)
     for figure in ("training-text", "scale-knn10-text"):
-        assert "No accuracy of text towers is in the store, so" in captions[figure]
-    assert "No accuracy" not in captions["training-image"]
+        assert "No probe accuracy of text towers is in the store, so" in captions[figure]
+    assert "No probe accuracy" not in captions["training-image"]
     assert "last layer of the final image tower" in words_of(made.text)
-    assert "No accuracy is in the store" not in words_of(made.text)
+    assert "No probe accuracy is in the store" not in words_of(made.text)
+
+
+def test_convergence_of__leaves_out_stages_of_other_modalities() -> None:
+    stage = ["step 0", "step 10", "end"]
+    convergence = xr.Dataset(
+        {"step": (("modality", "stage"), [[0, -1, -1], [0, 10, 10]])},
+        {"stage": stage, "modality": ["image", "text"]},
+    )
+    results: Any = SimpleNamespace(convergence={"knn10": convergence})
+    assert convergence_of(results, "knn10", "image").stage.values.tolist() == ["step 0", "end"]
+    assert convergence_of(results, "knn10", "text").stage.values.tolist() == stage
 
 
 def test_notes__modality_without_a_control(tmp_path: Path) -> None:
@@ -680,7 +714,9 @@ def test_write_report__without_calibration_says_so(tmp_path: Path) -> None:
 def test_write_report__without_accuracy_says_so(tmp_path: Path) -> None:
     made = small(tmp_path, labelled=())
     page = words_of(made.text)
-    assert "No accuracy is in the store: stimuli without labels have none." in page
+    needed = "needs labels, and at least 5 stimuli of each class"
+    assert f"No probe accuracy is in the store: it {needed}." in page
+    assert f"No probe accuracy is in the store (it {needed}), so there is no panel" in page
     assert "so there is no panel of alignment against accuracy" in page
     assert len(made.report.figures) == 4
 

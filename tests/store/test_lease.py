@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from pipeline.errors import LostError, StoreError
 from pipeline.store.io import lease as module
@@ -89,7 +90,7 @@ def test_lease__second_holder_is_told_who_and_where(place: Location) -> None:
     with lease(place):
         expected = (
             rf"in use by process {os.getpid()} on {socket.gethostname()} since .* \(last "
-            rf"heartbeat \d s ago\).*--wait SECONDS.*remove .*{LOCK}"
+            rf"heartbeat \d+ s ago\).*--wait SECONDS.*remove .*{LOCK}"
         )
         with pytest.raises(StoreError, match=expected), lease(place):
             pass
@@ -107,12 +108,12 @@ def test_lease__dead_process_is_taken_over_at_once(place: Location) -> None:
 
 
 def test_lease__killed_process_that_nobody_has_waited_for(place: Location) -> None:
-    zombie = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    zombie = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"])
     held(place, process=zombie.pid, started=module._started(zombie.pid))
     with pytest.raises(StoreError, match=f"process {zombie.pid} "), lease(place):
         pass
     zombie.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while module._started(zombie.pid) != "ended" and time.monotonic() < end:
         time.sleep(0.01)
     with lease(place):
@@ -200,7 +201,7 @@ def test_lease__heartbeat_is_renewed(place: Location) -> None:
     with lease(place, beat=0.05):
         first = last = holder(place)
         assert first is not None
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while last is not None and last.heartbeat == first.heartbeat and time.monotonic() < end:
             time.sleep(0.01)
             last = holder(place)
@@ -271,7 +272,7 @@ def test_lease__removed_by_hand(place: Location, monkeypatch: pytest.MonkeyPatch
 def test_lease__lost_is_found_by_the_heartbeat(place: Location) -> None:
     with lease(place, beat=0.05) as mine:
         held(place)
-        end = time.monotonic() + 30
+        end = time.monotonic() + PATIENCE
         while not mine._lost and time.monotonic() < end:  # nothing asks it
             time.sleep(0.01)
         with pytest.raises(StoreError, match="has lost the store"):
@@ -282,12 +283,13 @@ def test_lease__not_renewed_until_it_is_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOK", 0.0)
-    with lease(tmp_path, beat=0.1, stale=1.0) as mine:
+    clock = module._clock
+    with lease(tmp_path, beat=0.1, stale=1e3) as mine:
         (tmp_path / LOCK).unlink()
         (tmp_path / LOCK).mkdir()  # it can be neither read nor written
         mine.check()
-        time.sleep(1.0)
-        with pytest.raises(StoreError, match=r"lock could not be renewed for \d s"):
+        monkeypatch.setattr(module, "_clock", lambda: clock() + 1e3)
+        with pytest.raises(StoreError, match=r"lock could not be renewed for \d+ s"):
             mine.check()
 
 
@@ -305,9 +307,9 @@ def test_lease__stopped_process_finds_out_before_it_writes(tmp_path: Path) -> No
     assert sleeper.stdout is not None
     assert sleeper.stdout.readline() == "held\n"
     os.kill(sleeper.pid, signal.SIGSTOP)
-    with lease(tmp_path, wait=20, stale=1.0):
+    with lease(tmp_path, wait=PATIENCE, stale=1.0):
         os.kill(sleeper.pid, signal.SIGCONT)
-        out, error = sleeper.communicate("\n", timeout=30)
+        out, error = sleeper.communicate("\n", timeout=PATIENCE)
         assert "wrote" not in out
         assert "this run has lost the store" in error
         found = holder(tmp_path)
@@ -322,7 +324,7 @@ def test_lease__waits(place: Location) -> None:
         told.append(who)
         place.update(LOCK, lambda _: None)
 
-    with lease(place), lease(place, wait=20, on_wait=free) as second:
+    with lease(place), lease(place, wait=PATIENCE, on_wait=free) as second:
         second.check()
     assert len(told) == 1
     assert str(os.getpid()) in told[0]
@@ -397,7 +399,7 @@ def test_lease__of_many_processes_one_has_it(
                 process.stdin.flush()
     assert outcomes == [["held", "refused", "refused", "refused"]] * 200
     for process in contestants:
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE)
     assert not list(tmp_path.rglob(LOCK))
 
 

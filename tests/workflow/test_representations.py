@@ -92,7 +92,7 @@ def test_get__what_made_room_is_prepared_again(zoo_store: Store, disk: Path) -> 
 
     def get(cache: PreparedCache, *wanted: object) -> list[float]:
         found = cache.get(str(zoo_store.path), subset, wanted, dense, budget)  # type: ignore[arg-type]
-        return [p.relation_for(dense["cka"]).squared_norm(residual=True) for p in found]
+        return [p.relation_for(dense["cka"]).squared_norm(u_centred_only=True) for p in found]
 
     budget = Budget()
     (expected,) = get(one, first)
@@ -156,7 +156,7 @@ got = m.CACHE.get(str(store.path), subset, some, specs, m.Budget())
 if len(sys.argv) > 2:
     import os, signal
     os.kill(os.getpid(), signal.SIGKILL)
-norms = sum(p.relations["", "linear"].squared_norm(residual=True) for p in got)
+norms = sum(p.relations["", "linear"].squared_norm(u_centred_only=True) for p in got)
 print(len(count), norms, flush=True)
 sys.stdin.read()  # a run's workers end together
 """

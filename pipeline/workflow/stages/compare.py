@@ -421,7 +421,7 @@ def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -
     for label, mask in missing.items():
         for group in groups:
             # what kernels refuse they refuse alone
-            together = all(specs[n].measure.engine != "kernel" for n in (group[0], label))
+            together = all(specs[n].measure.engine != "pairwise" for n in (group[0], label))
             if together and np.array_equal(missing[group[0]], mask):
                 group.append(label)
                 break

@@ -14,13 +14,17 @@ from pipeline.measures import (
     score_permuted,
     similarity,
 )
-from pipeline.measures.kernels import KERNELS
+from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 
-NAMES = [m.name for m in list_measures() if m.engine == "kernel"]
+NAMES = [m.name for m in list_measures() if m.engine == "pairwise"]
 FEW = {
     "svcca": {"dimension": 2},
     "cka_minibatch": {"batch_size": 8},
-    **{n: {"k": 3} for n in KERNELS if n.endswith("knn") or n in ("cknna", "second_order_cosine")},
+    **{
+        n: {"k": 3}
+        for n in PAIRWISE_MEASURES
+        if n.endswith("knn") or n in ("cknna", "second_order_cosine")
+    },
 }
 
 
@@ -31,7 +35,7 @@ def arrays():
 
 
 def test_records__every_kernel_is_a_measure():
-    assert sorted(NAMES) == sorted(KERNELS)
+    assert sorted(NAMES) == sorted(PAIRWISE_MEASURES)
 
 
 @pytest.mark.parametrize("name", NAMES)

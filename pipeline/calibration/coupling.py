@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.calibration.graphs import permutation_moment
 from pipeline.types import Float64
 
-LEAST = 1e-6
+MIN_VARIANCE_FACTOR = 1e-6
 """Factor of the variance of z, where β ℓ would take all of it."""
 
 
@@ -62,22 +62,24 @@ class LinearMoments:
 
 
 @dataclass(frozen=True, eq=False)
-class Meeting:
+class Coupling:
     """What ℓ does to r, `(Mx, My)` each."""
 
-    growth: Float64
+    variance_slope: Float64
     """β, how much the variance of z grows for each unit of ℓ."""
-    bend: Float64
+    quadratic_coef: Float64
     """δ."""
     slope: Float64
     """E[ℓ³]/E[ℓ²]."""
     linear_variance: Float64
     """E[ℓ²]."""
-    taken: Float64
+    explained_variance: Float64
     """Variance of δ q(ℓ), which is not z's."""
 
     @classmethod
-    def of(cls, linear: LinearMoments, twice: Float64, once: Float64, variance: Float64) -> Meeting:
+    def of(
+        cls, linear: LinearMoments, twice: Float64, once: Float64, variance: Float64
+    ) -> Coupling:
         """Find β and δ.
 
         Parameters
@@ -91,34 +93,40 @@ class Meeting:
         """
         slope = ratio(linear.third, linear.variance)
         of_bend = linear.fourth - linear.variance**2 - slope * linear.third
-        bend = ratio(twice, of_bend)
-        taken = bend**2 * of_bend
-        growth = ratio(once, linear.variance * (variance - taken))
-        return cls(growth, bend, slope, linear.variance, taken)
+        quadratic_coef = ratio(twice, of_bend)
+        explained_variance = quadratic_coef**2 * of_bend
+        variance_slope = ratio(once, linear.variance * (variance - explained_variance))
+        return cls(variance_slope, quadratic_coef, slope, linear.variance, explained_variance)
 
     def own_variance(self, variance: Float64) -> Float64:
         """Give the variance of z from that of r, `(Mx, My)`."""
-        return np.maximum(variance - self.taken, 0.0)
+        return np.maximum(variance - self.explained_variance, 0.0)
 
-    def at(self, places: Any) -> Meeting:
+    def at(self, places: Any) -> Coupling:
         """Choose some pairs."""
-        return Meeting(
-            self.growth[places],
-            self.bend[places],
+        return Coupling(
+            self.variance_slope[places],
+            self.quadratic_coef[places],
             self.slope[places],
             self.linear_variance[places],
-            self.taken[places],
+            self.explained_variance[places],
         )
 
-    def transposed(self) -> Meeting:
+    def transposed(self) -> Coupling:
         """Exchange the sides."""
-        return Meeting(
-            self.growth.T, self.bend.T, self.slope.T, self.linear_variance.T, self.taken.T
+        return Coupling(
+            self.variance_slope.T,
+            self.quadratic_coef.T,
+            self.slope.T,
+            self.linear_variance.T,
+            self.explained_variance.T,
         )
 
     def spread(self, linear: Any) -> Any:
         """√(1 + β ℓ), for values of ℓ, `(..., Mx, My)`."""
-        return np.sqrt(np.maximum(1.0 + self.growth.astype(linear.dtype) * linear, LEAST))
+        return np.sqrt(
+            np.maximum(1.0 + self.variance_slope.astype(linear.dtype) * linear, MIN_VARIANCE_FACTOR)
+        )
 
     def shift(self, linear: Any) -> Any:
         """δ q(ℓ), likewise."""
@@ -126,7 +134,7 @@ class Meeting:
         shift = linear - self.slope.astype(kind)
         shift *= linear
         shift -= self.linear_variance.astype(kind)
-        shift *= self.bend.astype(kind)
+        shift *= self.quadratic_coef.astype(kind)
         return shift
 
 

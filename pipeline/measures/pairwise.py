@@ -1,9 +1,9 @@
 """What the measures that are compared pair by pair have in common.
 
-A kernel prepares each representation once, into a state of its own kind, and compares two states
-many times. It knows arrays only: no specs, no labels, no store. Every state has a field `defined`,
-false for a representation that the measure has nothing to say of, such as a constant one. A state
-that is not defined, or that is unfit, is compared with no other.
+A pairwise measure prepares each representation once, into a state of its own kind, and compares two
+states many times. It knows arrays only: no specs, no labels, no store. Every state has a field
+`defined`, false for a representation for which the measure is undefined, such as a constant one.
+Undefined states are not compared, nor are those with an `undefined_reason`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipeline.types import Float64
 EPS = float(np.finfo(np.float64).eps)
 
 
-def nothing(_: object, **__: object) -> str:
-    """Say that nothing leaves a measure undefined. A function with a name, for workers."""
+def always_defined(_: object, **__: object) -> str:
+    """Give no reason. A named function, since workers unpickle it."""
     return ""
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """How one measure is computed.
+class PairwiseMeasure:
+    """How one pairwise measure is computed.
 
     Parameters
     ----------
     prepare
-        ``prepare(values, *, unit=…, **parameters)``: from features `(n_stimuli, n_features)`,
-        real, finite and float64, to a state. `unit` is the relative spacing of the numbers that
-        the features were stored in. Kernels with the same `prepare` and equal parameters for it
+        ``prepare(values, *, eps=…, **parameters)``: from features `(n_stimuli, n_features)`,
+        real, finite and float64, to a state. `eps` is the machine epsilon of the dtype that
+        the features were stored in. Measures with the same `prepare` and equal parameters for it
         share states.
     compare
         ``compare(x, y, **parameters)``: from two states of the same stimuli to the score.
@@ -43,9 +43,9 @@ class Kernel:
         What a caller may set.
     prepares
         The names of those parameters that `prepare` takes; `compare` takes the others.
-    unfit
-        ``unfit(x, **parameters)``, with the parameters of `compare`: what leaves the measure
-        undefined for a state in itself, with the remedy, or nothing.
+    undefined_reason
+        ``undefined_reason(x, **parameters)``, with the parameters of `compare`: why the measure is
+        undefined for a state, with the remedy; empty if it is defined.
     of_neighbours
         Whether nearest neighbours are compared. Then `prepare` takes ``by_index`` too, which breaks
         ties by index as published code does, and its states have a field `ties`.
@@ -55,7 +55,7 @@ class Kernel:
     compare: Callable[..., float]
     parameters: tuple[Parameter, ...] = ()
     prepares: tuple[str, ...] = ()
-    unfit: Callable[..., str] = nothing
+    undefined_reason: Callable[..., str] = always_defined
     of_neighbours: bool = False
 
 
@@ -68,27 +68,27 @@ class Centred:
     """Bound on the Frobenius norm of what storing the features had rounded away."""
 
 
-def centred(values: Float64, unit: float) -> Centred | None:
+def centred(values: Float64, eps: float) -> Centred | None:
     """Centre features; None if all are constant.
 
     Parameters
     ----------
     values
         Features `(n_stimuli, n_features)`.
-    unit
-        Relative spacing of the numbers they were stored in.
+    eps
+        Machine epsilon of the dtype they were stored in.
 
     Returns
     -------
     Centred or None
         Features that vary by no more than their own rounding are exactly zero.
     """
-    if is_constant(values, unit):
+    if is_constant(values, eps):
         return None
     scaled = _below_one(values)  # squares of 1e200 would overflow
-    constant = constant_features(values, unit)
+    constant = constant_features(values, eps)
     scaled[:, constant] = 0.0
-    noise = unit * float(np.linalg.norm(scaled))
+    noise = eps * float(np.linalg.norm(scaled))
     scaled -= scaled.mean(axis=0)
     scaled -= scaled.mean(axis=0)  # what rounding left of an offset
     scaled[:, constant] = 0.0
