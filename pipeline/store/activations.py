@@ -20,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.schema import TOWER_GROUP, rows_per_chunk
 from pipeline.store.io.chunks import array_of, read, read_marks, read_whole, remedy
 from pipeline.store.layout import as_text, create_group
-from pipeline.types import Weights
+from pipeline.types import Block, Float32, Mask, Weights
 
 GROWING = tuple(
     name for name, variable in TOWER_GROUP.variables.items() if TOWER_GROUP.grows(variable.dims[0])
@@ -159,13 +159,13 @@ class TowerGroup:
         return int(self.array("stimulus").shape[0])
 
     @property
-    def blocks(self) -> list[tuple[int, int]]:
+    def blocks(self) -> list[Block]:
         """Half-open row ranges of the chunks."""
         n, rows = self.n_stimuli, rows_per_chunk(self.n_stimuli)
         return [(i, min(i + rows, n)) for i in range(0, n, rows)]
 
     @cached_property
-    def complete(self) -> NDArray[np.bool_]:
+    def complete(self) -> Mask:
         """Which blocks of which checkpoints are complete, `(checkpoint, block)`."""
         return self.column("complete").astype(bool)
 
@@ -215,9 +215,7 @@ class TowerGroup:
         self.array("weights_size")[region] = [w.size for w in weights]
         self.array("weights_mtime_ns")[region] = [w.mtime_ns for w in weights]
 
-    def write_block(
-        self, checkpoint: str, block: tuple[int, int], values: Mapping[str, NDArray[np.float32]]
-    ) -> None:
+    def write_block(self, checkpoint: str, block: Block, values: Mapping[str, Float32]) -> None:
         """Write every layer of one block of rows, then mark it as complete. Workers.
 
         Raises
@@ -243,9 +241,7 @@ class TowerGroup:
             self.array(layer)[row, start:stop] = block_values
         self.array("complete")[row, start // rows] = 1
 
-    def read(
-        self, checkpoint: str, layer: str, rows: NDArray[np.int64] | None = None
-    ) -> NDArray[np.float32]:
+    def read(self, checkpoint: str, layer: str, rows: NDArray[np.int64] | None = None) -> Float32:
         """Return the activations `(stimulus, feature)` of one layer, all rows or the given.
 
         Raises
@@ -276,7 +272,7 @@ class StoredLayer:
         self.shape = self._array.shape[1:]
         self.chunks = self._array.chunks[1:]
 
-    def __getitem__(self, region: Any) -> NDArray[np.float32]:
+    def __getitem__(self, region: Any) -> Float32:
         """Read a region.
 
         Raises

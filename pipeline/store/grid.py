@@ -28,6 +28,7 @@ from pipeline.store.io.chunks import (
     stored_chunks,
 )
 from pipeline.store.layout import as_text, create_group
+from pipeline.types import Float32, Mask
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class PendingPairs:
 
     members: Mapping[str, int]
     """Member → slot, of all that will be live."""
-    missing: NDArray[np.bool_]
+    missing: Mask
     """`(slot, slot)`, symmetric: a task killed between chunk (i, j) and (j, i) redoes both."""
     chunk: int
 
@@ -96,7 +97,7 @@ class PendingPairs:
 
 
 def pending_pairs(
-    grid: Grid | None, digests: Mapping[str, str], wanted: NDArray[np.bool_], chunk: int
+    grid: Grid | None, digests: Mapping[str, str], wanted: Mask, chunk: int
 ) -> PendingPairs:
     """Return the requested pairs that are missing from a grid, or from none.
 
@@ -283,7 +284,7 @@ class Grid:
 
     def scores_among(
         self, rows: Sequence[int], columns: Sequence[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    ) -> tuple[Float32, NDArray[np.uint8]]:
         """Return the scores `(rows, columns)` of some pairs of slots, and their states.
 
         Raises
@@ -327,8 +328,8 @@ class Grid:
         i: int,
         j: int,
         values: Mapping[str, NDArray[Any]],
-        wanted: NDArray[np.bool_],
-        undefined: NDArray[np.bool_],
+        wanted: Mask,
+        undefined: Mask,
     ) -> None:
         """Merge results into chunk (i, j) of some variables, then mark them as done. Workers.
 

@@ -27,7 +27,7 @@ from pipeline.store.io.chunks import array_of, read_whole, remedy
 from pipeline.store.io.location import Folder, Location, locate
 from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
 from pipeline.suggest import did_you_mean
-from pipeline.types import Float32
+from pipeline.types import Float32, Float64
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -609,7 +609,7 @@ class Store:
 
     def layer_scores(
         self, label: str, x: Encoder, y: Encoder, subset: str | None = None
-    ) -> NDArray[np.float64] | None:
+    ) -> Float64 | None:
         """Return the scores of all pairs of layers of two encoders.
 
         Returns
@@ -634,7 +634,7 @@ class Store:
 
 def _read_grid(
     grid: Grid,
-) -> tuple[list[str], NDArray[np.float32], NDArray[np.uint8], int]:
+) -> tuple[list[str], Float32, NDArray[np.uint8], int]:
     slots = list(grid.members.values())
     at = np.ix_(slots, slots)
     scores = grid.values("score")[at]

@@ -70,7 +70,7 @@ def test_run__disk_full_again_and_again(copied: Zoo, zoo: Zoo, tmp_path: Path) -
             outcomes.append(code)
             if code:
                 assert "No space left on device" in output
-                assert "Free some, and run again. What was finished is kept." in output
+                assert "Free some space, and run again. What was finished is kept." in output
                 assert "Traceback" not in output
             assert not (store / LOCK).exists()
             if (store / "zarr.json").exists():

@@ -22,8 +22,9 @@ from zarr.core.sync import sync
 from zarr.storage import WrapperStore
 
 from pipeline.errors import StoreError, UnreadableError
+from pipeline.types import Index
 
-Index = tuple[int, ...]
+ChunkIndex = tuple[int, ...]
 _AT_ONCE = 32  # concurrent reads
 
 DAMAGE = (ValueError, OSError, KeyError, TypeError, RuntimeError)
@@ -74,7 +75,7 @@ def read(array: zarr.Array[Any], region: Any = ..., *, what: str = "") -> NDArra
         return np.asarray(array[region])
 
 
-def read_across(array: zarr.Array[Any], indices: tuple[NDArray[np.intp], ...]) -> NDArray[Any]:
+def read_across(array: zarr.Array[Any], indices: tuple[Index, ...]) -> NDArray[Any]:
     """Return the outer product of indices of each dimension; missing chunks read as fill values.
 
     Raises
@@ -148,7 +149,7 @@ def read_marks(array: zarr.Array[Any]) -> NDArray[np.uint8]:
 
 
 def raw_chunks(
-    array: zarr.Array[Any], indices: Sequence[Index]
+    array: zarr.Array[Any], indices: Sequence[ChunkIndex]
 ) -> list[NDArray[np.uint8] | UnreadableError | None]:
     """Return the raw bytes of chunks: None for a missing one, the error for an unreadable one."""
     prototype = default_buffer_prototype()
@@ -156,7 +157,7 @@ def raw_chunks(
     async def raw() -> list[Any]:
         at_once = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(index: Index) -> Any:
+        async def one(index: ChunkIndex) -> Any:
             async with at_once:
                 try:
                     return await array.store.get(key_of(array, index), prototype)
@@ -200,13 +201,13 @@ def store_name(store: object) -> str:
     return str(getattr(store, "root", store))
 
 
-def chunks(array: zarr.Array[Any]) -> Iterator[Index]:
+def chunks(array: zarr.Array[Any]) -> Iterator[ChunkIndex]:
     """Yield the index of every chunk of an array, stored or not."""
     counts = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     yield from product(*map(range, counts))
 
 
-def region_of(array: zarr.Array[Any], index: Index) -> tuple[slice, ...]:
+def region_of(array: zarr.Array[Any], index: ChunkIndex) -> tuple[slice, ...]:
     """Return the elements of a chunk."""
     return tuple(
         slice(i * chunk, min((i + 1) * chunk, size))
@@ -214,22 +215,22 @@ def region_of(array: zarr.Array[Any], index: Index) -> tuple[slice, ...]:
     )
 
 
-def key_of(array: zarr.Array[Any], index: Index) -> str:
+def key_of(array: zarr.Array[Any], index: ChunkIndex) -> str:
     """Return the path of a chunk in the store."""
     metadata: Any = array.metadata
     return f"{array.path}/{metadata.encode_chunk_key(index)}"
 
 
-def is_there(array: zarr.Array[Any], index: Index) -> bool:
+def is_there(array: zarr.Array[Any], index: ChunkIndex) -> bool:
     """Whether a chunk is stored."""
     return bool(sync(array.store.exists(key_of(array, index))))
 
 
-def stored_chunks(array: zarr.Array[Any]) -> set[Index]:
+def stored_chunks(array: zarr.Array[Any]) -> set[ChunkIndex]:
     """Return the indices of all stored chunks, from one listing."""
     start = f"{array.path}/c/"
 
-    async def listed() -> set[Index]:
+    async def listed() -> set[ChunkIndex]:
         found = set()
         async for key in array.store.list_prefix(start):
             parts = key.removeprefix(start).split("/")

@@ -119,7 +119,7 @@ class Bucket(Location):
 
     @contextmanager
     def appending(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Provide what appends text to a new object, put every few seconds and at the end."""
+        """Provide a function that appends text to a new object, put every few seconds."""
         text, put = "", 0.0
 
         def add(more: str) -> None:

@@ -24,7 +24,7 @@ from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.datasets import MARK, lost_keys, variables
 from pipeline.store.grid import Grid
-from pipeline.store.io.chunks import Index, array_of, read_whole, stored_chunks
+from pipeline.store.io.chunks import ChunkIndex, array_of, read_whole, stored_chunks
 from pipeline.store.layout import create_variable, delete
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
 
@@ -91,7 +91,6 @@ class _Tower:
 
     def __init__(self, scan: Scan, path: str, model: str, tower: str) -> None:
         self.scan, self.path, self.model, self.tower = scan, path, model, tower
-        self.growing = True
 
     def verify(self) -> None:
         group, why = self.scan.group(self.path)
@@ -173,7 +172,7 @@ class _Tower:
                 self.block(found, labels, (row, block), "its mark in `complete`", why)
 
     def block(
-        self, found: TowerGroup, labels: list[str], index: Index, layer: str, why: str
+        self, found: TowerGroup, labels: list[str], index: ChunkIndex, layer: str, why: str
     ) -> None:
         """Record a block of rows of one checkpoint that must be extracted again."""
         row, number = index
@@ -307,7 +306,7 @@ class _Grid:
                         why = "values without their state: it is lost, or a writer was killed"
                         self.block(grid, index[at : at + 2], "state", why)
 
-    def block(self, grid: Grid, pair: Index, name: str, why: str) -> None:
+    def block(self, grid: Grid, pair: ChunkIndex, name: str, why: str) -> None:
         """Record a chunk of pairs that must be computed again."""
 
         def mend(root: zarr.Group) -> None:
@@ -326,7 +325,7 @@ class _Grid:
         )  # fmt: skip
 
 
-def _around(pair: Index, at: int, ndim: int) -> Index:
+def _around(pair: ChunkIndex, at: int, ndim: int) -> ChunkIndex:
     """Return the index of a chunk of pairs; the other dimensions have one chunk."""
     return (0,) * at + pair + (0,) * (ndim - at - 2)
 

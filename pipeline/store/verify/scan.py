@@ -19,7 +19,7 @@ from pipeline.schema import ArrayLayout
 from pipeline.store import paths
 from pipeline.store.io.chunks import (
     DAMAGE,
-    Index,
+    ChunkIndex,
     array_of,
     chunks,
     fault,
@@ -166,8 +166,8 @@ class Scan:
             )  # fmt: skip
 
     def faults(
-        self, array: zarr.Array[Any], wanted: Iterable[Index] | None = None
-    ) -> Iterator[tuple[Index, str]]:
+        self, array: zarr.Array[Any], wanted: Iterable[ChunkIndex] | None = None
+    ) -> Iterator[tuple[ChunkIndex, str]]:
         """Read chunks, by default all; yield the index of each damaged one, and why.
 
         Chunks are not decoded: the checksum covers exactly the bytes that a reader decodes.
@@ -188,7 +188,7 @@ class Scan:
                     self.found.chunks += 1
                     self.found.bytes += len(data)
 
-    def chunk(self, array: zarr.Array[Any], index: Index) -> tuple[Any, str]:
+    def chunk(self, array: zarr.Array[Any], index: ChunkIndex) -> tuple[Any, str]:
         """Read one chunk; return its values, or None and why it cannot be read."""
         try:
             values = np.asarray(array[region_of(array, index)])
@@ -213,6 +213,6 @@ def _new_array(where: str, layout: ArrayLayout, root: zarr.Group) -> None:
     create_variable(parent, layout.variable, layout.shape, layout.chunks)
 
 
-def drop_chunk(root: zarr.Group, array: zarr.Array[Any], index: Index) -> None:
+def drop_chunk(root: zarr.Group, array: zarr.Array[Any], index: ChunkIndex) -> None:
     """Remove one chunk."""
     sync(root.store.delete(key_of(array, index)))
