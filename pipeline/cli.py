@@ -269,7 +269,7 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
 def check(registry: Sequence[Path], names: Sequence[str]) -> None:
     """Check every entry against the installed timm and open_clip; downloads nothing."""
     from pipeline.config.registry import load_registry
-    from pipeline.extraction import describe
+    from pipeline.sources.torch_describe import describe
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)

@@ -12,21 +12,25 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
+from pipeline.sources import SOURCES
 from pipeline.suggest import did_you_mean
 
 Tower = Literal["image", "text"]
+if TYPE_CHECKING:
+    SourceName = str
+else:
+    SourceName = Literal[tuple(SOURCES)]
 
 _ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEP = "{step}"
-_LOCAL = "local-dir:"
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
     "id",
@@ -107,7 +111,7 @@ class Preprocessing(Spec):
 class ModelSpec(Spec):
     """One registry entry."""
 
-    source: Literal["timm", "open_clip"]
+    source: SourceName
     """The library that builds the model."""
     name: str
     """Architecture, for timm with its pretrained tag (`resnet50.a1_in1k`)."""
@@ -169,8 +173,8 @@ class ModelSpec(Spec):
                 str(v) for v in (values["name"], values.get("pretrained")) if v is not None
             )
             values["id"] = f"{values['source']}/{re.sub(r'[/:]', '--', name)}"
-        if not values.get("towers"):
-            values["towers"] = ["image"] if values["source"] == "timm" else ["image", "text"]
+        if not values.get("towers") and values["source"] in tuple(SOURCES):
+            values["towers"] = SOURCES[values["source"]].towers
         values.setdefault("family", values["id"])
         return values
 
@@ -181,16 +185,7 @@ class ModelSpec(Spec):
                 f"the id {self.id!r} needs the form SOURCE/NAME with one slash and a NAME of "
                 "letters, digits, dots, dashes and underscores. Set `id:` to one."
             )
-        if self.source == "timm":
-            if self.pretrained is not None:
-                raise ValueError(
-                    f"timm names carry their tag: write name: {self.name}.{self.pretrained}, "
-                    "without `pretrained`."
-                )
-            if self.towers != ("image",):
-                raise ValueError("timm models have one tower: towers: [image].")
-            if self.config is not None:
-                raise ValueError("`config` is for open_clip; use `arguments` with timm.")
+        SOURCES[self.source].check_entry(self)
         return self
 
     @property
@@ -215,7 +210,7 @@ class ModelSpec(Spec):
         if self.config is not None:
             content["name"] = None
         elif self.folder is not None:
-            content["name"] = f"{_LOCAL}{self.folder.name}"
+            content["name"] = SOURCES[self.source].folder_name(self.folder.name)
         return {**content, "config": self.architecture}
 
     def initial_seed(self, seed: int) -> int:
@@ -232,19 +227,13 @@ class ModelSpec(Spec):
 
     @property
     def vocabulary(self) -> Path | None:
-        """The tokenizer's merges, which a `config:` names relative to itself."""
-        text = self.architecture.get("text_cfg", {})
-        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
-        if self.config is None or path is None:
-            return None
-        return (Path(self.config).parent / path).resolve()
+        """The file of the tokenizer's merges that `config:` names, if it does."""
+        return SOURCES[self.source].vocabulary(self)
 
     @property
     def folder(self) -> Path | None:
-        """open_clip: the folder that a name `local-dir:FOLDER` means."""
-        if self.source == "open_clip" and self.name.startswith(_LOCAL):
-            return Path(self.name.removeprefix(_LOCAL))
-        return None
+        """The folder of weights and configuration that `name:` stands for, if it does."""
+        return SOURCES[self.source].folder(self)
 
     def absolute(self) -> Self:
         """Return the spec with absolute paths, for a process that stands in another folder."""
@@ -252,7 +241,7 @@ class ModelSpec(Spec):
         if self.config is not None:
             changes["config"] = str(Path(self.config).absolute())
         if self.folder is not None:
-            changes["name"] = f"{_LOCAL}{self.folder.absolute()}"
+            changes["name"] = SOURCES[self.source].folder_name(self.folder.absolute())
         return self.model_copy(update=changes)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.sources import SOURCES
 from pipeline.store.activations import Weights
 
 
@@ -26,10 +27,8 @@ def weights_identity(
     if checkpoint.file is not None:
         return _of_files([Path(checkpoint.file)], known)
     if spec.folder is None:
-        name, _, tag = spec.name.partition(".") if spec.source == "timm" else (spec.name, "", None)
-        tag = checkpoint.pretrained or spec.pretrained or tag
-        published = f"{spec.source}:{name}{f'.{tag}' if tag else ''}"
-        return Weights(f"{published}@{checkpoint.revision or 'published'}")
+        name = SOURCES[spec.source].published_name(spec, checkpoint)
+        return Weights(f"{spec.source}:{name}@{checkpoint.revision or 'published'}")
     return _of_files(sorted(f for f in spec.folder.rglob("*") if f.is_file()), known)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from pipeline.errors import InputError
-from pipeline.sources import get_source
+from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
 from pipeline.stimuli.digits import class_captions
 from pipeline.training.task import Task, image_tensor
@@ -35,7 +35,7 @@ def prepare(recipe: TrainingRecipe) -> Task:
     assert held_out.labels is not None
     plain = class_captions()
     _write_vocabulary(recipe, [*shown.captions, *plain])
-    source = get_source(recipe.model.source)
+    source = torch_source(recipe.model.source)
     # the towers' methods and the scale are open_clip's, unknown to torch's own type
     model = cast(Any, source.build(recipe.model))
     tokenize = source.tokenizer(recipe.model)

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.errors import ModelError
+from pipeline.sources import SOURCES
 from pipeline.training import contrastive, supervised
 from pipeline.training.checkpoints import (
     clear,
@@ -22,8 +23,7 @@ from pipeline.training.checkpoints import (
 from pipeline.training.recipe import TrainingRecipe, planned_steps
 from pipeline.training.task import Task
 
-_PREPARE = {"timm": supervised.prepare, "open_clip": contrastive.prepare}
-_LIBRARIES = {"timm": "timm", "open_clip": "open_clip_torch"}
+_PREPARE = {"classification": supervised.prepare, "contrastive": contrastive.prepare}
 
 
 def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dic
 def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     options, last = recipe.options, recipe.options.steps
-    task = _PREPARE[recipe.model.source](recipe)
+    source = SOURCES[recipe.model.source]
+    task = _PREPARE[source.objective](recipe)
     steps = set(planned_steps(recipe))
     optimizer, schedule = _optimizer(task.model, recipe)
     files: dict[str, str] = {}
@@ -91,10 +92,7 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
         "held_out_accuracy": accuracy,
         "n_parameters": sum(p.numel() for p in task.model.parameters()),
         "files": files,
-        "versions": {
-            name: version(name)
-            for name in ("torch", _LIBRARIES[recipe.model.source], "numpy", "scikit-learn")
-        },
+        "versions": {name: version(name) for name in (*source.packages, "numpy", "scikit-learn")},
         "seconds": {
             "wall": round(time.perf_counter() - wall, 2),
             "cpu": round(time.process_time() - cpu, 2),

@@ -15,6 +15,7 @@ from pipeline.config.registry import Entry, load_registry
 from pipeline.config.yaml import Document, Location, Spec, validate
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
+from pipeline.sources import SOURCES
 from pipeline.stimuli import StimuliSpec
 
 STEP = "{step}"
@@ -75,8 +76,7 @@ class TrainingRecipe(Spec):
     @property
     def vocabulary_size(self) -> int | None:
         """What the model's config states as the number of its tokens."""
-        size: int | None = self.model.architecture.get("text_cfg", {}).get("vocab_size")
-        return size
+        return SOURCES[self.model.source].vocabulary_size(self.model)
 
     @property
     def _model(self) -> dict[str, Any]:

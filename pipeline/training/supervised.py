@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.sources import get_source
+from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
 from pipeline.training.task import Task, image_tensor
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def prepare(recipe: TrainingRecipe) -> Task:
     """Build the classifier from torch's current seed, and its data."""
-    source = get_source(recipe.model.source)
+    source = torch_source(recipe.model.source)
     model = source.build(recipe.model)
     transform = source.image_transform(recipe.model, model)
     shown, held_out = (

@@ -26,6 +26,7 @@ import zarr
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import LOG
+from pipeline.sources import packages
 from pipeline.store.io.chunks import arrays_of
 from pipeline.store.io.lease import Holder, at_work
 from pipeline.store.io.location import Location, locate
@@ -36,10 +37,7 @@ FOLDER = f"{RUNS}/{LOG.name}"
 _SUFFIX = ".jsonl"
 _PACKAGES = (
     "consilience",
-    "torch",
-    "torchvision",
-    "timm",
-    "open-clip-torch",
+    *packages(),
     "dask",
     "distributed",
     "zarr",

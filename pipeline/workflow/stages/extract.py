@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from pipeline.allocator import own_pages
 from pipeline.cluster import Device, Task
 from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, LostError, ModelError
+from pipeline.sources import packages
+from pipeline.sources.allocator import own_pages
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup, Weights, rows_per_chunk
@@ -24,7 +25,7 @@ from pipeline.store.layout import activations_path, delete, find_group, open_roo
 from pipeline.workflow.cost import extract_cost
 
 if TYPE_CHECKING:
-    from pipeline.towers import TowerInfo
+    from pipeline.sources import TowerInfo
 
 Block = tuple[int, int]
 
@@ -133,7 +134,7 @@ def plan_model(
             if todo:
                 plan.missing.setdefault(label, {})[tower] = todo
     if plan.missing:
-        from pipeline.extraction import check_fit, describe
+        from pipeline.sources.torch_describe import check_fit, describe
 
         plan.described = describe(spec)
         for label in plan.missing:
@@ -244,10 +245,7 @@ def _create(
             "pooling": info.pooling,
             "preprocessing": info.preprocessing,
             "stimuli_fingerprint": _fingerprint(stimuli, tower),
-            "versions": {
-                name: version(name)
-                for name in ("consilience", "torch", "torchvision", "timm", "open-clip-torch")
-            },
+            "versions": {name: version(name) for name in ("consilience", *packages())},
         },
     )
 
@@ -327,8 +325,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
-    from pipeline.sources import get_source
-    from pipeline.sources.base import load_checkpoint, load_weights
+    from pipeline.sources.torch_source import load_checkpoint, load_weights, torch_source
 
     stimuli = _stimuli(job.stimuli)
     if stimuli.key != job.set_key:
@@ -342,7 +339,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
     root = open_root(job.store.place, "r+", lease=job.store.watch())
     errors: dict[str, str] = {}
     done = 0
-    source, model = get_source(job.spec.source), None
+    source, model = torch_source(job.spec.source), None
     for label, towers in job.missing.items():
         try:
             file = job.checkpoints[label].file

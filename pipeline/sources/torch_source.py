@@ -1,4 +1,4 @@
-"""What a model source provides, and what all sources share."""
+"""What every source of torch models provides, and what all of them share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import InputError, ModelError
+from pipeline.sources import SOURCES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,8 +44,8 @@ class Tokens:
     position: torch.Tensor | None = None
 
 
-class Source(Protocol):
-    """A library of models."""
+class TorchSource(Protocol):
+    """A library that builds and runs models in torch."""
 
     def check(self, spec: ModelSpec) -> None:
         """Raise InputError where the library does not know the name or tag; builds nothing."""
@@ -87,6 +88,11 @@ class Source(Protocol):
         """Return the preprocessing as recorded in the store."""
 
 
+def torch_source(name: str) -> TorchSource:
+    """Import the library that an entry's `source:` names."""
+    return SOURCES[name].torch_source()
+
+
 class _SkipInPlace(TorchFunctionMode):
     """Leave out in-place arithmetic, which on the meta device fills nothing but time."""
 
@@ -104,14 +110,16 @@ def uninitialised(device: str) -> AbstractContextManager[Any]:
     return _SkipInPlace() if device == "meta" else nullcontext()
 
 
-def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
+def seeded_build(source: TorchSource, spec: ModelSpec, seed: int) -> torch.nn.Module:
     """Build with torch's CPU generator at `seed`, and put the generator back after."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return source.build(spec)
 
 
-def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+def load_checkpoint(
+    source: TorchSource, spec: ModelSpec, checkpoint: Checkpoint
+) -> torch.nn.Module:
     """Return the model on the CPU with the checkpoint's weights, in eval mode."""
     if checkpoint.init is not None:
         return seeded_build(source, spec, spec.initial_seed(checkpoint.init.seed))
@@ -122,7 +130,7 @@ def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> 
     return model
 
 
-def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
+def load_weights(source: TorchSource, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
     """Load a checkpoint file into `model`, every weight or an error."""
     if not Path(file).is_file():
         raise ModelError(f"model {spec.id}: the checkpoint {file} is gone.")
