@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.config.model import ModelSpec
 from pipeline.errors import ModelError
@@ -19,7 +17,8 @@ from pipeline.lru import LruCache
 from pipeline.sources.torch_reader import LayerReader
 from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import StimulusSet
-from pipeline.types import Block, Float32
+from pipeline.stimuli.images import as_image
+from pipeline.types import Block, Float32, Modality
 
 
 def extract(
@@ -54,8 +53,8 @@ def extract(
         Where an activation is not finite: names model, layer and the first stimulus.
     """
     reader = LayerReader(spec, model, tower)
-    inputs = _Inputs(spec, model, tower, stimuli)
-    ids = stimuli.ids(tower)
+    inputs = _Inputs(spec, model, reader.modality, stimuli)
+    ids = stimuli.ids(reader.modality)
     for start, stop in blocks:
         parts: list[dict[str, Float32]] = []
         row = start
@@ -93,29 +92,28 @@ def _forward(reader: LayerReader, inputs: torch.Tensor, precision: str) -> dict[
     return {n: p.float().cpu().numpy().copy() for n, p in pooled.items()}
 
 
-# models with one preprocessing share decoded images, checkpoints of one model its tokens
+# of this process: models with one preprocessing share images, checkpoints of one model its tokens
 _inputs: LruCache[Any, torch.Tensor] = LruCache(256 * 2**20, size=lambda batch: batch.nbytes)
 
 
 class _Inputs:
-    """Preprocessed inputs by rows; models with one preprocessing share the decoded images."""
+    """Preprocessed inputs of one tower by rows, made when asked for and kept for others."""
 
     def __init__(
-        self, spec: ModelSpec, model: torch.nn.Module, tower: str, stimuli: StimulusSet
+        self, spec: ModelSpec, model: torch.nn.Module, modality: Modality, stimuli: StimulusSet
     ) -> None:
         source = torch_source(spec.source)
-        self.stimuli = stimuli
+        self.items = stimuli.items(modality)
         self.tokens: torch.Tensor | None = None
-        if tower == "text":
-            key = f"{stimuli.caption_fingerprint()} {spec.recipe_digest}"
+        if modality == "text":
+            key = f"{stimuli.fingerprint_of(modality)} {spec.recipe_digest}"
             self.tokens = _inputs.get(key)
             if self.tokens is None:  # once for all checkpoints of a model
-                assert stimuli.captions is not None
-                self.tokens = source.tokenizer(spec)(stimuli.captions)
+                self.tokens = source.tokenizer(spec)(self.items)
                 _inputs.put(key, self.tokens)
         else:
             self.transform = source.image_transform(spec, model)
-            self.key = f"{stimuli.fingerprint} {self.transform}"
+            self.key = f"{stimuli.fingerprint_of(modality)} {self.transform}"
 
     def __getitem__(self, rows: slice) -> torch.Tensor:
         if self.tokens is not None:
@@ -123,11 +121,6 @@ class _Inputs:
         key = (self.key, rows.start, rows.stop)
         batch = _inputs.get(key)
         if batch is None:
-            batch = torch.stack([self.transform(as_image(i)) for i in self.stimuli.images[rows]])
+            batch = torch.stack([self.transform(as_image(i)) for i in self.items[rows]])
             _inputs.put(key, batch)
         return batch
-
-
-def as_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return pixels `(height, width)` or `(height, width, 3)` as an RGB image."""
-    return Image.fromarray(pixels).convert("RGB")

@@ -17,7 +17,7 @@ from pipeline import extraction
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.config.registry import load_registry
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction import as_image, extract
+from pipeline.extraction import extract
 from pipeline.lru import LruCache
 from pipeline.sources import TowerInfo
 from pipeline.sources.torch_describe import _jsonable, check_fit, describe
@@ -25,6 +25,7 @@ from pipeline.sources.torch_reader import LayerReader
 from pipeline.sources.torch_source import load_checkpoint, torch_source
 from pipeline.stimuli import StimulusSet
 from pipeline.stimuli.digits import load_digits
+from pipeline.stimuli.images import as_image
 from pipeline.training.vocabulary import write_merges
 
 VIT = {"num_classes": 5, "img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 2,
@@ -358,6 +359,17 @@ def test_inputs__captions_are_tokenised_once(
     assert len(calls) == 1
     assert cache_of_other_captions_differs(clip, two_towers, first)
     assert len(calls) == 2
+
+
+def test_extract__text_tower_of_stimuli_without_images(
+    clip: ModelSpec, cache: LruCache[Any, torch.Tensor]
+) -> None:
+    two_towers, base = loaded(clip), stimuli()
+    words = StimulusSet("words", {}, captions=base.captions)
+    alone, beside = (run(clip, two_towers, "text", base=b) for b in (words, base))
+    np.testing.assert_array_equal(alone["blocks.1"], beside["blocks.1"])
+    with pytest.raises(InputError, match="they have no images, which image towers need"):
+        run(clip, two_towers, "image", base=words)
 
 
 def cache_of_other_captions_differs(

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.config.model import EveryN, ModelSpec
 from pipeline.errors import InputError, ModelError
+from pipeline.modality import modality_of
 from pipeline.sources.torch_source import Tokens, torch_source
 from pipeline.suggest import did_you_mean
 
@@ -19,6 +20,7 @@ class LayerReader:
 
     def __init__(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> None:
         self.spec, self.model, self.tower = spec, model, tower
+        self.modality = modality_of(tower)
         self.source = torch_source(spec.source)
         self.blocks = self.source.blocks(model, tower)
         self.layers = self._choose()
@@ -97,7 +99,7 @@ class LayerReader:
         if mode == "auto":
             mode = "cls" if tokens.summary is not None else "mean"
         if self.pooling is None:
-            self.pooling = "eot" if mode == "cls" and self.tower == "text" else mode
+            self.pooling = "eot" if mode == "cls" and self.modality == "text" else mode
         if mode == "cls":
             if tokens.summary is None:
                 raise InputError(

@@ -20,7 +20,7 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     ensure_parents(root, path)
     group = root.create_group(path, overwrite=True)
     n = len(stimuli)
-    columns: dict[str, Any] = {"stimulus": stimuli.image_ids}
+    columns: dict[str, Any] = {"stimulus": stimuli.stimulus_ids}
     if stimuli.captions is not None:
         columns |= {"caption_id": stimuli.caption_ids, "caption": stimuli.captions}
     if stimuli.labels is not None:
@@ -37,7 +37,7 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     group.attrs.update(
         source=dict(stimuli.source),  # type: ignore[arg-type]
         name=stimuli.name,
-        caption_fingerprint=stimuli.caption_fingerprint(),
+        caption_fingerprint=None if stimuli.captions is None else stimuli.fingerprint_of("text"),
         variables=sorted(name for name, _ in group.arrays()),
         fingerprint=stimuli.fingerprint,  # written last: what marks the group as whole
     )

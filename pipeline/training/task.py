@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.stimuli.images import as_image
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -31,6 +33,4 @@ def image_tensor(
     images: Sequence[NDArray[Any]], transform: Callable[[Image], torch.Tensor]
 ) -> torch.Tensor:
     """Preprocess all images once, as extraction will."""
-    from PIL import Image
-
-    return torch.stack([transform(Image.fromarray(image).convert("RGB")) for image in images])
+    return torch.stack([transform(as_image(image)) for image in images])

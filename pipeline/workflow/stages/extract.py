@@ -14,6 +14,7 @@ from pipeline.cluster import Device, Task
 from pipeline.cluster.workers import tell
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, LostError, ModelError
+from pipeline.modality import modality_of
 from pipeline.sources import packages
 from pipeline.sources.allocator import own_pages
 from pipeline.sources.weights import weights_identity
@@ -118,7 +119,7 @@ def plan_model(
     plan = ModelPlan(spec, checkpoints, None, about, replace)
     blocks = _blocks(len(stimuli))
     for tower in spec.towers:
-        stimuli.ids(tower)  # raises where there are no captions
+        stimuli.items(modality_of(tower))  # raises where there are none
         group = None if replace else _stored(root, spec, tower, stimuli)
         if group is not None:
             plan.renamed |= {k: group.attrs.get(k) for k in about} != about
@@ -170,7 +171,7 @@ def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: St
             f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
             f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
         )
-    if attributes["stimuli_fingerprint"] != _fingerprint(stimuli, tower):
+    if attributes["stimuli_fingerprint"] != stimuli.fingerprint_of(modality_of(tower)):
         raise InputError(
             f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
             f"content under the same key). Extract it anew with --replace {spec.id}."
@@ -186,10 +187,6 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
             f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
             f"or extract it anew with --replace {spec.id}."
         )
-
-
-def _fingerprint(stimuli: StimulusSet, tower: str) -> str:
-    return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
 
 
 def prepare_model(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> None:
@@ -231,7 +228,7 @@ def _create(
     return TowerGroup.create(
         root,
         path,
-        stimulus_ids=[str(i) for i in stimuli.ids(tower)],
+        stimulus_ids=[str(i) for i in stimuli.ids(modality_of(tower))],
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
             **plan.about,
@@ -244,7 +241,7 @@ def _create(
             "flops": info.flops,
             "pooling": info.pooling,
             "preprocessing": info.preprocessing,
-            "stimuli_fingerprint": _fingerprint(stimuli, tower),
+            "stimuli_fingerprint": stimuli.fingerprint_of(modality_of(tower)),
             "versions": {name: version(name) for name in ("consilience", *packages())},
         },
     )
