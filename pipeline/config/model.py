@@ -1,7 +1,7 @@
-"""One entry of the registry: a frozen model spec, and every check on it that needs no model.
+"""One entry of the registry: a frozen model spec, with every check that needs no model.
 
 One id is one recipe: architecture, arguments, preprocessing, layers, pooling, precision. A
-recipe's digest is stored with the activations, so that a changed recipe is noticed.
+recipe's digest is stored with the activations, so that a changed recipe is detected.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Init(Spec):
     """Random initialisation."""
 
     seed: int = 0
-    """Tells one initialisation of an architecture from another; with the same seed, too, two
-    architectures are drawn apart."""
+    """Distinguishes initialisations of one architecture; two architectures are drawn independently
+    even with the same seed."""
 
 
 class Checkpoint(Spec):
-    """Where one checkpoint's weights come from; `{}` means the published ones."""
+    """Where the weights of a checkpoint come from; `{}` means the published ones."""
 
     init: Init | None = None
     """Freshly initialised weights."""
@@ -90,11 +90,11 @@ class EveryN(Spec):
     """Every n-th block, counted from the last."""
 
     every: int = Field(ge=1)
-    """1 takes every block; 2 the last, the last but two, and so on."""
+    """1 takes every block; 2 the last, the third from last, and so on."""
 
 
 class Preprocessing(Spec):
-    """How an image becomes a model's input, where the model's own configuration is not meant."""
+    """How an image becomes an input, where not by the model's own configuration."""
 
     input_size: int | None = Field(default=None, ge=1)
     """Side of the square input in pixels."""
@@ -105,7 +105,7 @@ class Preprocessing(Spec):
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
     """Resampling filter."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Part of the resized image that the centre crop keeps."""
+    """Fraction of the resized image that the centre crop keeps."""
 
 
 class ModelSpec(Spec):
@@ -120,7 +120,7 @@ class ModelSpec(Spec):
     id: str = ""
     """Defaults to `SOURCE/NAME` or `SOURCE/NAME.PRETRAINED`."""
     config: str | None = None
-    """open_clip: a JSON file with the architecture, for one that the library does not know."""
+    """open_clip: a JSON file with an architecture that the library does not have."""
     family: str | None = None
     """Groups models for analysis and for statistics; defaults to the id."""
     sets: OneOrMany = ()
@@ -140,13 +140,13 @@ class ModelSpec(Spec):
     preprocessing: Preprocessing = Preprocessing()
     """Overrides of the model's own preprocessing."""
     metadata: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """What is known of the model: objective, training_data, samples_seen, …"""
+    """Facts about the model: objective, training_data, samples_seen, …"""
     training: dict[str, Any] | None = None
     """How this project trains it (reference models only)."""
     same_weights_as: OneOrMany = ()
-    """Entries that hold the same weights under another name."""
+    """Entries with the same weights under another name."""
     initialised_from: OneOrMany = ()
-    """Entries whose weights this training began from."""
+    """Entries from whose weights this training started."""
 
     @field_validator("checkpoints", mode="after")
     @classmethod
@@ -154,8 +154,8 @@ class ModelSpec(Spec):
         if isinstance(value, str):
             if value.count(_STEP) != 1:
                 raise ValueError(
-                    f"the template {value!r} needs {_STEP} exactly once, where the number of the "
-                    "step stands in the file names."
+                    f"the template {value!r} needs {_STEP} exactly once, in the place of the "
+                    "step's number in the file names."
                 )
             return value
         for label in value:
@@ -202,9 +202,9 @@ class ModelSpec(Spec):
     def network(self) -> dict[str, Any]:
         """Everything that the untrained network is built from, JSON-able.
 
-        The same wherever the files are. What only feeds the network and reads it out
-        (preprocessing, layers, pooling, precision) is left out, and so is the `name` that goes
-        with a `config:`, a mere label.
+        Independent of where the files are. Preprocessing, layers, pooling and precision are left
+        out, since they do not change the network; so is the `name` of an entry with `config:`,
+        which is a mere label.
         """
         content = self.model_dump(mode="json", include={"source", "name", "arguments"})
         if self.config is not None:
@@ -214,7 +214,7 @@ class ModelSpec(Spec):
         return {**content, "config": self.architecture}
 
     def initial_seed(self, seed: int) -> int:
-        """Return what torch's generator is set to for `init: {seed: …}`."""
+        """Return the seed of torch's generator for `init: {seed: …}`."""
         return derived_seed({"network": self.network, "seed": seed}, "weights")
 
     @property
@@ -236,7 +236,7 @@ class ModelSpec(Spec):
         return SOURCES[self.source].folder(self)
 
     def absolute(self) -> Self:
-        """Return the spec with absolute paths, for a process that stands in another folder."""
+        """Return the spec with absolute paths, for a process that runs in another folder."""
         changes: dict[str, Any] = {}
         if self.config is not None:
             changes["config"] = str(Path(self.config).absolute())
@@ -250,17 +250,17 @@ class ModelSpec(Spec):
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
     def checkpoint_map(self, planned_steps: Sequence[int] = ()) -> dict[str, Checkpoint]:
-        """Return label → checkpoint: of a template by step, of a map in its own order.
+        """Return label → checkpoint: by step for a template, in its own order for a map.
 
         Parameters
         ----------
         planned_steps
-            Steps that a training stage will still write; they stand in for files not there yet.
+            Steps that a training stage has yet to write; their files may be missing.
 
         Raises
         ------
         InputError
-            Where a template matches no file and nothing is planned, or a file is missing.
+            Where a file is missing, or a template matches no file and no steps are planned.
         """
         if isinstance(self.checkpoints, dict):
             if not self.checkpoints:

@@ -22,7 +22,7 @@ from pipeline.training import (
     train_all,
 )
 from pipeline.training.loop import _steps
-from pipeline.training.task import Task
+from pipeline.training.objective import Objective
 
 STEPS = (0, 1, 3, 4)
 
@@ -123,8 +123,8 @@ def test_steps__every_model_has_its_own_batches(tmp_path: Path) -> None:
             seen.append(rows.tolist())
             return torch.zeros(())
 
-        task = Task(torch.nn.Identity(), 100, loss, lambda: None, lambda: 0.0)
-        list(_steps(task, recipe))
+        objective = Objective(torch.nn.Identity(), 100, loss, lambda: None, lambda: 0.0)
+        list(_steps(objective, recipe))
         return seen
 
     recipes = tiny(tmp_path), tiny(tmp_path, seed=1), tiny_clip(tmp_path)
