@@ -1,6 +1,6 @@
-"""Extraction: the loop over the stimuli that gives the pooled activations of every layer.
+"""Extraction: the loop over stimuli that yields the pooled activations of every layer.
 
-Knows no Zarr.
+Knows nothing of Zarr.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def extract(
     Raises
     ------
     ModelError
-        Where an activation is not finite: names model, layer and the first stimulus.
+        Where an activation is not finite: names model, layer and first stimulus.
     """
     reader = LayerReader(spec, model, tower)
     inputs = _Inputs(spec, model, reader.modality, stimuli)
@@ -88,7 +88,7 @@ def _forward(reader: LayerReader, inputs: torch.Tensor, precision: str) -> dict[
     dtype = getattr(torch, precision)
     with torch.autocast(inputs.device.type, dtype=dtype, enabled=dtype is not torch.float32):
         pooled = reader(inputs)
-    # copies: a class token is a view, which would keep the tokens of all positions
+    # copies: a class token is a view, which would keep the tokens of all positions in memory
     return {n: p.float().cpu().numpy().copy() for n, p in pooled.items()}
 
 

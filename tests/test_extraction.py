@@ -478,7 +478,7 @@ def test_describe__whatever_a_library_raises(
     with pytest.raises(
         ModelError,
         match=rf"^model timm/tiny: {doing} fails: {error.__name__}: [^\n]*lost[^\n]*timm itself "
-        r"does not cope with this architecture: leave the entry out\.$",
+        r"does not support this architecture: leave the entry out\.$",
     ):
         describe(spec())
 
@@ -492,8 +492,8 @@ def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.Monk
     monkeypatch.setattr(type(torch_source("timm")), "intermediates", look)
     with pytest.raises(
         ModelError,
-        match=r"model timm/tiny: vit_tiny_patch16_224 cannot be described before its weights are "
-        "there, because its code decides by the values of its input: .*Leave the entry out",
+        match=r"model timm/tiny: vit_tiny_patch16_224 cannot be described without its "
+        "weights, because its code branches on the values of its input: .*Leave the entry out",
     ):
         describe(spec())
 

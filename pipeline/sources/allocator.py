@@ -1,4 +1,4 @@
-"""Where large arrays get their memory from, on workers that are told to keep what they free."""
+"""How glibc allocates large arrays, on workers that are set up to keep freed memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from contextlib import contextmanager
 VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 _M_MMAP_THRESHOLD = -3
 OWN_PAGES = 2**15
-"""From so many bytes on: less than one small image takes."""
+"""Threshold in bytes: less than one small image."""
 
 
 @contextmanager
 def own_pages() -> Iterator[None]:
-    """Give large arrays pages of their own meanwhile, which go back when they are freed.
+    """Allocate large arrays on pages of their own, which return to the system when freed.
 
-    Workers keep freed memory for numpy's sake. But torch asks for aligned memory, which glibc
-    before 2.38 does not find again among what was freed: a forward pass after the other, a worker
-    would take more.
+    Workers keep freed memory, which suits numpy. But torch asks for aligned memory, which glibc
+    before 2.38 does not reuse from what was freed: a worker would grow with each forward pass.
     """
     kept = os.environ.get(VARIABLE)
     if kept is None or not _set(OWN_PAGES):
@@ -32,8 +31,8 @@ def own_pages() -> Iterator[None]:
 
 
 def _set(threshold: int) -> bool:
-    """Tell glibc; return whether it is there and has understood."""
+    """Set glibc's threshold; return whether that worked."""
     try:
         return bool(ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, threshold))
-    except (OSError, AttributeError):  # another system's library
+    except (OSError, AttributeError):  # not glibc
         return False

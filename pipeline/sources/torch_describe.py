@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded, from its architecture alone."""
+"""Description of a model from its architecture alone, before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _architecture(spec: ModelSpec) -> _Architecture:
     if known is not None:
         return known
     source = torch_source(spec.source)
-    # the counter of operations breaks on weights that are handed from module to module otherwise
+    # with gradients, the operation counter breaks on weights that modules pass to each other
     model = source.build(spec, device="meta").requires_grad_(False)
     towers: dict[str, TowerInfo] = {t: _tower_info(spec, source, model, t) for t in spec.towers}
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -55,7 +55,7 @@ def _architecture(spec: ModelSpec) -> _Architecture:
 def _tower_info(
     spec: ModelSpec, source: TorchSource, model: torch.nn.Module, tower: str
 ) -> TowerInfo:
-    """Find out all there is to know of a tower on the meta device."""
+    """Run one forward pass on the meta device, and count what it takes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with _blamed(spec, f"reading the {tower} tower"):
@@ -86,30 +86,30 @@ def _tower_info(
 
 @contextmanager
 def _blamed(spec: ModelSpec, doing: str) -> Iterator[None]:
-    """Turn whatever a library raises on an architecture into one error of that model."""
+    """Turn any error of a library on an architecture into an error of that model."""
     try:
         yield
     except ConsilienceError:
         raise
-    except Exception as error:  # of whatever kind: libraries break on some of their own models
+    except Exception as error:  # of any type: libraries break on some of their own models
         why = f"{type(error).__name__}: {first_line(error)}"
         if "meta tensor" in why or "meta device" in why:
             raise ModelError(
-                f"model {spec.id}: {spec.name} cannot be described before its weights are there, "
-                f"because its code decides by the values of its input: {why} Leave the entry out, "
-                "or take another architecture."
+                f"model {spec.id}: {spec.name} cannot be described without its weights, because "
+                f"its code branches on the values of its input: {why} Leave the entry out, or take "
+                "another architecture."
             ) from error
         raise ModelError(
             f"model {spec.id}: {doing} fails: {why} Set `preprocessing: {{input_size: …}}` or "
             f"`arguments:` to what the model takes; if they are right, {spec.source} itself does "
-            "not cope with this architecture: leave the entry out."
+            "not support this architecture: leave the entry out."
         ) from error
 
 
 def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
-    """Return what is known of each tower, from the architecture on torch's meta device.
+    """Describe each tower from the architecture, on torch's meta device.
 
-    Nothing is downloaded and no weights are made.
+    Nothing is downloaded and no weights are allocated.
 
     Raises
     ------
@@ -121,18 +121,18 @@ def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
 
 
 def check_fit(spec: ModelSpec, file: str) -> None:
-    """Raise where a checkpoint's weights have other names or shapes than the architecture's.
+    """Check that a checkpoint's weights have the names and shapes of the architecture's.
 
-    A file that cannot be read at all is left to the extraction, which reports it and goes on.
+    A file that cannot be read is left to the extraction, which reports it and goes on.
 
     Raises
     ------
     InputError
-        Naming the first differences.
+        Where they have not, with the first differences.
     """
     try:
         weights = torch_source(spec.source).read_weights(file)
-    except Exception:  # whatever a broken file makes safetensors, zipfile or torch raise
+    except Exception:  # safetensors, zipfile and torch raise errors of any type on a broken file
         return
     misfit = differences(_architecture(spec).shapes, weights)
     if misfit:
@@ -148,14 +148,14 @@ def _jsonable(value: Any) -> Any:
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that operations make, and the most alive at once.
+    """Counts the bytes of the tensors that operations allocate, and their peak.
 
-    On torch's meta device, where nothing is computed, as on any other.
+    Works on torch's meta device, where nothing is computed, as on any other.
 
     Attributes
     ----------
     peak
-        Bytes, views counted with what they look at.
+        Peak in bytes; a view shares the storage of its base.
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors it allocates."""
         outputs = func(*args, **(kwargs or {}))
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _is_tensor(t)}
         for output in tree_leaves(outputs):
@@ -179,10 +179,10 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self.alive:
             return
 
-        def gone(_: Any) -> None:
+        def on_freed(_: Any) -> None:
             self.now -= self.alive.pop(key)[1]
 
-        self.alive[key] = ref(storage, gone), size
+        self.alive[key] = ref(storage, on_freed), size
         self.now += size
         self.peak = max(self.peak, self.now)
 

@@ -65,7 +65,7 @@ class TorchOpenClip:
         wants = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
         has = bool(open_clip.get_model_config(name).get("quick_gelu", False))
         if wants and not has:
-            # open_clip only warns, and the activations are wrong
+            # open_clip only warns, and the activations would be wrong
             raise InputError(
                 f"the weights {tag!r} were trained with QuickGELU, but {name} uses GELU. "
                 f"Use name: {name}-quickgelu."
@@ -77,7 +77,7 @@ class TorchOpenClip:
             )
 
     def _register(self, spec: ModelSpec) -> None:
-        """Make a person's architecture known to open_clip under the spec's name."""
+        """Register a user's architecture with open_clip under the spec's name."""
         if spec.name in _SHIPPED:
             raise InputError(
                 f"{spec.name!r} is an architecture of open_clip's own, which `config:` would "
@@ -91,7 +91,7 @@ class TorchOpenClip:
         )
         if known == config:
             return
-        # open_clip reads architectures from files only, under the name of the file
+        # open_clip reads architectures only from files, which name them
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{spec.name}.json")
             path.write_text(json.dumps(config))
@@ -113,7 +113,7 @@ class TorchOpenClip:
                     force_preprocess_cfg=preprocess or None,
                     **{**spec.arguments, **keywords},
                 )
-        except Exception as error:  # of whatever kind: arguments are a person's
+        except Exception as error:  # of any type: the arguments are a user's
             raise ModelError(
                 f"model {spec.id}: open_clip cannot build {spec.name} with arguments "
                 f"{spec.arguments}: {type(error).__name__}: {first_line(error)}"
@@ -147,7 +147,7 @@ class TorchOpenClip:
         return transform
 
     def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
-        """Return the tokenizer that belongs to the architecture."""
+        """Return the architecture's tokenizer."""
         if spec.config is not None:
             self._register(spec)
         try:
@@ -204,7 +204,7 @@ class TorchOpenClip:
         return text
 
     def count_parameters(self, model: Any, tower: str) -> tuple[int, int]:
-        """Return the tower's parameters and, apart from them, those of its token embedding."""
+        """Return how many parameters the tower has without its token embedding, and in it."""
         if tower == "image":
             return sum(p.numel() for p in model.visual.parameters()), 0
         if hasattr(model, "text"):
@@ -233,7 +233,7 @@ def _preprocess_overrides(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _text_tokens(model: Any, tokens: torch.Tensor) -> list[Tokens]:
-    """Return the text tower's blocks, with the token that the tower reads out."""
+    """Return the outputs of the text tower's blocks, with the token that the tower reads out."""
     output = model.forward_intermediates(
         text=tokens, intermediates_only=True, text_output_extra_tokens=True
     )
@@ -241,7 +241,7 @@ def _text_tokens(model: Any, tokens: torch.Tensor) -> list[Tokens]:
     text = getattr(model, "text", model)
     kind = getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax"))
     mask = tokens != getattr(text, "pad_id", 0)
-    if "text_intermediates_suffix" in output:  # CoCa appends a class token, and reads it
+    if "text_intermediates_suffix" in output:  # CoCa appends a class token, and reads it out
         suffixes = output["text_intermediates_suffix"]
         return [Tokens(b, s[:, 0], mask) for b, s in zip(bodies, suffixes, strict=True)]
     if kind == "first":
@@ -253,7 +253,7 @@ def _text_tokens(model: Any, tokens: torch.Tensor) -> list[Tokens]:
             end = text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
             position = tokens.eq(end).int().argmax(dim=-1)
         else:
-            position = tokens.argmax(dim=-1)  # the end-of-text token has the highest number
+            position = tokens.argmax(dim=-1)  # the end-of-text token has the highest id
         mask = torch.arange(tokens.shape[1], device=tokens.device) <= position[:, None]
     rows = torch.arange(len(tokens), device=tokens.device)
     return [Tokens(body, body[rows, position], mask, position) for body in bodies]
@@ -261,7 +261,7 @@ def _text_tokens(model: Any, tokens: torch.Tensor) -> list[Tokens]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back open_clip's warning that an architecture built without weights has none."""
+    """Suppress open_clip's warning that an architecture was built without weights."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -75,7 +75,7 @@ class LayerReader:
         tokens = dict(zip(self.blocks, outputs, strict=True))
         block = outputs[-1] if outputs else None
         tokens |= {n: _like(block, t) for n, t in hooked.items() if len(t) == len(inputs)}
-        if self.spec.layers == "all":  # containers that run nothing, heads that are not reached
+        if self.spec.layers == "all":  # without containers that do not run, and unused heads
             self.layers = [n for n in self.layers if n in tokens]
         missing = [n for n in self.layers if n not in tokens]
         if missing:
@@ -89,7 +89,7 @@ class LayerReader:
     def _keep(kept: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and output.ndim >= 2:
-                # an in-place operation further on would overwrite what was seen
+                # a later in-place operation would overwrite it
                 kept[name] = output.detach().clone()
 
         return hook
@@ -107,7 +107,7 @@ class LayerReader:
                     "there is none. Use pool: mean, or auto."
                 )
             return tokens.summary.float()
-        body = body.float()  # sums over positions in full precision, whatever the autocast
+        body = body.float()  # sum over positions in full precision, even under autocast
         if mode == "flatten" or body.ndim == 2:
             return body.flatten(1)
         if body.ndim == 3:  # (batch, length, width)
@@ -122,9 +122,9 @@ class LayerReader:
 
 
 def _like(block: Tokens | None, output: torch.Tensor) -> Tokens:
-    """Read what a hooked module gave in the way a block of the same tower is read."""
+    """Interpret the output of a hooked module like that of a block of the same tower."""
     if output.ndim == 4 and output.shape[1] == output.shape[2] != output.shape[3]:
-        return Tokens(output.movedim(3, 1))  # square positions first: channels stand last
+        return Tokens(output.movedim(3, 1))  # square positions come first, so channels are last
     if block is None or output.ndim != 3:
         return Tokens(output)
     if block.mask is not None:

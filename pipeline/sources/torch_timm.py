@@ -69,7 +69,7 @@ class TorchTimm:
                 model: torch.nn.Module = timm.create_model(
                     name or spec.name, **{**spec.arguments, **keywords}
                 )
-        except Exception as error:  # of whatever kind: arguments are a person's, checks are timm's
+        except Exception as error:  # of any type: a user's arguments, timm's checks
             raise ModelError(
                 f"model {spec.id}: timm cannot build {spec.name} with arguments "
                 f"{spec.arguments}: {type(error).__name__}: {first_line(error)}"
@@ -110,7 +110,7 @@ class TorchTimm:
         return transform
 
     def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
-        """Raise: timm's models see images only."""
+        """Raise InputError: timm's models take images only."""
         raise no_tower(spec, "text")
 
     def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
@@ -126,7 +126,7 @@ class TorchTimm:
     ) -> list[Tokens]:
         """Run timm's `forward_intermediates`."""
         if not hasattr(model, "forward_intermediates"):
-            model(inputs)  # nothing but hooks can be read from such a model
+            model(inputs)  # such a model can be read by hooks only
             return []
         keywords: dict[str, Any] = {"intermediates_only": True}
         forward: Any = model.forward_intermediates
@@ -144,7 +144,7 @@ class TorchTimm:
         return model
 
     def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
-        """Return the parameters without the classifier head; timm has no token embeddings."""
+        """Return how many parameters there are without classifier head, and 0 for embeddings."""
         timm_model: Any = model
         head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
         heads = head if isinstance(head, tuple | list) else (head,)
@@ -161,9 +161,9 @@ def timm_blocks(model: torch.nn.Module) -> list[str]:
 
 
 def gives_prefix_tokens(model: torch.nn.Module) -> bool:
-    """Tell whether a timm model has class or register tokens that can be asked for.
+    """Return whether a timm model can return its class or register tokens.
 
-    Some architectures fail where they are asked for tokens that they were built without.
+    Some architectures fail when they are asked for tokens that they were built without.
     """
     forward: Any = model.forward_intermediates
     return bool(getattr(model, "num_prefix_tokens", 0)) and (
