@@ -189,14 +189,14 @@ def plan(
 def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
     """Print a plan; raise where its workers have not the memory."""
     from pipeline.cluster import override
-    from pipeline.cluster.workers import rooms_to_be
+    from pipeline.cluster.workers import planned_worker_resources
     from pipeline.workflow import check_memory, plan_workflow
 
     made = plan_workflow(spec, replace=replace)
     print_plan(made)
     if made.needs:
         where = override(spec.cluster, cluster)
-        check_memory(made, rooms_to_be(where), where)
+        check_memory(made, planned_worker_resources(where), where)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""What every source of stimuli yields: an ordered base set with content ids."""
+"""An ordered base set of stimuli with content ids, which every source yields; its subsets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.types import Modality
 
-ID_DIGITS = 16  # hex digits of a content id: 64 bits, collisions negligible below 10^8 items
+ID_DIGITS = 16  # 64 bits: collisions are negligible below 10^8 items
 
 
 def content_id(*parts: bytes) -> str:
-    """Return the id of some content: 16 hex digits of SHA-256 over length-prefixed parts."""
+    """Return a content id: 16 hex digits of the SHA-256 over length-prefixed parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -143,10 +143,10 @@ class StimulusSet:
         return f"{self.name}-{self.fingerprint[:8]}"
 
     def subset(self, n: int | None = None, seed: int = 0) -> Subset:
-        """Draw `n` rows without replacement, in their own order.
+        """Draw `n` rows without replacement, and keep their order.
 
-        Sampling is without replacement because duplicated rows would become each other's
-        nearest neighbours.
+        Sampling is without replacement because duplicates would become each other's nearest
+        neighbours.
         """
         if n is None or n == len(self):
             return Subset(self, np.arange(len(self)))
@@ -172,14 +172,14 @@ class Subset:
         return len(self.rows)
 
     def distinct_captions(self) -> Subset:
-        """Keep the first row of each distinct caption: repeats would be exact ties for text."""
+        """Keep the first row of each distinct caption: to text towers, repeats are exact ties."""
         ids = self.base.ids("text")[self.rows]
         _, first = np.unique(ids.astype(str), return_index=True)
         return Subset(self.base, self.rows[np.sort(first)], kind="captions")
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ordered ids of what is compared."""
+        """SHA-256 over the ordered ids of the stimuli compared."""
         ids = [str(i) for i in self.base.stimulus_ids[self.rows]]
         if self.kind == "captions":
             ids += [str(i) for i in self.base.ids("text")[self.rows]]

@@ -126,7 +126,7 @@ def test_run__window_is_twice_the_threads(pool: Executor, monkeypatch: pytest.Mo
 def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.02)
     with (
         LocalCluster(
             n_workers=1,
@@ -271,7 +271,7 @@ def test_run__workers_that_vanish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where one comes back in time the run goes on; where none does it ends, and says so."""
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.2)
     go = tmp_path / "go"
     with processes(tmp_path) as made:
         made.start()
@@ -308,7 +308,7 @@ def test_run__workers_that_vanish(
 def test_run__scheduler_that_is_lost(
     how: signal.Signals, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.2)
     with processes(tmp_path) as made:
         made.start()
         made.add_worker()
@@ -331,7 +331,7 @@ def test_run__scheduler_that_is_lost(
 
 def test_run__a_gpu_that_no_worker_offers(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WORKER_SECONDS", 0.5)
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.1)
     with executor(address(cluster)) as pool:
         (outcome,) = pool.run([Task("t", double, (4,), device="auto")])
         assert outcome.result == 8

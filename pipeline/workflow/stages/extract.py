@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 
 from pipeline.cluster import Device, Task
-from pipeline.cluster.workers import tell
+from pipeline.cluster.workers import report_progress
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, LostError, ModelError
 from pipeline.modality import modality_of
@@ -359,7 +359,7 @@ def _extract(job: ExtractJob) -> dict[str, str]:
                 ):
                     group.write_block(label, block, {n: values[n] for n in group.layers})
                     done += block[1] - block[0]
-                    tell(done)
+                    report_progress(done)
         except ModelError as error:
             errors[label] = str(error)
         except LostError:
