@@ -163,8 +163,8 @@ class _Workers:
             patience = 0.0 if self.spec.kind == "local" else float(connection.WORKER_SECONDS)
             if waited >= min(patience, self.spec.patience):
                 raise InputError(
-                    f"a GPU is asked for (device: cuda), and of the cluster's {len(self.threads)} "
-                    "workers none offers one. Start workers with one GPU each "
+                    f"device: cuda asks for a GPU, and none of the cluster's {len(self.threads)} "
+                    "workers offers one. Start workers with one GPU each "
                     "(`dask worker ADDRESS --nthreads 1 --resources GPU=1`), or set device: auto."
                 )
         missing = "worker with a GPU" if self.threads else "worker"
@@ -300,7 +300,7 @@ class _Window:
         return Outcome(
             flight.task,
             error=ClusterError(
-                f"{flight.task.name}: whatever worker ran it died, {total} times, the last "
+                f"{flight.task.name}: every worker that ran it died, {total} times, the last "
                 f"{deaths} with nothing else running (out of memory, a crash in native code, or a "
                 "batch job's time limit). Give workers more memory or time, or a smaller batch "
                 "size."

@@ -150,7 +150,7 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
         weights = recipe.seeds["weights"]
         if weights in drawn:
             raise InputError(
-                f"{entry.where}: entry {entry.spec.id!r} is trained by the very recipe of "
+                f"{entry.where}: entry {entry.spec.id!r} is trained by the same recipe as "
                 f"{drawn[weights]!r}, and would be the same model twice. Give it another "
                 "`training: {seed: …}`, or leave it out."
             )
@@ -166,10 +166,10 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
 
 def _recipe(entry: Entry) -> TrainingRecipe:
     spec, document = entry.spec, entry.document
-    own: YamlPath = (*entry.location, "training")
+    location: YamlPath = (*entry.location, "training")
     # each part is validated by itself, so that a fault is reported with its own line
     defaults = _section(document, ("training",), document.data.get("training", {}), None)
-    overrides = _section(document, own, spec.training, spec.id)
+    overrides = _section(document, location, spec.training, spec.id)
     options = TrainingOptions.model_validate({**defaults, **overrides})
     recipe = TrainingRecipe(model=spec, options=options)
     fault = _fault(recipe)
@@ -202,8 +202,9 @@ def _fault(recipe: TrainingRecipe) -> str | None:
     parts = {options.stimuli.part, options.held_out.part}
     if parts != {"train", "test"}:
         return (
-            f"it would be tested on stimuli that it learns (stimuli: {options.stimuli.part}, "
-            f"held_out: {options.held_out.part}). Choose two parts that do not overlap."
+            "it would be tested on stimuli that it is trained on (stimuli: "
+            f"{options.stimuli.part}, held_out: {options.held_out.part}). Choose two parts that "
+            "do not overlap."
         )
     seen = options.steps * options.batch_size
     if spec.metadata.get("samples_seen", seen) != seen:
