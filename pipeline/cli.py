@@ -190,14 +190,14 @@ def plan(
 def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
     """Print a plan; raise if its workers lack the memory for it."""
     from pipeline.cluster import override
-    from pipeline.cluster.workers import rooms_to_be
+    from pipeline.cluster.workers import planned_worker_resources
     from pipeline.workflow import check_memory, plan_workflow
 
     made = plan_workflow(spec, replace=replace)
     print_plan(made)
     if made.needs:
         where = override(spec.cluster, cluster)
-        check_memory(made, rooms_to_be(where), where)
+        check_memory(made, planned_worker_resources(where), where)
 
 
 @main.command()
@@ -280,7 +280,7 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
     Nothing is downloaded.
     """
     from pipeline.config.registry import load_registry
-    from pipeline.extraction import describe
+    from pipeline.sources.torch_describe import describe
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)

@@ -16,14 +16,14 @@ from rich.text import Text
 LINE_SECONDS = 15.0
 """How often a line is printed where there is no terminal."""
 NOTEBOOK_SECONDS = 0.5
-"""How often a notebook's bar is drawn."""
+"""How often a notebook's bar is redrawn."""
 
 
-class Stage:
-    """How far a stage is.
+class StageProgress:
+    """Progress of a stage.
 
-    Units are what a person counts (pairs, stimuli); time goes by cost, since tasks differ. May be
-    told from several threads.
+    Units are what a person counts (pairs, stimuli); remaining time goes by cost, since tasks
+    differ. Thread-safe.
     """
 
     def __init__(self, title: str, total: int, unit: str, cost: float | None) -> None:
@@ -40,34 +40,34 @@ class Stage:
     def advance(
         self, done: float, *, cost: float | None = None, failed: int = 0, part: str = ""
     ) -> None:
-        """Count what was done since the last call, and what failed.
+        """Count what has been done since the last call, and what has failed.
 
         Parameters
         ----------
         part
-            Name of a task that ends; what was told of it before is taken off.
+            Name of a task that ends; what it reported before is subtracted.
         """
         with self.lock:
             self._ended.add(part)
-            told, told_cost = self._parts.pop(part, (0.0, 0.0))
-            self.done += done - told
-            self.cost_done += (done if cost is None else cost) - told_cost
+            reported, reported_cost = self._parts.pop(part, (0.0, 0.0))
+            self.done += done - reported
+            self.cost_done += (done if cost is None else cost) - reported_cost
             self.failed += failed
             self.changed()
 
     def within(self, part: str, done: float, cost: float) -> None:
-        """Say how much of a task that is not finished is done by now."""
+        """Report how much of an unfinished task is done by now."""
         with self.lock:
-            if part in self._ended:  # word of it came after its result
+            if part in self._ended:  # reported after its result came in
                 return
-            told, told_cost = self._parts.get(part, (0.0, 0.0))
-            self.done += done - told
-            self.cost_done += cost - told_cost
+            reported, reported_cost = self._parts.get(part, (0.0, 0.0))
+            self.done += done - reported
+            self.cost_done += cost - reported_cost
             self._parts[part] = done, cost
             self.changed()
 
     def changed(self) -> None:
-        """Show it."""
+        """Redraw."""
 
     @property
     def seconds(self) -> float:
@@ -81,12 +81,12 @@ class Stage:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left at the rate so far; None before anything is done."""
+        """Seconds left at the rate so far; None before anything is done."""
         return self.seconds * (1 - self.share) / self.share if self.share > 0 else None
 
     @property
     def rate(self) -> str:
-        """Units a second, or a minute where that is less than one."""
+        """Units per second, or per minute where that is less than one."""
         each = self.done / max(self.seconds, 1e-3)
         if 0 < each < 1:
             return f"{60 * each:.2g}/min"
@@ -94,12 +94,12 @@ class Stage:
 
     @property
     def count(self) -> str:
-        """What is done of what there is."""
+        """Units done, of the total."""
         return f"{self.done:,.0f}/{self.total:,} {self.unit}"
 
     @property
     def clock(self) -> str:
-        """Time that is left; in the end, time it took."""
+        """Time left; in the end, time taken."""
         if self.ended is not None:
             return f"took {_clock(self.ended)}"
         return f"left {_clock(self.left)}"
@@ -113,20 +113,20 @@ class Stage:
 @contextmanager
 def stage(
     console: Console, title: str, total: int, unit: str, *, cost: float | None = None
-) -> Iterator[Stage]:
-    """Show how far a stage is, at what rate, with the time left and what has failed.
+) -> Iterator[StageProgress]:
+    """Show the progress of a stage: units done, rate, time left and failures.
 
     Parameters
     ----------
     total
-        Units there are.
+        Number of units.
     cost
-        What all of them cost; default: each the same.
+        Cost of all units; default: 1 each.
 
     Yields
     ------
-    Stage
-        Tell it what was done.
+    StageProgress
+        To report progress to.
     """
     kind: type[_Bar | _Cell | _Lines] = _Lines
     if console.is_jupyter:
@@ -141,8 +141,8 @@ def stage(
         shown.end()
 
 
-class _Lines(Stage):
-    """Plain lines, now and then."""
+class _Lines(StageProgress):
+    """Plain lines at intervals."""
 
     def begin(self, console: Console, stack: ExitStack) -> None:
         del stack
@@ -190,14 +190,14 @@ def _clock(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-class _Bar(Stage):
+class _Bar(StageProgress):
     """A bar in a terminal."""
 
     def begin(self, console: Console, stack: ExitStack) -> None:
         self.bars = stack.enter_context(
             Progress(
                 TextColumn(f"{self.title:<10}"),
-                BarColumn(bar_width=12),  # all of it fits into 80 columns
+                BarColumn(bar_width=12),  # so that the line fits into 80 columns
                 _Column("count"),
                 _Column("rate", "cyan"),
                 _Column("clock", "yellow"),
@@ -214,8 +214,8 @@ class _Bar(Stage):
         self.bars.update(self.bar, completed=self.share)
 
 
-class _Cell(Stage):
-    """A bar in a notebook's cell, which no widgets are needed for."""
+class _Cell(StageProgress):
+    """A bar in a notebook's cell, without widgets."""
 
     def begin(self, console: Console, stack: ExitStack) -> None:
         del console
@@ -228,7 +228,7 @@ class _Cell(Stage):
             self._draw()
 
     def end(self) -> None:
-        """Leave the bar as it is; it is drawn once more in any case."""
+        """Leave the bar as it is: it is redrawn on exit anyway."""
 
     def _draw(self) -> None:
         from IPython import display

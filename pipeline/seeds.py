@@ -1,4 +1,4 @@
-"""Seeds of what is drawn at random, from a recipe's content: no two recipes share a stream."""
+"""Random seeds derived from a recipe's content: no two recipes share a stream."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 def derived_seed(recipe: Any, use: str) -> int:
     """Return the seed of one use of random numbers by one recipe.
 
-    A generator at the same number gives every model the same stream, so that two of different
-    shapes begin with the same weights up to scale. Here each recipe, and each use in it, has a
-    stream of its own; the same recipe has the same one on every machine.
+    Generators seeded with the same number give every model the same stream, so that models of
+    different shapes start from the same weights up to scale. Here each recipe, and each use in it,
+    has a stream of its own, which is the same on every machine.
 
     Parameters
     ----------
     recipe
         What identifies the model, its own `seed` included; JSON-able.
     use
-        What is drawn, such as `weights` or `order`.
+        What the random numbers are for, such as `weights` or `order`.
 
     Returns
     -------

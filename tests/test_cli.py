@@ -22,7 +22,7 @@ from pipeline.errors import ModelError
 from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.schema import FORMAT_VERSION
-from pipeline.sources import get_source
+from pipeline.sources.torch_source import torch_source
 from pipeline.store import Store
 from pipeline.workflow.log import read_runs
 
@@ -194,16 +194,16 @@ def test_run__model_left_out_is_named(
     zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the findings that it is missing from, in the run that failed and in the next ones."""
-    from pipeline.sources import base
+    from pipeline.sources import torch_source
 
-    broken, load = zoo.copy(tmp_path / "zoo", cluster), base.load_weights
+    broken, load = zoo.copy(tmp_path / "zoo", cluster), torch_source.load_weights
 
     def failing(source: Any, spec: Any, model: Any, file: str) -> None:
         if file.endswith("vit-b/step-10.safetensors"):
             raise ModelError("the disk is full")
         load(source, spec, model, file)
 
-    monkeypatch.setattr(base, "load_weights", failing)
+    monkeypatch.setattr(torch_source, "load_weights", failing)
     for _ in range(2):
         result = consilience(
             broken, "run", "workflow.yaml", "--cluster", cluster, "--store", "new.zarr",
@@ -380,7 +380,7 @@ def test_models_check__names_what_is_wrong_and_goes_on(copied: Zoo) -> None:
 def test_models_check__architecture_that_its_library_breaks_on(
     copied: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = type(get_source("timm"))
+    source = type(torch_source("timm"))
     real = source.intermediates
 
     def broken(self: Any, model: Any, tower: str, inputs: Any) -> Any:

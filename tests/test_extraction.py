@@ -17,20 +17,15 @@ from pipeline import extraction
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.config.registry import load_registry
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction import (
-    Tap,
-    TowerInfo,
-    _Cache,
-    _jsonable,
-    as_image,
-    check_fit,
-    describe,
-    extract,
-)
-from pipeline.sources import get_source
-from pipeline.sources.base import load_checkpoint
+from pipeline.extraction import extract
+from pipeline.lru import LruCache
+from pipeline.sources import TowerInfo
+from pipeline.sources.torch_describe import _jsonable, check_fit, describe
+from pipeline.sources.torch_reader import LayerReader
+from pipeline.sources.torch_source import load_checkpoint, torch_source
 from pipeline.stimuli import StimulusSet
 from pipeline.stimuli.digits import load_digits
+from pipeline.stimuli.images import as_image
 from pipeline.training.vocabulary import write_merges
 
 VIT = {"num_classes": 5, "img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 2,
@@ -52,7 +47,7 @@ def spec(**changes: Any) -> ModelSpec:
 
 
 def loaded(chosen: ModelSpec) -> torch.nn.Module:
-    return load_checkpoint(get_source(chosen.source), chosen, Checkpoint(init=Init(seed=0)))
+    return load_checkpoint(torch_source(chosen.source), chosen, Checkpoint(init=Init(seed=0)))
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +83,10 @@ def stimuli(n: int = 23) -> StimulusSet:
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch) -> _Cache:
+def cache(monkeypatch: pytest.MonkeyPatch) -> LruCache[Any, torch.Tensor]:
     """An empty cache for each test."""
-    made = _Cache(2**24)
-    monkeypatch.setattr(extraction, "_decoded", made)
+    made: LruCache[Any, torch.Tensor] = LruCache(2**24, size=lambda batch: batch.nbytes)
+    monkeypatch.setattr(extraction, "_inputs", made)
     return made
 
 
@@ -107,9 +102,9 @@ def run(
 @pytest.fixture(scope="module")
 def by_hand(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """Run one stimulus at a time."""
-    transform = get_source("timm").image_transform(spec(), model)
-    tap = Tap(spec(), model, "image")
-    rows = [tap(transform(as_image(i))[None]) for i in stimuli().images]
+    transform = torch_source("timm").image_transform(spec(), model)
+    reader = LayerReader(spec(), model, "image")
+    rows = [reader(transform(as_image(i))[None]) for i in stimuli().images]
     return {n: torch.cat([r[n] for r in rows]).numpy() for n in rows[0]}
 
 
@@ -188,7 +183,7 @@ def test_extract__one_forward_pass_for_all_layers(model: torch.nn.Module) -> Non
 
 
 def test_extract__keeps_no_gradients(model: torch.nn.Module) -> None:
-    output = Tap(spec(), model, "image")(torch.zeros(1, 3, 16, 16))
+    output = LayerReader(spec(), model, "image")(torch.zeros(1, 3, 16, 16))
     assert all(not o.requires_grad for o in output.values())
 
 
@@ -220,8 +215,8 @@ def test_extract__deterministic(model: torch.nn.Module) -> None:
 def test_extract__text(clip: ModelSpec, batch_size: int) -> None:
     two_towers = loaded(clip)
     found = run(clip, two_towers, "text", batch_size=batch_size)
-    tokens = get_source("open_clip").tokenizer(clip)(stimuli().captions or ())
-    expected = Tap(clip, two_towers, "text")(tokens)
+    tokens = torch_source("open_clip").tokenizer(clip)(stimuli().captions or ())
+    expected = LayerReader(clip, two_towers, "text")(tokens)
     assert list(found) == ["blocks.0", "blocks.1"]
     for name, values in found.items():
         assert values.shape == (23, 12)
@@ -261,7 +256,7 @@ def poison(model: Any, pixels: list[float], value: float) -> None:
 @pytest.mark.parametrize("batch_size", [2, 256])
 def test_extract__not_finite(value: float, batch_size: int) -> None:
     poisoned: Any = loaded(spec())
-    transform = get_source("timm").image_transform(spec(), poisoned)
+    transform = torch_source("timm").image_transform(spec(), poisoned)
     base = stimuli()
     means = [float(transform(as_image(base.images[r]))[0].mean()) for r in (12, 15)]
     poison(poisoned, means, value)
@@ -293,11 +288,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, largest: int, failures: int = 10**6
     sizes: list[int] = []
     real = extraction._forward
 
-    def forward(tap: Tap, inputs: torch.Tensor, precision: str) -> dict[str, Any]:
+    def forward(reader: LayerReader, inputs: torch.Tensor, precision: str) -> dict[str, Any]:
         sizes.append(len(inputs))
         if len(inputs) > largest and sum(s > largest for s in sizes) <= failures:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return real(tap, inputs, precision)
+        return real(reader, inputs, precision)
 
     monkeypatch.setattr(extraction, "_forward", forward)
     return sizes
@@ -354,7 +349,7 @@ def test_inputs__models_with_one_preprocessing_share_them(
 def test_inputs__captions_are_tokenised_once(
     clip: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = type(get_source("open_clip"))
+    source = type(torch_source("open_clip"))
     calls: list[int] = []
     real = source.tokenizer
     monkeypatch.setattr(source, "tokenizer", lambda *a: calls.append(1) or real(*a))
@@ -366,6 +361,17 @@ def test_inputs__captions_are_tokenised_once(
     assert len(calls) == 2
 
 
+def test_extract__text_tower_of_stimuli_without_images(
+    clip: ModelSpec, cache: LruCache[Any, torch.Tensor]
+) -> None:
+    two_towers, base = loaded(clip), stimuli()
+    words = StimulusSet("words", {}, captions=base.captions)
+    alone, beside = (run(clip, two_towers, "text", base=b) for b in (words, base))
+    np.testing.assert_array_equal(alone["blocks.1"], beside["blocks.1"])
+    with pytest.raises(InputError, match="they have no images, which image towers need"):
+        run(clip, two_towers, "image", base=words)
+
+
 def cache_of_other_captions_differs(
     clip: ModelSpec, model: torch.nn.Module, first: dict[str, np.ndarray]
 ) -> bool:
@@ -374,47 +380,6 @@ def cache_of_other_captions_differs(
     found = run(clip, model, "text", base=turned)["blocks.1"]
     np.testing.assert_allclose(found[::-1], first["blocks.1"], rtol=1e-4, atol=1e-5)
     return not np.allclose(found, first["blocks.1"])
-
-
-def test_cache__most_recent_within_the_budget() -> None:
-    held = _Cache(budget=40)  # ten float32
-    a, b, c = (torch.full((4,), float(i)) for i in range(3))
-    held.put("a", a)
-    held.put("b", b)
-    assert held.get("a") is a  # now more recent than b
-    held.put("c", c)
-    assert held.get("b") is None
-    assert held.get("a") is a
-    assert held.get("c") is c
-    assert held.used == 32
-
-
-def test_cache__larger_than_the_budget() -> None:
-    held = _Cache(budget=40)
-    held.put("a", torch.zeros(4))
-    held.put("big", torch.zeros(11))
-    assert held.get("big") is None
-    assert held.used == 0
-    held.put("a", torch.zeros(10))
-    assert held.used == 40
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), unique_by=lambda p: p[0]))
-def test_cache__never_above_the_budget(puts: list[tuple[int, int]]) -> None:
-    held = _Cache(budget=32)
-    for key, size in puts:
-        held.put(key, torch.zeros(size))
-        assert held.used == sum(b.nbytes for b in held.held.values()) <= 32
-
-
-def test_cache__put_again() -> None:
-    # once wrong: the bytes of a key that is there already count twice
-    # (two threads of a worker that miss together), and at last popping an empty cache fails
-    held = _Cache(budget=40)
-    for _ in range(3):
-        held.put("a", torch.zeros(4))
-        assert held.used == 16
 
 
 def test_as_image__grey_and_colour() -> None:
@@ -429,7 +394,7 @@ def test_as_image__grey_and_colour() -> None:
 
 
 def test_describe__builds_once_for_entries_of_one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = type(get_source("timm"))
+    source = type(torch_source("timm"))
     built: list[int] = []
     real = source.build
     monkeypatch.setattr(source, "build", lambda *a, **k: built.append(1) or real(*a, **k))
@@ -444,7 +409,7 @@ def test_describe__builds_once_for_entries_of_one_recipe(monkeypatch: pytest.Mon
 
 def test_describe__makes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: set[str] = set()
-    source = type(get_source("timm"))
+    source = type(torch_source("timm"))
     real = source.build
 
     def build(*given: Any, **keywords: Any) -> torch.nn.Module:
@@ -504,31 +469,31 @@ def test_describe__weights_that_are_handed_from_module_to_module(
 def test_describe__whatever_a_library_raises(
     monkeypatch: pytest.MonkeyPatch, method: str, doing: str, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr("pipeline.extraction._architectures", {})
+    monkeypatch.setattr("pipeline.sources.torch_describe._architectures", LruCache(1))
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error("lost\nand more")
 
-    monkeypatch.setattr(type(get_source("timm")), method, fail)
+    monkeypatch.setattr(type(torch_source("timm")), method, fail)
     with pytest.raises(
         ModelError,
         match=rf"^model timm/tiny: {doing} fails: {error.__name__}: [^\n]*lost[^\n]*timm itself "
-        r"does not cope with this architecture: leave the entry out\.$",
+        r"does not support this architecture: leave the entry out\.$",
     ):
         describe(spec())
 
 
 def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.extraction._architectures", {})
+    monkeypatch.setattr("pipeline.sources.torch_describe._architectures", LruCache(1))
 
     def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor) -> Any:
         return inputs.max().item()
 
-    monkeypatch.setattr(type(get_source("timm")), "intermediates", look)
+    monkeypatch.setattr(type(torch_source("timm")), "intermediates", look)
     with pytest.raises(
         ModelError,
-        match=r"model timm/tiny: vit_tiny_patch16_224 cannot be described before its weights are "
-        "there, because its code decides by the values of its input: .*Leave the entry out",
+        match=r"model timm/tiny: vit_tiny_patch16_224 cannot be described without its "
+        "weights, because its code branches on the values of its input: .*Leave the entry out",
     ):
         describe(spec())
 

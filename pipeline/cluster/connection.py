@@ -1,4 +1,4 @@
-"""How a client comes by its scheduler: one that runs already, or one that is started here."""
+"""Connecting to a scheduler: one that is running already, or one that is started here."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30
 WORKER_SECONDS = 30
-"""How long a scheduler that has had no worker yet is waited for."""
+"""How long to wait for the first worker of a scheduler."""
 ATTEMPTS = 3
-"""Workers that may die with a task among others before the task is tried alone."""
+"""Workers that may die running a task, among others, before the task is tried alone."""
 _LOGGERS = (
     "distributed",
     "distributed.client",
@@ -33,9 +33,9 @@ _LOGGERS = (
 
 
 def silence() -> None:
-    """Keep Dask's own logs from the terminal, if `distributed` has not been imported yet.
+    """Keep Dask's own logs off the terminal, unless `distributed` has been imported already.
 
-    What goes wrong is reported by the run itself, once and by name.
+    The run itself reports each failure, once and by name.
     """
     import dask
 
@@ -44,13 +44,13 @@ def silence() -> None:
 
 @contextmanager
 def connect(spec: ClusterSpec) -> Iterator[Client]:
-    """Connect to the cluster that a spec names, starting it unless it runs already.
+    """Connect to the cluster that a spec names, and start it unless it is running already.
 
     Raises
     ------
     InputError
-        Where no scheduler answers at the address within half a minute, refuses the certificates,
-        or has no worker; where a cluster cannot be started.
+        Where no scheduler answers at the address within half a minute, or it refuses the
+        certificates or has no worker; where a cluster cannot be started.
     """
     import dask
 
@@ -70,7 +70,7 @@ def connect(spec: ClusterSpec) -> Iterator[Client]:
 
 
 def _settings(tls: TlsSpec | None) -> dict[str, Any]:
-    """Return Dask's settings, which processes that are started here take over."""
+    """Return Dask's settings, which processes started here inherit."""
     settings: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
         **{f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in kinds.MALLOC.items()},
@@ -98,7 +98,7 @@ def _join(spec: AddressSpec) -> Iterator[Client]:
         raise InputError(
             f"no Dask scheduler answers at {spec.address} within {CONNECT_SECONDS} s "
             f"({_innermost(error)}). Start one (`dask scheduler`), or correct the "
-            f"address in `cluster:` or --cluster.{_about_certificates(spec)}"
+            f"address in `cluster:` or --cluster.{_certificate_hint(spec)}"
         ) from None
     with client:
         try:
@@ -118,7 +118,7 @@ def _innermost(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _about_certificates(spec: AddressSpec) -> str:
+def _certificate_hint(spec: AddressSpec) -> str:
     if spec.tls is None:
         return " A scheduler with TLS is at a tls:// address, and answers no other."
     return (
@@ -128,10 +128,10 @@ def _about_certificates(spec: AddressSpec) -> str:
 
 
 def _probe(address: str, certificates: Any) -> None:
-    """Raise where nothing speaks Dask's protocol at an address.
+    """Raise unless something answers at an address in Dask's protocol.
 
-    A client that cannot connect is never quite gone: collected at a bad moment, in the middle of
-    another's start, it closes itself and waits for ever. So none is made before there is an answer.
+    A client that cannot connect never quite goes away: garbage-collected while another client
+    starts, it closes itself and waits forever. So no client is made before there is an answer.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -143,5 +143,5 @@ def _probe(address: str, certificates: Any) -> None:
         comm = await reach(address, timeout=CONNECT_SECONDS, **arguments)
         await comm.close()
 
-    with ThreadPoolExecutor(1) as thread:  # a notebook has a loop of its own in this one
+    with ThreadPoolExecutor(1) as thread:  # in a notebook this thread already runs an event loop
         thread.submit(asyncio.run, probe()).result()

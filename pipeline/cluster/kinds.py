@@ -1,4 +1,4 @@
-"""Clusters that are started here: from the spec of each kind to Dask's own object."""
+"""Starting clusters: from the spec of each kind to Dask's own object."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from pipeline.cluster.spec import (
 from pipeline.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-# workers make and drop arrays of tens of megabytes all the time: where glibc gives each back to the
-# system at once, as distributed tells it to, the page faults cost more than the arithmetic
+# workers allocate and free arrays of tens of megabytes all the time: where glibc returns each to
+# the system at once, as distributed has it do, page faults cost more than the arithmetic
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
-# a worker whose scheduler ends first has a traceback for each heartbeat: the terminal is the run's
+# a worker that outlives its scheduler logs a traceback at each heartbeat, amid the run's own lines
 _QUIET = {"silence_logs": logging.CRITICAL}
 SSH_SECONDS = 30
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -37,7 +37,7 @@ _SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 
 
 def start(spec: ClusterSpec) -> Any:
-    """Start the cluster of a spec, and ask for its workers.
+    """Start the cluster of a spec, and request its workers.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def _local(spec: LocalSpec) -> Any:
     from distributed import LocalCluster, SpecCluster
 
     gpus = machine.n_gpus()
-    with _interrupts_for_this_thread():
+    with _interrupts_blocked():
         if gpus:
             return SpecCluster(**gpu_cluster(spec, gpus))
         return LocalCluster(
@@ -96,14 +96,14 @@ def _local(spec: LocalSpec) -> Any:
 
 
 @contextmanager
-def _interrupts_for_this_thread() -> Iterator[None]:
-    """Keep Ctrl-C from what is started here, and from what that starts: masks are inherited.
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C in processes started meanwhile, and in their children: masks are inherited.
 
-    A terminal sends it to the workers too, which would each end with a traceback of its own.
+    A terminal sends Ctrl-C to the workers too, and each would end with a traceback of its own.
     """
     from multiprocessing.resource_tracker import ensure_running
 
-    ensure_running()  # in the thread that first starts a process it would take the mask away
+    ensure_running()  # launched later, with the first process, it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -136,16 +136,16 @@ def gpu_cluster(spec: LocalSpec, gpus: int) -> dict[str, Any]:
 
 
 def _ssh(spec: SshSpec) -> Any:
-    _needed("asyncssh", "ssh", spec.kind)
+    _require("asyncssh", "ssh", spec.kind)
     import dask
     from distributed import SpecCluster
 
     try:
-        # what is started by ssh takes over these settings, and is known to have started, and where,
-        # from what it logs
+        # processes started by ssh inherit these settings; their logs tell Dask that they have
+        # started, and where
         with dask.config.set({"logging": {"distributed": "info"}}):
             return SpecCluster(**ssh_cluster(spec), security=security(spec.tls), name="consilience")
-    except Exception as error:  # asyncssh and the remote shell fail in ways of their own
+    except Exception as error:  # asyncssh and the remote shell raise errors of many kinds
         cause = error.__cause__ or error
         raise InputError(
             f"no cluster could be started by ssh on {', '.join(spec.hosts)}: "
@@ -166,10 +166,10 @@ def ssh_cluster(spec: SshSpec) -> dict[str, Any]:
         "known_hosts": spec.known_hosts and str(Path(spec.known_hosts).expanduser()),
         "connect_timeout": SSH_SECONDS,
     }
-    # asyncssh takes None for `known_hosts` as leave to trust any host
+    # asyncssh takes `known_hosts=None` as permission to trust any host
     reach = {name: value for name, value in given.items() if value is not None}
     options: dict[str, Any] = {"nthreads": 1, "memory_limit": spec.memory_limit}
-    if spec.memory_limit == "auto":  # each worker's process would take itself for the only one
+    if spec.memory_limit == "auto":  # each worker would take itself for the host's only one
         options["memory_limit"] = 1 / (spec.gpus or spec.n_workers)
     workers: dict[str, Any] = {}
     for host in spec.hosts:
@@ -204,7 +204,7 @@ def ssh_cluster(spec: SshSpec) -> dict[str, Any]:
 
 
 def _batch(spec: BatchSpec) -> Any:
-    _needed("dask_jobqueue", "jobqueue", spec.kind)
+    _require("dask_jobqueue", "jobqueue", spec.kind)
     if shutil.which(_SUBMIT[spec.kind]) is None:
         raise InputError(
             f"kind: {spec.kind} submits jobs by `{_SUBMIT[spec.kind]}`, which is not on this "
@@ -219,19 +219,19 @@ def _batch(spec: BatchSpec) -> Any:
         else:
             cluster.sync(_submit, cluster, spec.n_jobs)
     except RuntimeError as error:
-        said, script = str(error).strip(), cluster.job_script()
+        reason, script = str(error).strip(), cluster.job_script()
         for job in cluster.workers.values():
-            job.status = Status.failed  # a job that never was cannot be closed
+            job.status = Status.failed  # a job that was never submitted cannot be closed
         cluster.close()
         raise InputError(
             f"{_SUBMIT[spec.kind]} refused the job. Look at queue, account, walltime and "
-            f"directives. {said}\nThe job:\n{script}"
+            f"directives. {reason}\nThe job:\n{script}"
         ) from None
     return cluster
 
 
 async def _submit(cluster: Any, n_jobs: int) -> None:
-    """Scale up, but not in the background, where a refusal would only be printed."""
+    """Scale up in the foreground: in the background a refusal would only be printed."""
     for _ in range(n_jobs):
         cluster.worker_spec.update(cluster.new_worker_spec())
     await cluster._correct_state()
@@ -242,7 +242,7 @@ def batch_cluster(spec: BatchSpec) -> Any:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     import dask_jobqueue
 
-    # which takes Ctrl-C for itself at its import, and makes it end the process without a word
+    # its import installs handlers of its own, with which Ctrl-C ends the process silently
     for number, handler in handlers.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
@@ -256,8 +256,8 @@ def batch_options(spec: BatchSpec) -> dict[str, Any]:
         f"export {name}={shlex.quote(value)}"
         for name, value in {**MALLOC, **_environment(spec)}.items()
     ]
-    # a worker has one task at a time, whatever number of threads its arithmetic has; of an option
-    # that is given twice the worker takes the last
+    # a worker runs one task at a time, however many threads its arithmetic uses; of an option that
+    # is given twice, the worker takes the last
     extra = ["--nthreads", "1"]
     if spec.gpu:
         extra += ["--resources", "GPU=1"]
@@ -273,8 +273,8 @@ def batch_options(spec: BatchSpec) -> dict[str, Any]:
     if spec.walltime is not None:
         wall = seconds(spec.walltime)
         given["walltime"] = _clock(wall, with_seconds=spec.kind != "lsf")
-        # workers that retire by themselves, not all at once, hand their tasks back: an end by the
-        # batch system would count against the tasks
+        # workers that retire by themselves, at staggered times, hand their tasks back; when the
+        # batch system kills them, that counts against their tasks
         margin = min(max(60.0, 0.05 * wall), 600.0)
         if wall > 4 * margin:
             extra += ["--lifetime", f"{wall - 2 * margin:.0f}s"]
@@ -300,12 +300,12 @@ def _clock(duration: float, *, with_seconds: bool) -> str:
 
 
 def _kubernetes(spec: KubernetesSpec) -> Any:
-    _needed("dask_kubernetes", "kubernetes", spec.kind)
+    _require("dask_kubernetes", "kubernetes", spec.kind)
     from dask_kubernetes.operator import KubeCluster
 
     try:
         cluster = KubeCluster(**kubernetes_options(spec))
-    except Exception as error:  # the operator's client fails in ways of its own
+    except Exception as error:  # the operator's client raises errors of many kinds
         raise InputError(
             f"no cluster could be started on Kubernetes: {type(error).__name__}: {error}. Look at "
             "`kubectl get pods`, and whether the Dask operator is installed "
@@ -343,7 +343,7 @@ def kubernetes_options(spec: KubernetesSpec) -> dict[str, Any]:
     }
 
 
-def _needed(package: str, extra: str, kind: str) -> None:
+def _require(package: str, extra: str, kind: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
@@ -353,18 +353,18 @@ def _needed(package: str, extra: str, kind: str) -> None:
         )
 
 
-def tend(cluster: Any) -> None:
-    """Ask again for the workers of a cluster that were lost with their jobs or hosts.
+def respawn_workers(cluster: Any) -> None:
+    """Request again the workers that a cluster lost with their jobs or hosts.
 
-    Dask forgets a batch job that has ended, and asks for another only where the number wanted
+    Dask forgets a batch job that has ended, and requests another only when the target number
     changes.
     """
     wanted: Mapping[Any, Any] | None = getattr(cluster, "worker_spec", None)
     if wanted is not None and len(cluster.workers) < len(wanted):
-        cluster.loop.add_callback(_again, cluster)
+        cluster.loop.add_callback(_respawn, cluster)
 
 
-async def _again(cluster: Any) -> None:
+async def _respawn(cluster: Any) -> None:
     try:
         await cluster._correct_state()
     except Exception as error:  # the run goes on with the workers that are left

@@ -1,4 +1,4 @@
-"""What this machine offers, and where a worker keeps its files."""
+"""GPUs and cores of this machine, and the folder of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def n_gpus() -> int:
 
 
 def cpu_count() -> int:
-    """Return the cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""The `cluster:` part of a workflow: one class for each kind, with the fields that belong to it."""
+"""The `cluster:` section of a workflow: one class for each kind, with the fields of that kind."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _duration(text: str) -> str:
             return text
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{text!r} is no duration; write one like 90 s, 5 min, 12 h or 12:00:00.")
+    raise ValueError(f"{text!r} is not a duration; write one like 90 s, 5 min, 12 h or 12:00:00.")
 
 
 def _size(text: str) -> str:
@@ -45,7 +45,7 @@ def _size(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise ValueError(f"{text!r} is no size; write one like 64 GiB.")
+    raise ValueError(f"{text!r} is not a size; write one like 64 GiB.")
 
 
 def _memory_limit(text: str) -> str:
@@ -59,12 +59,12 @@ Environment = dict[str, str]
 
 
 class TlsSpec(Spec):
-    """Files of certificates: whoever has none signed by the same authority is refused."""
+    """TLS certificates: peers without one signed by the same authority are refused."""
 
     ca: str
     """Certificate of the authority that signed all others, a PEM file."""
     cert: str
-    """Certificate of this client, and of what is started here, a PEM file."""
+    """Certificate of this client and of the processes it starts, a PEM file."""
     key: str
     """The private key that goes with it, a PEM file."""
 
@@ -77,17 +77,17 @@ class TlsSpec(Spec):
         return self
 
     def absolute(self, field: str) -> str:
-        """Return the whole path of one of the files: workers may stand in another folder."""
+        """Return the absolute path of a file: workers may run in another folder."""
         return str(Path(getattr(self, field)).expanduser().absolute())
 
 
 class AdaptSpec(Spec):
-    """How far a cluster grows and shrinks with what there is to do."""
+    """Limits of a cluster that grows and shrinks with its load."""
 
     minimum: int = Field(default=0, ge=0)
-    """Fewest to keep."""
+    """Smallest number to keep."""
     maximum: int = Field(ge=1)
-    """Most to ask for."""
+    """Largest number to request."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AdaptSpec:
@@ -97,7 +97,7 @@ class AdaptSpec(Spec):
 
 
 class ClusterSpec(Spec):
-    """What is asked of every kind."""
+    """Fields that every kind has."""
 
     kind: str
     wait_for_workers: Duration = "5 min"
@@ -127,10 +127,10 @@ class LocalSpec(ClusterSpec):
 
 
 class AddressSpec(ClusterSpec):
-    """A scheduler that runs already, whose workers see the same file system."""
+    """A scheduler that is running already, whose workers see the same file system."""
 
     kind: Literal["address"]
-    """A scheduler that runs already."""
+    """A scheduler that is running already."""
     address: str
     """The scheduler's address: tcp://host:8786, or tls://host:8786."""
     tls: TlsSpec | None = None
@@ -164,25 +164,25 @@ class SshSpec(ClusterSpec):
     memory_limit: MemoryLimit = "auto"
     """Memory of each worker (`16GiB`), `auto` for an equal share, `0` for no limit."""
     username: str | None = None
-    """Who to log in as; default: as ~/.ssh/config has it."""
+    """User to log in as; default: from ~/.ssh/config."""
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Port of the ssh servers; default: as ~/.ssh/config has it, or 22."""
+    """Port of the ssh servers; default: from ~/.ssh/config, or 22."""
     identity: str | None = None
-    """File of the private key to log in with; default: as ssh has it."""
+    """File of the private key to log in with; default: ssh's own choice."""
     known_hosts: str | None = None
     """File of the hosts' keys; default: ~/.ssh/known_hosts. Unknown hosts are refused."""
     python: str | None = None
-    """Python with Consilience on the hosts; default: the path of the one that runs here."""
+    """Python with Consilience on the hosts; default: the path of this process's own."""
     environment: Environment = Field(default_factory=dict)
     """Environment variables of workers."""
     tls: TlsSpec | None = None
-    """Certificates, to encrypt what goes between hosts; the paths hold on every host."""
+    """Certificates that encrypt traffic between hosts; the paths must be valid on every host."""
 
 
 class BatchSpec(ClusterSpec):
     """Workers as jobs of a batch system, through dask-jobqueue.
 
-    What is left out is taken from dask-jobqueue's own configuration (~/.config/dask/jobqueue.yaml).
+    Fields left out are taken from dask-jobqueue's own configuration (~/.config/dask/jobqueue.yaml).
     """
 
     kind: Literal["slurm", "pbs", "lsf", "sge"]
@@ -192,7 +192,7 @@ class BatchSpec(ClusterSpec):
     n_jobs: int | None = Field(default=None, ge=1)
     """Jobs to keep running; give this or `adapt`."""
     adapt: AdaptSpec | None = None
-    """Fewest and most jobs, for a number that follows what there is to do."""
+    """Fewest and most jobs, for a number that follows the load."""
     cores: int = Field(ge=1)
     """Cores of each job."""
     memory: Size
@@ -202,27 +202,27 @@ class BatchSpec(ClusterSpec):
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads of arithmetic in each worker; a job has cores / threads_per_worker workers."""
     gpu: bool = False
-    """One GPU for each job, which is then one worker; ask for it in `directives`."""
+    """One GPU for each job, which is then one worker; request it in `directives`."""
     queue: str | None = None
     """Queue or partition."""
     account: str | None = None
-    """Account or project that is charged."""
+    """Account or project to charge."""
     directives: OneOrMany = ()
-    """More lines of the job's header, without #SBATCH or its like: `--gres=gpu:1`."""
+    """Further directives of the job's header, without #SBATCH or its equivalent: `--gres=gpu:1`."""
     prologue: OneOrMany = ()
-    """Shell commands of a job before its worker starts: `module load cuda`."""
+    """Shell commands that a job runs before its worker starts: `module load cuda`."""
     interface: str | None = None
-    """Network interface that joins scheduler and workers, `ib0`."""
+    """Network interface between scheduler and workers, such as `ib0`."""
     python: str | None = None
-    """Python with Consilience on the nodes; default: the path of the one that runs here."""
+    """Python with Consilience on the nodes; default: the path of this process's own."""
     local_directory: str | None = None
     """Folder for workers' scratch files on a node's own disk."""
     log_directory: str | None = None
-    """Folder for what jobs print."""
+    """Folder for the jobs' output."""
     environment: Environment = Field(default_factory=dict)
     """Environment variables of workers."""
     tls: TlsSpec | None = None
-    """Certificates, to encrypt what goes between nodes; the paths hold on every node."""
+    """Certificates that encrypt traffic between nodes; the paths must be valid on every node."""
 
     @model_validator(mode="after")
     def _consistent(self) -> BatchSpec:
@@ -230,14 +230,14 @@ class BatchSpec(ClusterSpec):
             raise ValueError("give n_jobs, or adapt: {minimum: 0, maximum: 20}, and not both.")
         if not self.gpu and self.cores % self.threads_per_worker:
             raise ValueError(
-                f"cores ({self.cores}) is no multiple of threads_per_worker "
+                f"cores ({self.cores}) is not a multiple of threads_per_worker "
                 f"({self.threads_per_worker})."
             )
         return self
 
     @property
     def workers_per_job(self) -> int:
-        """One for a GPU, else as many as the cores have room for."""
+        """One for a job with a GPU, else as many as fit its cores."""
         return 1 if self.gpu else self.cores // self.threads_per_worker
 
 
@@ -257,7 +257,7 @@ class KubernetesSpec(ClusterSpec):
     n_workers: int | None = Field(default=None, ge=1)
     """Pods; give this or `adapt`."""
     adapt: AdaptSpec | None = None
-    """Fewest and most pods, for a number that follows what there is to do."""
+    """Fewest and most pods, for a number that follows the load."""
     cpu: int = Field(default=1, ge=1)
     """Cores, and threads of arithmetic, of each pod."""
     memory: Size = "8 GiB"
@@ -333,12 +333,12 @@ def override(spec: ClusterSpec, given: str | None) -> ClusterSpec:
         The workflow's.
     given
         `local`, a scheduler's address, or a YAML file with a `cluster:` mapping. An address keeps
-        the certificates and the patience of a workflow that names a scheduler itself.
+        the certificates and the waiting time of a workflow that names a scheduler itself.
 
     Raises
     ------
     InputError
-        For an address of another form, or a file that is missing or wrong.
+        For an address of another form, or a file that is missing or invalid.
     """
     if given is None and spec.kind == "local":
         given = os.environ.get("DASK_SCHEDULER_ADDRESS") or None

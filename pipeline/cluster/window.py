@@ -1,4 +1,4 @@
-"""The sliding window through which tasks reach a cluster, and what becomes of them."""
+"""Tasks submitted to a cluster through a sliding window, and their outcomes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from pipeline.cluster import connection
-from pipeline.cluster.kinds import tend
+from pipeline.cluster.kinds import respawn_workers
 from pipeline.cluster.spec import ClusterSpec
 from pipeline.errors import ClusterError, ConsilienceError, InputError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often the scheduler is asked for its workers."""
 SILENCE_SECONDS = 60.0
-"""How long a scheduler may leave that unanswered."""
+"""How long the scheduler may take to answer."""
 RESULT_SECONDS = 10.0
 _LOG = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ class Task:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     cost: float = 1.0
-    """Relative cost: the longest go first."""
+    """Relative cost: the costliest start first."""
     device: Device = "cpu"
-    """`cuda`: only where a worker offers a GPU. `auto`: there, if any does."""
+    """`cuda`: only on workers with a GPU. `auto`: on those, if there are any."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task."""
+    """The result of a task, or its error."""
 
     task: Task
     result: Any = None
@@ -65,19 +65,19 @@ class Executor:
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yield outcomes as tasks finish, the costliest started first.
 
-        Two tasks per thread of the workers are in flight: tasks submitted all at once are
-        pre-assigned, and one that kills its worker would take its neighbours in the queue down
-        with it. The number follows the workers as they come and go.
+        Two tasks per worker thread are in flight: tasks submitted all at once are assigned in
+        advance, and one that kills its worker would take its neighbours in the queue with it. The
+        number follows the workers as they come and go.
 
-        A task with which several workers have died is a suspect, as is whatever ran beside it.
-        Suspects are tried again when all else is done, one at a time with nothing beside them: what
-        kills workers even then is reported as failed. So it fails after twice the deaths that the
-        scheduler allows, and no other task does.
+        A task during which several workers have died is a suspect, as is whatever ran beside it.
+        Suspects are retried when all else is done, one at a time with nothing beside them: what
+        kills workers even then is reported as failed. So such a task fails after twice the deaths
+        that the scheduler allows, and no other task fails with it.
 
         Raises
         ------
         ClusterError
-            Where the scheduler is lost, or no worker is there for as long as the spec allows.
+            Where the scheduler is lost, or there has been no worker for as long as the spec allows.
         InputError
             Where a task must have a GPU, and no worker offers one.
         """
@@ -99,7 +99,7 @@ class Executor:
 
 @contextmanager
 def executor(spec: ClusterSpec) -> Iterator[Executor]:
-    """Give an executor, and close what it started."""
+    """Yield an executor, and close what it started."""
     made = Executor(spec)
     try:
         yield made
@@ -108,7 +108,7 @@ def executor(spec: ClusterSpec) -> Iterator[Executor]:
 
 
 def describe_failure(outcome: Outcome) -> str:
-    """Say why a task failed, in one line."""
+    """Return why a task failed, in one line."""
     error = outcome.error
     if isinstance(error, ConsilienceError):
         return str(error)
@@ -116,20 +116,20 @@ def describe_failure(outcome: Outcome) -> str:
 
 
 class _Workers:
-    """The cluster's workers, as last seen, and how long none has been there that could work."""
+    """The cluster's workers as last polled, and since when none has been usable."""
 
     def __init__(self, client: Client, spec: ClusterSpec) -> None:
         self.client, self.spec = client, spec
         self.threads: dict[str, int] = {}
         self.gpus = 0
-        self.looked = 0.0
-        self.able_at = time.monotonic()
-        self.ever_able = self.said = False
+        self.polled_at = 0.0
+        self.usable_at = time.monotonic()
+        self.ever_usable = self.warned = False
 
-    def look(self, *, needs_gpu: Callable[[], bool]) -> None:
-        """Ask the scheduler, if it was not asked just now; raise where there is no hope left."""
+    def poll(self, *, needs_gpu: Callable[[], bool]) -> None:
+        """Ask the scheduler, unless it was asked just now; raise where waiting is hopeless."""
         now = time.monotonic()
-        if now - self.looked < LOOK_SECONDS:
+        if now - self.polled_at < POLL_SECONDS:
             return
         before = set(self.threads)
         self.threads = self._ask("ncores")
@@ -137,12 +137,12 @@ class _Workers:
             workers = self._ask("identity", n_workers=-1)["workers"]
             self.gpus = sum(int(w.get("resources", {}).get("GPU", 0)) for w in workers.values())
         if self.client.cluster is not None:
-            tend(self.client.cluster)
-        self.looked = time.monotonic()
+            respawn_workers(self.client.cluster)
+        self.polled_at = time.monotonic()
         if self.gpus if needs_gpu() else self.threads:
-            self.able_at, self.ever_able, self.said = self.looked, True, False
+            self.usable_at, self.ever_usable, self.warned = self.polled_at, True, False
         else:
-            self._wait(self.looked - self.able_at)
+            self._wait(self.polled_at - self.usable_at)
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         try:
@@ -151,18 +151,20 @@ class _Workers:
             remote = getattr(self.client.scheduler, what)
             return self.client.sync(remote, **arguments, callback_timeout=SILENCE_SECONDS)
         except TimeoutError:
-            raise lost(self.client, f"has not answered for {SILENCE_SECONDS:g} s") from None
-        except (OSError, AttributeError):  # the client of a lost scheduler is taken apart
-            raise lost(self.client, "is gone") from None
+            raise lost_scheduler(
+                self.client, f"has not answered for {SILENCE_SECONDS:g} s"
+            ) from None
+        except (OSError, AttributeError):  # the client of a lost scheduler loses its attributes
+            raise lost_scheduler(self.client, "is gone") from None
 
     def _wait(self, waited: float) -> None:
-        """Raise where waiting has lasted long enough."""
-        if self.threads and not self.ever_able:
+        """Raise where the wait has lasted long enough."""
+        if self.threads and not self.ever_usable:
             patience = 0.0 if self.spec.kind == "local" else float(connection.WORKER_SECONDS)
             if waited >= min(patience, self.spec.patience):
                 raise InputError(
-                    f"a GPU is asked for (device: cuda), and of the cluster's {len(self.threads)} "
-                    "workers none offers one. Start workers with one GPU each "
+                    f"device: cuda asks for a GPU, and none of the cluster's {len(self.threads)} "
+                    "workers offers one. Start workers with one GPU each "
                     "(`dask worker ADDRESS --nthreads 1 --resources GPU=1`), or set device: auto."
                 )
         missing = "worker with a GPU" if self.threads else "worker"
@@ -172,15 +174,15 @@ class _Workers:
                 "finished is kept: start workers again (their own logs say why they ended), and "
                 "run the same command. To wait longer, set cluster.wait_for_workers."
             )
-        if not self.said and waited > 2 * LOOK_SECONDS:
-            self.said = True
+        if not self.warned and waited > 2 * POLL_SECONDS:
+            self.warned = True
             _LOG.warning(
                 "the cluster has no %s: waiting up to %s", missing, self.spec.wait_for_workers
             )
 
 
-def lost(client: Client, how: str) -> ClusterError:
-    """Return the error of a scheduler that is lost."""
+def lost_scheduler(client: Client, how: str) -> ClusterError:
+    """Return the error for a scheduler that is lost."""
     where = f" at {client.scheduler.address}" if client.scheduler else ""
     return ClusterError(
         f"the scheduler{where} {how}, in the middle of a run. What was finished is kept: start the "
@@ -190,7 +192,7 @@ def lost(client: Client, how: str) -> ClusterError:
 
 @dataclass
 class _Window:
-    """The tasks of one call that wait, that are in flight, and that are suspected."""
+    """The tasks of one call: waiting, in flight, and suspected of killing workers."""
 
     client: Client
     spec: ClusterSpec
@@ -202,22 +204,22 @@ class _Window:
         self.running: dict[Any, _Flight] = {}
         self.done: SimpleQueue[Any] = SimpleQueue()
         self.workers = _Workers(self.client, self.spec)
-        # every call is its own: the scheduler would return the result of an equal key, also to
-        # another run. What it learns and keeps by a key's first part (how long such tasks take) is
-        # by function, not by task, of which there are many
+        # keys are unique to a call: the scheduler would return the result of an equal key, even to
+        # another run. It keeps durations by the first part of a key, so that is the function's name
+        # and not the task's, of which there are many
         self.run, self.number = uuid4().hex[:8], count()
 
     def outcomes(self) -> Iterator[Outcome]:
         try:
             while self.waiting or self.running or self.suspects:
-                self.workers.look(needs_gpu=self._needs_gpu)
+                self.workers.poll(needs_gpu=self._needs_gpu)
                 self._fill()
                 try:
-                    future = self.done.get(timeout=LOOK_SECONDS)
+                    future = self.done.get(timeout=POLL_SECONDS)
                 except Empty:
                     continue
                 outcome = self._outcome(future)
-                self._fill()  # the next goes out before this one is dealt with
+                self._fill()  # submit the next before this one is handled
                 if outcome is not None:
                     yield outcome
         finally:
@@ -231,14 +233,14 @@ class _Window:
         )
 
     def _fill(self) -> None:
-        while self.waiting and len(self.running) < self._room(self.waiting[0]):
+        while self.waiting and len(self.running) < self._capacity(self.waiting[0]):
             self._submit(_Flight(self.waiting.popleft()))
         if self.suspects and not self.waiting and not self.running:
             task, deaths = self.suspects.popleft()
             self._submit(_Flight(task, deaths=deaths, alone=True))
 
-    def _room(self, task: Task) -> int:
-        """Return how many may be in flight; with no worker there, as many as call for a first."""
+    def _capacity(self, task: Task) -> int:
+        """Return how many may be in flight; without workers, enough for a cluster to start one."""
         if task.device == "cuda" or (task.device == "auto" and self.workers.gpus):
             return 2 * self.workers.gpus
         return 2 * max(1, sum(self.workers.threads.values()))
@@ -261,7 +263,7 @@ class _Window:
         future.add_done_callback(self.done.put)
 
     def _outcome(self, future: Any) -> Outcome | None:
-        """Return what became of a task, or None where it is not decided yet."""
+        """Return the outcome of a task, or None where it is still open."""
         from distributed import CancelledError, KilledWorker
 
         flight = self.running.pop(future)
@@ -270,15 +272,15 @@ class _Window:
                 try:
                     result = future.result(timeout=RESULT_SECONDS)
                 except (TimeoutError, OSError, CancelledError, KilledWorker):
-                    # its worker was lost in this very moment: the task runs again, or has failed
+                    # its worker was lost just now: the task runs again, or has failed
                     self._track(future, flight)
                     return None
                 except Exception as unread:
                     outcome = Outcome(flight.task, error=unread)
                 else:
                     outcome = Outcome(flight.task, result)
-            case "cancelled":  # the client does so with all of a scheduler that it has lost
-                raise lost(self.client, "is gone")
+            case "cancelled":  # the client cancels all futures of a scheduler that it has lost
+                raise lost_scheduler(self.client, "is gone")
             case "error":
                 error = future.exception()
                 if isinstance(error, KilledWorker):
@@ -298,7 +300,7 @@ class _Window:
         return Outcome(
             flight.task,
             error=ClusterError(
-                f"{flight.task.name}: whatever worker ran it died, {total} times, the last "
+                f"{flight.task.name}: every worker that ran it died, {total} times, the last "
                 f"{deaths} with nothing else running (out of memory, a crash in native code, or a "
                 "batch job's time limit). Give workers more memory or time, or a smaller batch "
                 "size."
@@ -308,10 +310,10 @@ class _Window:
 
 @dataclass
 class _Flight:
-    """A task on its way."""
+    """A task in flight."""
 
     task: Task
     deaths: int = 0
-    """Workers that died with it in earlier flights."""
+    """Workers that died running it in earlier flights."""
     alone: bool = False
     gpu: bool = False

@@ -1,4 +1,4 @@
-"""What is known of workers: the memory they have, and where and how long a task ran on one."""
+"""The resources of workers, the progress of tasks on them, and what a task took."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Room:
-    """What one worker has."""
+class WorkerResources:
+    """Memory and threads of one worker."""
 
     memory: int
-    """Bytes, after which it is ended."""
+    """Limit in bytes, above which the worker is killed."""
     threads: int = 1
     """Tasks that it runs at a time."""
 
 
-def rooms_of(client: Client) -> list[Room]:
-    """Return what each worker has, of those whose memory is limited."""
+def worker_resources(client: Client) -> list[WorkerResources]:
+    """Return the resources of each worker whose memory is limited."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return [Room(int(w["memory_limit"]), int(w["nthreads"])) for w in workers if w["memory_limit"]]
+    return [
+        WorkerResources(int(w["memory_limit"]), int(w["nthreads"]))
+        for w in workers
+        if w["memory_limit"]
+    ]
 
 
-def rooms_to_be(spec: ClusterSpec) -> list[Room]:
-    """Return what the workers that a spec starts will have; nothing where it does not say."""
+def planned_worker_resources(spec: ClusterSpec) -> list[WorkerResources]:
+    """Return the resources of the workers that a spec starts; empty where the spec has none."""
     if isinstance(spec, BatchSpec):
-        return [Room(parse_bytes(spec.memory) // spec.workers_per_job)]
+        return [WorkerResources(parse_bytes(spec.memory) // spec.workers_per_job)]
     if isinstance(spec, KubernetesSpec):
-        return [Room(parse_bytes(spec.memory))]
+        return [WorkerResources(parse_bytes(spec.memory))]
     if not isinstance(spec, LocalSpec):
         return []
     import logging
@@ -50,18 +54,18 @@ def rooms_to_be(spec: ClusterSpec) -> list[Room]:
     connection.silence()
     from distributed.worker_memory import parse_memory_limit
 
-    # torch is asked only where there may be something to find
+    # importing torch takes seconds: do so only where there may be a GPU
     gpus = machine.n_gpus() if Path("/dev/nvidiactl").exists() else 0
     n_workers = spec.n_workers or gpus or machine.cpu_count()
     share = {} if gpus else {"total_cores": n_workers}
     quiet = logging.getLogger("pipeline.cluster.workers")
     limit = parse_memory_limit(spec.memory_limit, 1, **share, logger=quiet)
-    return [Room(limit)] * n_workers if limit else []
+    return [WorkerResources(limit)] * n_workers if limit else []
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A task's result, with where and when it ran."""
+    """A task's result, with where it ran, when, and what it took."""
 
     result: Any
     worker: str
@@ -69,26 +73,26 @@ class Timed:
     """Seconds since 1970, by the worker's clock."""
     seconds: float
     read: int
-    """Bytes that the worker's process read meanwhile, from files and from others."""
+    """Bytes that the worker's process read meanwhile, from files and from other processes."""
     written: int
     memory: int
-    """Bytes that the process took at the end."""
+    """Resident bytes of the process at the end."""
 
 
 _running = threading.local()
-TELL_SECONDS = 1.0
-"""How often a task says how far it is."""
+REPORT_SECONDS = 1.0
+"""Shortest time between two reports of a task's progress."""
 
 
 def timed(function: Callable[..., Any], topic: str, name: str) -> Callable[..., Timed]:
-    """Return a function that calls another on a worker, and says where, when, and what it took.
+    """Return a function that calls another on a worker and records where, when and what it took.
 
     Parameters
     ----------
     topic, name
-        Under which the function's `tell` is heard.
+        Dask topic and name of the task under which `report_progress` reports.
     """
-    # the scheduler learns durations by a function's name
+    # the scheduler estimates durations by a function's name
     return update_wrapper(partial(_timed, function, topic, name), function, _NAME, ())
 
 
@@ -104,14 +108,14 @@ def _timed(function: Callable[..., Any], topic: str, name: str, *arguments: Any)
         worker = str(get_worker().address)
     except ValueError:
         worker = ""
-    before, started, tick = _moved(process), time.time(), time.monotonic()
-    _running.about = topic, name
-    _running.told = tick
+    before, started, tick = _bytes_transferred(process), time.time(), time.monotonic()
+    _running.task = topic, name
+    _running.last_report = tick
     try:
         result = function(*arguments)
     finally:
-        del _running.about
-    after = _moved(process)
+        del _running.task
+    after = _bytes_transferred(process)
     return Timed(
         result,
         worker,
@@ -123,25 +127,28 @@ def _timed(function: Callable[..., Any], topic: str, name: str, *arguments: Any)
     )
 
 
-def tell(done: int) -> None:
-    """Say from within a task how much of it is done, for whoever shows it. Costs next to nothing.
+def report_progress(done: int) -> None:
+    """Report from within a task how much of it is done; cheap, and rate-limited.
 
-    Outside of a worker nobody hears it.
+    Does nothing outside of a worker.
     """
-    about, now = getattr(_running, "about", None), time.monotonic()
-    if about is None or now - _running.told < TELL_SECONDS:
+    task, now = getattr(_running, "task", None), time.monotonic()
+    if task is None or now - _running.last_report < REPORT_SECONDS:
         return
     from distributed import get_worker
 
-    _running.told = now
+    _running.last_report = now
+    topic, name = task
     with suppress(ValueError):
-        get_worker().log_event(about[0], (about[1], done))
+        get_worker().log_event(topic, (name, done))
 
 
 @contextmanager
-def heard(client: Client, topic: str, hear: Callable[[str, int], None]) -> Iterator[None]:
-    """Pass on what tasks tell under a topic, as (name, done), in another thread."""
-    client.subscribe_topic(topic, lambda event: hear(*event[1]))
+def subscribe_progress(
+    client: Client, topic: str, on_progress: Callable[[str, int], None]
+) -> Iterator[None]:
+    """Call `on_progress(name, done)`, in another thread, for what tasks report under a topic."""
+    client.subscribe_topic(topic, lambda event: on_progress(*event[1]))
     try:
         yield
     finally:
@@ -149,8 +156,8 @@ def heard(client: Client, topic: str, hear: Callable[[str, int], None]) -> Itera
             client.unsubscribe_topic(topic)
 
 
-def _moved(process: Any) -> tuple[int, int]:
-    """Return the bytes that a process has read and written; zeros where no system counts them."""
+def _bytes_transferred(process: Any) -> tuple[int, int]:
+    """Return the bytes a process has read and written; zeros where the system has no counters."""
     if not hasattr(process, "io_counters"):  # macOS
         return 0, 0
     counters = process.io_counters()
@@ -161,12 +168,13 @@ def _moved(process: Any) -> tuple[int, int]:
 
 
 def check_report_file(file: Path) -> None:
-    """Raise where a performance report could not be written in the end.
+    """Check before a run that its performance report can be written.
 
     Raises
     ------
     InputError
-        Where the folder is not there, the file is one, or bokeh, which draws it, is not installed.
+        Where the folder does not exist, the file is a folder, or bokeh, which draws the report, is
+        not installed.
     """
     from importlib.util import find_spec
 
@@ -174,7 +182,7 @@ def check_report_file(file: Path) -> None:
         raise InputError(f"--performance-report {file}: this is a folder. Name a file in it.")
     if not file.absolute().parent.is_dir():
         raise InputError(
-            f"--performance-report {file}: there is no folder {file.absolute().parent}. Make it, "
+            f"--performance-report {file}: there is no folder {file.absolute().parent}. Create it, "
             "or name another file."
         )
     if find_spec("bokeh") is None:
@@ -186,7 +194,7 @@ def check_report_file(file: Path) -> None:
 
 @contextmanager
 def performance_report(client: Client, file: Path) -> Iterator[None]:
-    """Write Dask's report of what a cluster did meanwhile, as HTML."""
+    """Write Dask's HTML report of what the cluster does in the `with` block."""
     from distributed import performance_report as record
 
     with client.as_current(), record(filename=str(file)):

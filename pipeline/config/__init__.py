@@ -1,1 +1,1 @@
-"""What people write in YAML: model entries, registries, and errors that name the line."""
+"""YAML files that people write: model entries, registries, and errors that name the line."""

@@ -1,7 +1,7 @@
-"""One entry of the registry: a frozen model spec, and every check on it that needs no model.
+"""One entry of the registry: a frozen model spec, with every check that needs no model.
 
 One id is one recipe: architecture, arguments, preprocessing, layers, pooling, precision. A
-recipe's digest is stored with the activations, so that a changed recipe is noticed.
+recipe's digest is stored with the activations, so that a changed recipe is detected.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
+from pipeline.sources import SOURCES
 from pipeline.suggest import did_you_mean
 
 Tower = Literal["image", "text"]
+if TYPE_CHECKING:
+    SourceName = str
+else:
+    SourceName = Literal[tuple(SOURCES)]
 
 _ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEP = "{step}"
-_LOCAL = "local-dir:"
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
     "id",
@@ -45,12 +49,12 @@ class Init(Spec):
     """Random initialisation."""
 
     seed: int = 0
-    """Tells one initialisation of an architecture from another; with the same seed, too, two
-    architectures are drawn apart."""
+    """Distinguishes initialisations of one architecture; two architectures are drawn independently
+    even with the same seed."""
 
 
 class Checkpoint(Spec):
-    """Where one checkpoint's weights come from; `{}` means the published ones."""
+    """Where the weights of a checkpoint come from; `{}` means the published ones."""
 
     init: Init | None = None
     """Freshly initialised weights."""
@@ -86,11 +90,11 @@ class EveryN(Spec):
     """Every n-th block, counted from the last."""
 
     every: int = Field(ge=1)
-    """1 takes every block; 2 the last, the last but two, and so on."""
+    """1 takes every block; 2 the last, the third from last, and so on."""
 
 
 class Preprocessing(Spec):
-    """How an image becomes a model's input, where the model's own configuration is not meant."""
+    """How an image becomes an input, where not by the model's own configuration."""
 
     input_size: int | None = Field(default=None, ge=1)
     """Side of the square input in pixels."""
@@ -101,13 +105,13 @@ class Preprocessing(Spec):
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
     """Resampling filter."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Part of the resized image that the centre crop keeps."""
+    """Fraction of the resized image that the centre crop keeps."""
 
 
 class ModelSpec(Spec):
     """One registry entry."""
 
-    source: Literal["timm", "open_clip"]
+    source: SourceName
     """The library that builds the model."""
     name: str
     """Architecture, for timm with its pretrained tag (`resnet50.a1_in1k`)."""
@@ -116,7 +120,7 @@ class ModelSpec(Spec):
     id: str = ""
     """Defaults to `SOURCE/NAME` or `SOURCE/NAME.PRETRAINED`."""
     config: str | None = None
-    """open_clip: a JSON file with the architecture, for one that the library does not know."""
+    """open_clip: a JSON file with an architecture that the library does not have."""
     family: str | None = None
     """Groups models for analysis and for statistics; defaults to the id."""
     sets: OneOrMany = ()
@@ -136,13 +140,13 @@ class ModelSpec(Spec):
     preprocessing: Preprocessing = Preprocessing()
     """Overrides of the model's own preprocessing."""
     metadata: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """What is known of the model: objective, training_data, samples_seen, …"""
+    """Facts about the model: objective, training_data, samples_seen, …"""
     training: dict[str, Any] | None = None
     """How this project trains it (reference models only)."""
     same_weights_as: OneOrMany = ()
-    """Entries that hold the same weights under another name."""
+    """Entries with the same weights under another name."""
     initialised_from: OneOrMany = ()
-    """Entries whose weights this training began from."""
+    """Entries from whose weights this training started."""
 
     @field_validator("checkpoints", mode="after")
     @classmethod
@@ -150,8 +154,8 @@ class ModelSpec(Spec):
         if isinstance(value, str):
             if value.count(_STEP) != 1:
                 raise ValueError(
-                    f"the template {value!r} needs {_STEP} exactly once, where the number of the "
-                    "step stands in the file names."
+                    f"the template {value!r} needs {_STEP} exactly once, in the place of the "
+                    "step's number in the file names."
                 )
             return value
         for label in value:
@@ -169,8 +173,8 @@ class ModelSpec(Spec):
                 str(v) for v in (values["name"], values.get("pretrained")) if v is not None
             )
             values["id"] = f"{values['source']}/{re.sub(r'[/:]', '--', name)}"
-        if not values.get("towers"):
-            values["towers"] = ["image"] if values["source"] == "timm" else ["image", "text"]
+        if not values.get("towers") and values["source"] in tuple(SOURCES):
+            values["towers"] = SOURCES[values["source"]].towers
         values.setdefault("family", values["id"])
         return values
 
@@ -181,16 +185,7 @@ class ModelSpec(Spec):
                 f"the id {self.id!r} needs the form SOURCE/NAME with one slash and a NAME of "
                 "letters, digits, dots, dashes and underscores. Set `id:` to one."
             )
-        if self.source == "timm":
-            if self.pretrained is not None:
-                raise ValueError(
-                    f"timm names carry their tag: write name: {self.name}.{self.pretrained}, "
-                    "without `pretrained`."
-                )
-            if self.towers != ("image",):
-                raise ValueError("timm models have one tower: towers: [image].")
-            if self.config is not None:
-                raise ValueError("`config` is for open_clip; use `arguments` with timm.")
+        SOURCES[self.source].check_entry(self)
         return self
 
     @property
@@ -207,19 +202,19 @@ class ModelSpec(Spec):
     def network(self) -> dict[str, Any]:
         """Everything that the untrained network is built from, JSON-able.
 
-        The same wherever the files are. What only feeds the network and reads it out
-        (preprocessing, layers, pooling, precision) is left out, and so is the `name` that goes
-        with a `config:`, a mere label.
+        Independent of where the files are. Preprocessing, layers, pooling and precision are left
+        out, since they do not change the network; so is the `name` of an entry with `config:`,
+        which is a mere label.
         """
         content = self.model_dump(mode="json", include={"source", "name", "arguments"})
         if self.config is not None:
             content["name"] = None
         elif self.folder is not None:
-            content["name"] = f"{_LOCAL}{self.folder.name}"
+            content["name"] = SOURCES[self.source].folder_name(self.folder.name)
         return {**content, "config": self.architecture}
 
     def initial_seed(self, seed: int) -> int:
-        """Return what torch's generator is set to for `init: {seed: …}`."""
+        """Return the seed of torch's generator for `init: {seed: …}`."""
         return derived_seed({"network": self.network, "seed": seed}, "weights")
 
     @property
@@ -232,27 +227,21 @@ class ModelSpec(Spec):
 
     @property
     def vocabulary(self) -> Path | None:
-        """The tokenizer's merges, which a `config:` names relative to itself."""
-        text = self.architecture.get("text_cfg", {})
-        path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
-        if self.config is None or path is None:
-            return None
-        return (Path(self.config).parent / path).resolve()
+        """The file of the tokenizer's merges that `config:` names, if it does."""
+        return SOURCES[self.source].vocabulary(self)
 
     @property
     def folder(self) -> Path | None:
-        """open_clip: the folder that a name `local-dir:FOLDER` means."""
-        if self.source == "open_clip" and self.name.startswith(_LOCAL):
-            return Path(self.name.removeprefix(_LOCAL))
-        return None
+        """The folder of weights and configuration that `name:` stands for, if it does."""
+        return SOURCES[self.source].folder(self)
 
     def absolute(self) -> Self:
-        """Return the spec with absolute paths, for a process that stands in another folder."""
+        """Return the spec with absolute paths, for a process that runs in another folder."""
         changes: dict[str, Any] = {}
         if self.config is not None:
             changes["config"] = str(Path(self.config).absolute())
         if self.folder is not None:
-            changes["name"] = f"{_LOCAL}{self.folder.absolute()}"
+            changes["name"] = SOURCES[self.source].folder_name(self.folder.absolute())
         return self.model_copy(update=changes)
 
     @property
@@ -261,17 +250,17 @@ class ModelSpec(Spec):
         return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
 
     def checkpoint_map(self, planned_steps: Sequence[int] = ()) -> dict[str, Checkpoint]:
-        """Return label → checkpoint: of a template by step, of a map in its own order.
+        """Return label → checkpoint: by step for a template, in its own order for a map.
 
         Parameters
         ----------
         planned_steps
-            Steps that a training stage will still write; they stand in for files not there yet.
+            Steps that a training stage has yet to write; their files may be missing.
 
         Raises
         ------
         InputError
-            Where a template matches no file and nothing is planned, or a file is missing.
+            Where a file is missing, or a template matches no file and no steps are planned.
         """
         if isinstance(self.checkpoints, dict):
             if not self.checkpoints:

@@ -1,4 +1,4 @@
-"""The model registry: entries with where they stand, selections of them, and who is related."""
+"""The model registry: entries with their lines, selections of them, and related models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.model import ModelSpec
-from pipeline.config.yaml import Document, Location, load_yaml, validate
+from pipeline.config.yaml import Document, YamlPath, load_yaml, validate
 from pipeline.errors import InputError
 from pipeline.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A spec and where it stands, for messages."""
+    """A spec, and where it is in its file, for messages."""
 
     spec: ModelSpec
     document: Document
-    location: Location
+    location: YamlPath
 
     @property
     def where(self) -> str:
@@ -52,7 +52,7 @@ class Registry:
 
     @property
     def sets(self) -> set[str]:
-        """Every set that some entry belongs to."""
+        """Every set that an entry belongs to."""
         return {name for spec in self for name in spec.sets}
 
     def select(
@@ -82,9 +82,9 @@ class Registry:
         return [spec for spec in self if spec.id in chosen]
 
     def related(self) -> set[frozenset[str]]:
-        """Return the pairs of ids that were not trained apart, by the entries' own word.
+        """Return the pairs of ids that were not trained independently, as the entries declare.
 
-        Relations are followed through: two fine-tunes of one model are related.
+        The relation is transitive: two fine-tunes of one model are related.
         """
         group = {i: i for i in self.entries}
 

@@ -16,18 +16,19 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.errors import InputError
 from pipeline.suggest import did_you_mean
 
-Location = tuple[str | int, ...]
+YamlPath = tuple[str | int, ...]
+"""Keys and positions that lead to a value in a YAML file."""
 SpecT = TypeVar("SpecT", bound="Spec")
 
 
 class Spec(BaseModel):
-    """Base of everything a person writes in YAML: frozen, and unknown keys are errors."""
+    """Base of everything a person writes in YAML: frozen, with unknown keys as errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def as_many(value: Any) -> Any:
-    """Take a single name for a list of one."""
+    """Read a single name as a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -39,7 +40,7 @@ OneOrMany = Annotated[
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file that remembers where each value stands."""
+    """A parsed YAML file that knows the line of each value."""
 
     path: Path
     data: CommentedMap
@@ -112,7 +113,7 @@ def validate(
     kind: type[SpecT],
     value: Any,
     document: Document,
-    location: Location = (),
+    location: YamlPath = (),
     entry: str | None = None,
 ) -> SpecT:
     """Build a spec from parsed YAML, or raise one error that lists every fault with its line."""
@@ -144,12 +145,12 @@ _WRONG_KIND = {
 
 
 def _essential(faults: Sequence[Any]) -> list[Any]:
-    """Drop what pydantic says of the union members that were not meant.
+    """Drop pydantic's faults about union members that were not meant.
 
-    A key that may be of several kinds gives a fault for each: where one of them looked inside
-    the value, its faults are the ones that tell; else the kinds are put together in one.
+    A key of several possible types gives a fault for each of them. Where one type looked inside
+    the value, its faults are the informative ones; otherwise all are joined into one.
     """
-    by_key: dict[Location, list[Any]] = {}
+    by_key: dict[YamlPath, list[Any]] = {}
     for fault in faults:
         loc = fault["loc"]
         key = next((k for k in by_key if loc[: len(k)] == k or k[: len(loc)] == loc), loc)
@@ -157,9 +158,11 @@ def _essential(faults: Sequence[Any]) -> list[Any]:
     kept = []
     for group in by_key.values():
         outermost = min(len(f["loc"]) for f in group)
-        telling = [f for f in group if len(f["loc"]) > outermost or f["type"] not in _WRONG_KIND]
-        if telling or len(group) == 1:
-            kept += telling or group
+        informative = [
+            f for f in group if len(f["loc"]) > outermost or f["type"] not in _WRONG_KIND
+        ]
+        if informative or len(group) == 1:
+            kept += informative or group
             continue
         wanted = (f["msg"].removeprefix("Input should be ") for f in group)
         kept.append({**group[0], "msg": f"Input should be {', or '.join(dict.fromkeys(wanted))}"})
@@ -173,7 +176,7 @@ def _join(faults: list[str], entry: str | None) -> str:
     return f"{about}{len(faults)} faults:\n" + "\n".join(f"  {fault}" for fault in faults)
 
 
-def _describe(fault: Any, kind: type[Spec], document: Document, location: Location) -> str:
+def _describe(fault: Any, kind: type[Spec], document: Document, location: YamlPath) -> str:
     loc = fault["loc"]
     where = document.where((*location, *loc))
     key = ".".join(str(part) for part in loc) or "the entry"
@@ -193,8 +196,8 @@ def _describe(fault: Any, kind: type[Spec], document: Document, location: Locati
             return f"{where}: {key!r}: {fault['msg']} (given: {given!r})."
 
 
-def _in_file(loc: Sequence[str | int], value: Any, kind: str) -> Location:
-    """Keep the parts of a location that stand in the file; pydantic adds names of union members."""
+def _in_file(loc: Sequence[str | int], value: Any, kind: str) -> YamlPath:
+    """Keep the parts of a path that are in the file; pydantic adds names of union members."""
     kept: list[str | int] = []
     for i, part in enumerate(loc):
         if isinstance(value, dict) and part in value:
@@ -212,7 +215,7 @@ def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
     members: dict[str, Any] = {}
     for part in path:
         field = current.model_fields.get(part)
-        if part in members:  # which class of a union was meant
+        if part in members:  # names the class of a union
             current = members[str(part)]
         elif field is not None:
             members = {m.__name__: m for m in _specs_in(field.annotation)}
@@ -237,7 +240,7 @@ def _nested(annotation: Any) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Strip ruamel's containers and scalars, so that nothing of the file's layout leaks on."""
+    """Convert ruamel's containers and scalars to plain ones, without the file's layout."""
     if isinstance(value, dict):
         return {_plain(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):

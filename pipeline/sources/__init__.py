@@ -1,20 +1,20 @@
-"""One file per model source behind a narrow Protocol. Importing this does not import torch."""
+"""Libraries that models come from. Importing this imports none of them, and no torch."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from pipeline.sources.base import Source
+from pipeline.sources.open_clip import OpenClipSource
+from pipeline.sources.source import ModelSource, TowerInfo
+from pipeline.sources.timm import TimmSource
 
-_MODULES = {"timm": "pipeline.sources.timm", "open_clip": "pipeline.sources.open_clip"}
-
-
-def get_source(name: str) -> Source:
-    """Return the source that a spec's `source:` names."""
-    source: Source = import_module(_MODULES[name]).SOURCE
-    return source
+SOURCES: Mapping[str, ModelSource] = {"timm": TimmSource(), "open_clip": OpenClipSource()}
+"""Every source, by the name that an entry's `source:` has."""
 
 
-__all__ = ["get_source"]
+def packages() -> tuple[str, ...]:
+    """Return the distributions that activations depend on, over all sources."""
+    return tuple(dict.fromkeys(p for source in SOURCES.values() for p in source.packages))
+
+
+__all__ = ["SOURCES", "ModelSource", "TowerInfo", "packages"]

@@ -1,174 +1,43 @@
-"""Models of timm: published weights, and a person's own training runs."""
+"""`source: timm`: published weights, and one's own training runs."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import timm
-import torch
-from timm.data import create_transform, resolve_data_config
-from timm.models import load_state_dict as read_timm_checkpoint
-
-from pipeline.errors import InputError, ModelError
-from pipeline.sources.base import (
-    Tokens,
-    first_line,
-    no_tower,
-    uninitialised,
-)
-from pipeline.suggest import did_you_mean
+from pipeline.sources.source import ModelSource
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pipeline.config.model import Checkpoint, ModelSpec
+    from pipeline.sources.torch_source import TorchSource
 
 
-class TimmSource:
-    """`source: timm`."""
+class TimmSource(ModelSource):
+    """Image models of timm, whose names carry their pretrained tag."""
 
-    def check(self, spec: ModelSpec) -> None:
-        """Raise InputError where timm knows no such architecture or pretrained tag."""
-        architecture, _, tag = spec.name.partition(".")
-        if not timm.is_model(architecture):
-            raise InputError(
-                f"timm knows no architecture {architecture!r}."
-                f"{did_you_mean(architecture, timm.list_models())}"
+    packages = ("torch", "torchvision", "timm")
+    towers = ("image",)
+    objective: Literal["classification", "contrastive"] = "classification"
+
+    def check_entry(self, entry: ModelSpec) -> None:
+        """Raise ValueError for open_clip's keys, and for another tower than image."""
+        if entry.pretrained is not None:
+            raise ValueError(
+                f"timm names carry their tag: write name: {entry.name}.{entry.pretrained}, "
+                "without `pretrained`."
             )
-        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
-        checkpoints = spec.checkpoints
-        others = checkpoints.values() if isinstance(checkpoints, dict) else ()
-        for asked in (tag, *(c.pretrained for c in others)):
-            if asked and asked not in tags:
-                raise InputError(
-                    f"timm has no weights {asked!r} for {architecture}."
-                    f"{did_you_mean(asked, tags)} It has: {', '.join(tags) or 'none'}."
-                )
-        published = isinstance(checkpoints, dict) and (
-            not checkpoints
-            or any(c.kind == "pretrained" and not c.pretrained for c in checkpoints.values())
-        )
-        if published and not timm.is_model_pretrained(spec.name):
-            raise InputError(
-                f"timm has no published weights for {spec.name!r}. Name a checkpoint file "
-                "(checkpoints: path/with/{step}.pth.tar) or an initialisation "
-                "(checkpoints: {init: {init: {seed: 0}}})."
-            )
+        if entry.towers != self.towers:
+            raise ValueError("timm models have one tower: towers: [image].")
+        if entry.config is not None:
+            raise ValueError("`config` is for open_clip; use `arguments` with timm.")
 
-    def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
-        """Return the architecture, initialised from torch's current seed."""
-        return self._create(spec, device=device)
+    def published_name(self, entry: ModelSpec, checkpoint: Checkpoint) -> str:
+        """Return `architecture.tag`."""
+        architecture, _, tag = entry.name.partition(".")
+        tag = checkpoint.pretrained or tag
+        return f"{architecture}.{tag}" if tag else architecture
 
-    def _create(
-        self, spec: ModelSpec, device: str = "cpu", name: str | None = None, **keywords: Any
-    ) -> torch.nn.Module:
-        try:
-            with torch.device(device), uninitialised(device):
-                model: torch.nn.Module = timm.create_model(
-                    name or spec.name, **{**spec.arguments, **keywords}
-                )
-        except Exception as error:  # of whatever kind: arguments are a person's, checks are timm's
-            raise ModelError(
-                f"model {spec.id}: timm cannot build {spec.name} with arguments "
-                f"{spec.arguments}: {type(error).__name__}: {first_line(error)}"
-            ) from error
-        return model.eval()
+    def torch_source(self) -> TorchSource:
+        """Import timm."""
+        from pipeline.sources.torch_timm import SOURCE
 
-    def load_published(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
-        """Return the model with published weights, in eval mode."""
-        name = spec.name
-        if checkpoint.pretrained is not None:
-            name = f"{spec.name.partition('.')[0]}.{checkpoint.pretrained}"
-        overlay = None
-        if checkpoint.revision is not None:
-            hub_id = timm.get_pretrained_cfg(name).hf_hub_id
-            overlay = {"hf_hub_id": f"{hub_id}@{checkpoint.revision}"}
-        return self._create(spec, name=name, pretrained=True, pretrained_cfg_overlay=overlay)
-
-    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
-        """Read safetensors or timm's training checkpoints (state_dict, EMA, module. prefixes)."""
-        weights: dict[str, torch.Tensor] = read_timm_checkpoint(file, weights_only=True)
-        return weights
-
-    def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
-        """Return timm's data configuration with the spec's overrides."""
-        config: dict[str, Any] = resolve_data_config(model=model, use_test_size=False)
-        chosen = spec.preprocessing.model_dump(exclude_none=True)
-        if "input_size" in chosen:
-            chosen["input_size"] = (config["input_size"][0], *(2 * [chosen["input_size"]]))
-        return {**config, **chosen}
-
-    def image_transform(
-        self, spec: ModelSpec, model: torch.nn.Module
-    ) -> Callable[[Image], torch.Tensor]:
-        """Return timm's evaluation transform."""
-        transform: Callable[[Image], torch.Tensor] = create_transform(
-            **self.preprocessing(spec, model), is_training=False
-        )
-        return transform
-
-    def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
-        """Raise: timm's models see images only."""
-        raise no_tower(spec, "text")
-
-    def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
-        """Return one blank image on the meta device."""
-        return torch.zeros(1, *self.preprocessing(spec, model)["input_size"], device="meta")
-
-    def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
-        """Return every block of ViT-likes, the stages of others, by timm's feature names."""
-        return timm_blocks(model)
-
-    def intermediates(
-        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
-    ) -> list[Tokens]:
-        """Run timm's `forward_intermediates`."""
-        if not hasattr(model, "forward_intermediates"):
-            model(inputs)  # nothing but hooks can be read from such a model
-            return []
-        keywords: dict[str, Any] = {"intermediates_only": True}
-        forward: Any = model.forward_intermediates
-        prefixed = gives_prefix_tokens(model)
-        if prefixed:
-            keywords["return_prefix_tokens"] = True
-        outputs = forward(inputs, **keywords)
-        if not prefixed:
-            return [Tokens(o) for o in outputs]
-        has_class_token = getattr(model, "cls_token", None) is not None
-        return [Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs]
-
-    def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
-        """Return the whole model."""
-        return model
-
-    def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
-        """Return the parameters without the classifier head; timm has no token embeddings."""
-        timm_model: Any = model
-        head = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
-        heads = head if isinstance(head, tuple | list) else (head,)
-        in_head = {id(p) for h in heads if isinstance(h, torch.nn.Module) for p in h.parameters()}
-        return sum(p.numel() for p in model.parameters() if id(p) not in in_head), 0
-
-
-def timm_blocks(model: torch.nn.Module) -> list[str]:
-    """Name the outputs of a timm model's `forward_intermediates`."""
-    if not hasattr(model, "forward_intermediates"):
-        return []
-    features: Any = model.feature_info
-    return [str(info["module"]) for info in features]
-
-
-def gives_prefix_tokens(model: torch.nn.Module) -> bool:
-    """Tell whether a timm model has class or register tokens that can be asked for.
-
-    Some architectures fail where they are asked for tokens that they were built without.
-    """
-    forward: Any = model.forward_intermediates
-    return bool(getattr(model, "num_prefix_tokens", 0)) and (
-        "return_prefix_tokens" in inspect.signature(forward).parameters
-    )
-
-
-SOURCE = TimmSource()
+        return SOURCE

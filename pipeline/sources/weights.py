@@ -1,4 +1,4 @@
-"""Identity of weights: which file, seed or published revision a checkpoint is. Knows no torch."""
+"""Identity of weights: the file, seed or published revision of a checkpoint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.sources import SOURCES
 from pipeline.types import Weights
 
 
@@ -15,21 +16,19 @@ def weights_identity(
 ) -> Weights:
     """Return the identity of a checkpoint's weights.
 
-    A file, or a folder of files (`local-dir:`), is hashed only where size or modification time
-    differ from what is `known`: one that was overwritten with both kept passes for the same.
+    A file, or a folder of files (`local-dir:`), is hashed only where its size or modification time
+    differs from `known`: a file overwritten with both unchanged counts as the same.
     """
     if checkpoint.init is not None:
         seed = checkpoint.init.seed
-        # with the generator's own seed, so that weights drawn by another rule are not taken for
-        # these, nor one architecture's for another's
+        # with the generator's own seed, so that weights of another rule for seeds, or of another
+        # architecture, have another identity
         return Weights(f"init:seed={seed}@{spec.initial_seed(seed):016x}")
     if checkpoint.file is not None:
         return _of_files([Path(checkpoint.file)], known)
     if spec.folder is None:
-        name, _, tag = spec.name.partition(".") if spec.source == "timm" else (spec.name, "", None)
-        tag = checkpoint.pretrained or spec.pretrained or tag
-        published = f"{spec.source}:{name}{f'.{tag}' if tag else ''}"
-        return Weights(f"{published}@{checkpoint.revision or 'published'}")
+        name = SOURCES[spec.source].published_name(spec, checkpoint)
+        return Weights(f"{spec.source}:{name}@{checkpoint.revision or 'published'}")
     return _of_files(sorted(f for f in spec.folder.rglob("*") if f.is_file()), known)
 
 
@@ -43,6 +42,6 @@ def _of_files(files: Sequence[Path], known: Weights | None) -> Weights:
         with open(name, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     digest = digests[0]
-    if len(files) > 1:  # which file is which matters: the folder's order is that of the names
+    if len(files) > 1:  # by the order of their names: which file is which matters
         digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
     return Weights(f"sha256:{digest}", size, mtime)

@@ -1,4 +1,4 @@
-"""Sources of ordered, content-addressed stimuli, and subsets of them."""
+"""Ordered, content-addressed stimuli from several sources, and subsets of them."""
 
 from pipeline.stimuli.base import StimulusSet, Subset, content_id
 from pipeline.stimuli.spec import StimuliSpec, load_stimuli

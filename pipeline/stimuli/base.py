@@ -1,4 +1,4 @@
-"""What every source of stimuli yields: an ordered base set with content ids."""
+"""An ordered base set of stimuli with content ids, which every source yields; its subsets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.types import Modality
 
-ID_DIGITS = 16  # hex digits of a content id: 64 bits, collisions negligible below 10^8 items
+ID_DIGITS = 16  # 64 bits: collisions are negligible below 10^8 items
 
 
 def content_id(*parts: bytes) -> str:
-    """Return the id of some content: 16 hex digits of SHA-256 over length-prefixed parts."""
+    """Return a content id: 16 hex digits of the SHA-256 over length-prefixed parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -31,16 +33,17 @@ def fingerprint(ids: Iterable[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class StimulusSet:
-    """An ordered base set of stimuli.
+    """An ordered base set of stimuli: images, captions, or images with captions.
 
     Attributes
     ----------
     name
-        Name of the set, as it begins the set's key in the store.
+        Name of the set, with which its key in the store begins.
     source
         What was asked for, as recorded in the store's attributes.
     images
-        uint8 pixels, one array of shape (height, width) or (height, width, 3) per stimulus.
+        uint8 pixels, one array of shape (height, width) or (height, width, 3) per stimulus;
+        empty where there are none.
     captions
         One caption per stimulus, or None.
     labels
@@ -51,13 +54,40 @@ class StimulusSet:
 
     name: str
     source: dict[str, object]
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.uint8]] = ()
     captions: Sequence[str] | None = None
     labels: NDArray[np.int64] | None = None
     label_names: Sequence[str] = field(default=())
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.items(self.modalities[0])) if self.modalities else 0
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the set has for each stimulus; the first names the rows."""
+        present: dict[Modality, bool] = {
+            "image": len(self.images) > 0,
+            "text": self.captions is not None,
+        }
+        return tuple(modality for modality, there in present.items() if there)
+
+    def items(self, modality: Modality) -> Sequence[Any]:
+        """Return what towers of a modality take: images, or captions.
+
+        Raises
+        ------
+        InputError
+            Where the set has none.
+        """
+        if modality == "image" and len(self.images):
+            return self.images
+        if modality == "text" and self.captions is not None:
+            return self.captions
+        lacking, other = ("images", "text") if modality == "image" else ("captions", "image")
+        raise InputError(
+            f"stimuli {self.name!r}: they have no {lacking}, which {modality} towers need. "
+            f"Choose stimuli with {lacking}, or models with towers: [{other}]."
+        )
 
     @cached_property
     def image_ids(self) -> NDArray[np.object_]:
@@ -77,25 +107,35 @@ class StimulusSet:
             return None
         return np.array([content_id(c.encode()) for c in self.captions], dtype=object)
 
-    def ids(self, tower: str) -> NDArray[np.object_]:
-        """Return the ids of what a tower sees: images, or captions."""
-        if tower == "image":
-            return self.image_ids
-        if self.caption_ids is None:
-            raise InputError(
-                f"stimuli {self.name!r}: they have no captions, which text towers need. "
-                "Choose stimuli with captions, or models with towers: [image]."
-            )
-        return self.caption_ids
+    def ids(self, modality: Modality) -> NDArray[np.object_]:
+        """Return the content ids of what towers of a modality take.
+
+        Raises
+        ------
+        InputError
+            Where the set has no such items.
+        """
+        self.items(modality)  # raises
+        found = self.image_ids if modality == "image" else self.caption_ids
+        assert found is not None
+        return found
+
+    @property
+    def stimulus_ids(self) -> NDArray[np.object_]:
+        """Names of the rows: the content ids of images or, where there are none, of captions."""
+        return self.ids(self.modalities[0])
+
+    def fingerprint_of(self, modality: Modality) -> str:
+        """Return the SHA-256 over the ordered content ids of what towers of a modality take.
+
+        The activations of an image tower depend on the images only, not on captions.
+        """
+        return fingerprint(self.ids(modality))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ordered image ids: image activations do not depend on captions."""
-        return fingerprint(self.image_ids)
-
-    def caption_fingerprint(self) -> str | None:
-        """SHA-256 over the ordered caption ids."""
-        return None if self.caption_ids is None else fingerprint(self.caption_ids)
+        """SHA-256 over the ordered names of the rows."""
+        return fingerprint(self.stimulus_ids)
 
     @property
     def key(self) -> str:
@@ -103,10 +143,10 @@ class StimulusSet:
         return f"{self.name}-{self.fingerprint[:8]}"
 
     def subset(self, n: int | None = None, seed: int = 0) -> Subset:
-        """Draw `n` rows without replacement, in their own order.
+        """Draw `n` rows without replacement, and keep their order.
 
-        Sampling is without replacement because duplicated rows would become each other's
-        nearest neighbours.
+        Sampling is without replacement because duplicates would become each other's nearest
+        neighbours.
         """
         if n is None or n == len(self):
             return Subset(self, np.arange(len(self)))
@@ -132,15 +172,15 @@ class Subset:
         return len(self.rows)
 
     def distinct_captions(self) -> Subset:
-        """Keep the first row of each distinct caption: repeats would be exact ties for text."""
+        """Keep the first row of each distinct caption: to text towers, repeats are exact ties."""
         ids = self.base.ids("text")[self.rows]
         _, first = np.unique(ids.astype(str), return_index=True)
         return Subset(self.base, self.rows[np.sort(first)], kind="captions")
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the ordered ids of what is compared."""
-        ids = [str(i) for i in self.base.image_ids[self.rows]]
+        """SHA-256 over the ordered ids of the stimuli compared."""
+        ids = [str(i) for i in self.base.stimulus_ids[self.rows]]
         if self.kind == "captions":
             ids += [str(i) for i in self.base.ids("text")[self.rows]]
         return fingerprint(ids)

@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten digits, with captions.
+"""The built-in default: scikit-learn's 1,797 handwritten digits, with captions.
 
 8 × 8 grey images (UCI "Optical Recognition of Handwritten Digits", test part). 1,200 of them
 train the reference models; 597 are held out. Captions name the digit and, by terciles over the

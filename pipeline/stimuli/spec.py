@@ -1,4 +1,4 @@
-"""The `stimuli:` section of a workflow: which source, with what options."""
+"""The `stimuli:` section of a workflow: a source and its options."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class StimuliSpec(Spec):
     """A source of stimuli and its options."""
 
     source: Literal["digits"] = "digits"
-    """Where the stimuli come from. `digits` is embedded."""
+    """Where the stimuli come from. `digits` is built in."""
     part: Literal["train", "test", "all"] = "test"
-    """Which part of them: models trained here never see `test`."""
+    """Which part of them; models trained here never see `test`."""
 
 
 def load_stimuli(spec: StimuliSpec) -> StimulusSet:

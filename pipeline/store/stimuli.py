@@ -19,7 +19,7 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
     path = paths.stimuli(stimuli.key)
     if find_group(root, path, STIMULUS_GROUP.mark) is not None:
         return
-    columns: dict[str, Any] = {"stimulus": stimuli.image_ids}
+    columns: dict[str, Any] = {"stimulus": stimuli.stimulus_ids}
     if stimuli.captions is not None:
         columns |= {"caption_id": stimuli.caption_ids, "caption": stimuli.captions}
     if stimuli.labels is not None:
@@ -40,7 +40,9 @@ def write_stimuli(root: zarr.Group, stimuli: StimulusSet) -> None:
         {
             "source": dict(stimuli.source),
             "name": stimuli.name,
-            "caption_fingerprint": stimuli.caption_fingerprint(),
+            "caption_fingerprint": (
+                None if stimuli.captions is None else stimuli.fingerprint_of("text")
+            ),
             "variables": sorted(columns),
             "fingerprint": stimuli.fingerprint,
         },

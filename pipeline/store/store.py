@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError, StoreError
+from pipeline.modality import modality_of
 from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
@@ -572,10 +573,10 @@ class Store:
 
     def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
         """Return (model, modality) → checkpoints in training order, incomplete ones included."""
-        found = {}
+        found: dict[tuple[str, str], list[StoredCheckpoint]] = {}
         for model, tower, group in tower_groups(self.root, self._set(set)):
             steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
-            found[model, str(group.attrs.get("modality", tower))] = [
+            found[model, modality_of(tower)] = [
                 StoredCheckpoint(label, steps[label], group.is_complete(label))
                 for label in in_training_order(steps.items())
             ]

@@ -1,4 +1,4 @@
-"""Small reference models that are trained here, with checkpoints. Importing this loads no torch."""
+"""Small reference models trained here, with checkpoints. Importing this imports no torch."""
 
 from pipeline.training.checkpoints import is_trained, is_trained_otherwise
 from pipeline.training.recipe import (

@@ -1,4 +1,4 @@
-"""Files of a training run: checkpoints, and `training.json`, which says that it is complete."""
+"""Files of a training run: checkpoints, and `training.json`, which marks it complete."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PARTIAL = ".partial"
 
 
 def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
-    """Return what `training.json` says, or None where this recipe is not trained.
+    """Return the content of `training.json`, or None where this recipe has not been trained.
 
-    Trained means: the record was written by this very recipe, and every file that it needs is
-    there. The record is written last, so an interrupted training has none.
+    Trained means: this very recipe wrote the record, and every file of it is there. The record is
+    written last, so an interrupted training has none.
     """
     record = _read(recipe)
     if record is None or record.get("recipe_digest") != recipe.digest:
@@ -35,12 +35,12 @@ def read_record(recipe: TrainingRecipe) -> dict[str, Any] | None:
 
 
 def is_trained(recipe: TrainingRecipe) -> bool:
-    """Tell whether every checkpoint of this very recipe is there; reads one small file."""
+    """Return whether every checkpoint of this very recipe is there; reads one small file."""
     return read_record(recipe) is not None
 
 
 def is_trained_otherwise(recipe: TrainingRecipe) -> bool:
-    """Tell whether the folder holds what another recipe, or an older rule of seeds, has made."""
+    """Return whether the folder holds models of another recipe, or of an older rule for seeds."""
     record = _read(recipe)
     return record is not None and record.get("recipe_digest") not in (None, recipe.digest)
 
@@ -64,8 +64,8 @@ def write_checkpoint(
 ) -> str:
     """Save the weights of a step and return the SHA-256 of the file.
 
-    The same weights give the same bytes: safetensors sorts its tensors, and `torch.save` puts
-    the name of a file into it, but not that of a buffer.
+    The same weights give the same bytes: safetensors sorts its tensors, and `torch.save` writes
+    the name of a file into it, but none where it writes to a buffer.
     """
     path = recipe.file(step)
     if path.suffix == ".safetensors":
@@ -90,7 +90,7 @@ def write_checkpoint(
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either there and whole, or not there."""
+    """Write a file so that it is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
     partial.write_bytes(content)
@@ -98,9 +98,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def clear(recipe: TrainingRecipe) -> None:
-    """Remove what an interrupted training, or one by another recipe, has left.
+    """Remove the files of an interrupted training, or of another recipe.
 
-    The record goes first: nothing may be taken for complete while files go.
+    The record goes first, so that the folder never looks complete while files are removed.
     """
     (recipe.directory / RECORD).unlink(missing_ok=True)
     pattern = Path(recipe.template).name.replace(STEP, "*")

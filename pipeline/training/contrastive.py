@@ -1,4 +1,4 @@
-"""Two-tower models, trained on images with their captions (Radford et al. 2021)."""
+"""Two-tower models trained on images with their captions (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from pipeline.errors import InputError
-from pipeline.sources import get_source
+from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
 from pipeline.stimuli.digits import class_captions
-from pipeline.training.task import Task, image_tensor
+from pipeline.training.objective import Objective, image_tensor
 from pipeline.training.vocabulary import write_merges
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _MAX_LOG_SCALE = math.log(100)  # as in CLIP
 
 
-def prepare(recipe: TrainingRecipe) -> Task:
-    """Write the vocabulary, build the two towers from torch's current seed, and their data.
+def prepare(recipe: TrainingRecipe) -> Objective:
+    """Write the vocabulary, build the two towers from torch's current seed, and load their data.
 
-    Each image meets, at random, its own detailed caption or its class's plain one: from the
-    detailed ones alone the towers learn less of the digits than of how they are written.
+    Each image is paired, at random, with its own detailed caption or its class's plain one: from
+    the detailed captions alone the towers learn less about the digits than about handwriting.
     """
     from open_clip.loss import ClipLoss
 
@@ -35,7 +35,7 @@ def prepare(recipe: TrainingRecipe) -> Task:
     assert held_out.labels is not None
     plain = class_captions()
     _write_vocabulary(recipe, [*shown.captions, *plain])
-    source = get_source(recipe.model.source)
+    source = torch_source(recipe.model.source)
     # the towers' methods and the scale are open_clip's, unknown to torch's own type
     model = cast(Any, source.build(recipe.model))
     tokenize = source.tokenizer(recipe.model)
@@ -67,12 +67,12 @@ def prepare(recipe: TrainingRecipe) -> Task:
         )
         return float((match.argmax(1) == test_labels).double().mean())
 
-    return Task(model, len(shown), loss, after_step, accuracy)
+    return Objective(model, len(shown), loss, after_step, accuracy)
 
 
 def _write_vocabulary(recipe: TrainingRecipe, captions: list[str]) -> None:
     if recipe.model.vocabulary is None:
-        return  # the architecture brings a tokenizer of its own
+        return  # the architecture has a tokenizer of its own
     size = write_merges(recipe.model.vocabulary, captions)
     stated = recipe.vocabulary_size
     if stated != size:

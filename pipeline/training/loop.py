@@ -1,4 +1,4 @@
-"""The training loop: one model, one thread, the same bytes every time."""
+"""The training loop: one model on one thread, with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.errors import ModelError
+from pipeline.sources import SOURCES
 from pipeline.training import contrastive, supervised
 from pipeline.training.checkpoints import (
     clear,
@@ -19,17 +20,16 @@ from pipeline.training.checkpoints import (
     write_checkpoint,
     write_record,
 )
+from pipeline.training.objective import Objective
 from pipeline.training.recipe import TrainingRecipe, planned_steps
-from pipeline.training.task import Task
 
-_PREPARE = {"timm": supervised.prepare, "open_clip": contrastive.prepare}
-_LIBRARIES = {"timm": "timm", "open_clip": "open_clip_torch"}
+_PREPARE = {"classification": supervised.prepare, "contrastive": contrastive.prepare}
 
 
 def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
-    """Train one model unless it is there, and return its record."""
+    """Train one model unless it is trained already, and return its record."""
     recipe.directory.mkdir(parents=True, exist_ok=True)
-    # another process may be at the same model: wait for it, and then take what it has made
+    # another process may be training the same model: wait for it, and use its result
     with FileLock(recipe.directory / "training.lock"):
         record = read_record(recipe)
         if record is not None:
@@ -44,27 +44,28 @@ def train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dic
 def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     options, last = recipe.options, recipe.options.steps
-    task = _PREPARE[recipe.model.source](recipe)
+    source = SOURCES[recipe.model.source]
+    objective = _PREPARE[source.objective](recipe)
     steps = set(planned_steps(recipe))
-    optimizer, schedule = _optimizer(task.model, recipe)
+    optimizer, schedule = _optimizer(objective.model, recipe)
     files: dict[str, str] = {}
     losses: dict[str, float] = {}
 
     def save(step: int) -> None:
-        epoch = step * options.batch_size // task.n_stimuli
+        epoch = step * options.batch_size // objective.n_stimuli
         files[recipe.file(step).name] = write_checkpoint(
-            recipe, step, epoch, task.model.state_dict()
+            recipe, step, epoch, objective.model.state_dict()
         )
 
     if 0 in steps:
         save(0)
-    task.model.train()
-    for step, loss in _steps(task, recipe):
+    objective.model.train()
+    for step, loss in _steps(objective, recipe):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        task.after_step()
+        objective.after_step()
         if step in steps:
             value = float(loss.detach())
             if value != value:
@@ -76,9 +77,9 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
             save(step)
         if progress is not None:
             progress(step)
-    task.model.eval()
+    objective.model.eval()
     with torch.inference_mode():
-        accuracy = task.accuracy()
+        accuracy = objective.accuracy()
     return {
         "model": recipe.model.id,
         "recipe_digest": recipe.digest,
@@ -89,12 +90,9 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
         "samples_seen": last * options.batch_size,
         "losses": losses,
         "held_out_accuracy": accuracy,
-        "n_parameters": sum(p.numel() for p in task.model.parameters()),
+        "n_parameters": sum(p.numel() for p in objective.model.parameters()),
         "files": files,
-        "versions": {
-            name: version(name)
-            for name in ("torch", _LIBRARIES[recipe.model.source], "numpy", "scikit-learn")
-        },
+        "versions": {name: version(name) for name in (*source.packages, "numpy", "scikit-learn")},
         "seconds": {
             "wall": round(time.perf_counter() - wall, 2),
             "cpu": round(time.process_time() - cpu, 2),
@@ -102,8 +100,8 @@ def _train(recipe: TrainingRecipe, progress: Callable[[int], None] | None) -> di
     }
 
 
-def _steps(task: Task, recipe: TrainingRecipe) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield each step's number, from 1, and loss; batches run on over the ends of epochs."""
+def _steps(objective: Objective, recipe: TrainingRecipe) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield each step's number, from 1, and loss; batches run on across epochs."""
     options = recipe.options
     order, captions = (
         torch.Generator().manual_seed(recipe.seeds[use]) for use in ("order", "captions")
@@ -111,9 +109,9 @@ def _steps(task: Task, recipe: TrainingRecipe) -> Iterator[tuple[int, torch.Tens
     rows = torch.empty(0, dtype=torch.long)
     for step in range(1, options.steps + 1):
         while len(rows) < options.batch_size:
-            rows = torch.cat([rows, torch.randperm(task.n_stimuli, generator=order)])
+            rows = torch.cat([rows, torch.randperm(objective.n_stimuli, generator=order)])
         batch, rows = rows[: options.batch_size], rows[options.batch_size :]
-        yield step, task.loss(batch, captions)
+        yield step, objective.loss(batch, captions)
 
 
 def _optimizer(
@@ -134,7 +132,7 @@ def _optimizer(
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """One thread, deterministic kernels and a seeded generator; all put back after."""
+    """Use one thread, deterministic kernels and a seeded generator; restore all three after."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -12,14 +12,15 @@ from pydantic import Field
 
 from pipeline.config.model import ModelSpec
 from pipeline.config.registry import Entry, load_registry
-from pipeline.config.yaml import Document, Location, Spec, validate
+from pipeline.config.yaml import Document, Spec, YamlPath, validate
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
+from pipeline.sources import SOURCES
 from pipeline.stimuli import StimuliSpec
 
 STEP = "{step}"
 SUFFIXES = (".safetensors", ".pth.tar")
-# raised when the training code changes what it gives for the same recipe
+# raised when a change of the training code gives other weights for the same recipe
 _VERSION = 2
 
 
@@ -27,12 +28,12 @@ class TrainingOptions(Spec):
     """Stimuli, length and optimiser of one training run."""
 
     stimuli: StimuliSpec = StimuliSpec(part="train")
-    """What the model learns."""
+    """What the model is trained on."""
     held_out: StimuliSpec = StimuliSpec(part="test")
     """What its accuracy is measured on at the end."""
     seed: int = Field(default=0, ge=0)
-    """Tells one training by a recipe from another; weights, order of the stimuli and captions
-    are drawn from the whole recipe, so that no two models share any of them."""
+    """Distinguishes trainings by one recipe. Weights, order of the stimuli and captions are drawn
+    from the whole recipe, so that no two models share any of them."""
     steps: int = Field(default=300, ge=2)
     """Number of optimiser steps."""
     batch_size: int = Field(default=64, ge=2)
@@ -42,20 +43,20 @@ class TrainingOptions(Spec):
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak of the one-cycle schedule of AdamW."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Decay of weight matrices; biases, norms and scales are left alone."""
+    """Decay of weight matrices; biases, norms and scales have none."""
     warmup: float = Field(default=0.15, gt=0, lt=1)
     """Fraction of the steps in which the learning rate rises to its peak."""
     plain_captions: float = Field(default=0.5, ge=0, le=1)
-    """Two-tower models: how often the class's plain caption stands for the detailed one."""
+    """Two-tower models: how often the class's plain caption replaces the detailed one."""
 
 
 class TrainingRecipe(Spec):
-    """A model and how it is trained: everything that its weights depend on."""
+    """A model and its training: everything that its weights depend on."""
 
     model: ModelSpec
     """The registry entry."""
     options: TrainingOptions
-    """The file's defaults with the entry's own options over them."""
+    """The file's defaults, overridden by the entry's own options."""
 
     @property
     def template(self) -> str:
@@ -74,9 +75,8 @@ class TrainingRecipe(Spec):
 
     @property
     def vocabulary_size(self) -> int | None:
-        """What the model's config states as the number of its tokens."""
-        size: int | None = self.model.architecture.get("text_cfg", {}).get("vocab_size")
-        return size
+        """Number of tokens that the model's config states."""
+        return SOURCES[self.model.source].vocabulary_size(self.model)
 
     @property
     def _model(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class TrainingRecipe(Spec):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that the weights depend on, but for library versions."""
+        """SHA-256 of everything that the weights depend on, except library versions."""
         content = {
             "version": _VERSION,
             "model": self._model,
@@ -98,7 +98,7 @@ class TrainingRecipe(Spec):
     def seeds(self) -> dict[str, int]:
         """Seeds of the weights (and of dropout), of the order of the stimuli, and of captions.
 
-        They do not change with what is saved and what is tested on, nor with id and folder.
+        They do not depend on the checkpoints saved, on the held-out stimuli, on id or on folder.
         """
         options = self.options.model_dump(mode="json", exclude={"held_out", "checkpoint_steps"})
         content = {"model": self._model, "options": options}
@@ -114,7 +114,7 @@ def planned_steps(recipe: TrainingRecipe) -> tuple[int, ...]:
 def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
     """Read the entries of a registry file that are trained here.
 
-    The file's top-level `training:` holds defaults; an entry's own `training:` goes over them,
+    The file's top-level `training:` holds defaults, which an entry's own `training:` overrides
     key by key. Entries without one are left out.
 
     Parameters
@@ -130,7 +130,7 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
     Raises
     ------
     InputError
-        With file, line, entry and remedy; where there is nothing to train, too.
+        With file, line, entry and remedy; also where there is nothing to train.
     """
     registry = load_registry([registry_path])
     recipes: list[TrainingRecipe] = []
@@ -150,7 +150,7 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
         weights = recipe.seeds["weights"]
         if weights in drawn:
             raise InputError(
-                f"{entry.where}: entry {entry.spec.id!r} is trained by the very recipe of "
+                f"{entry.where}: entry {entry.spec.id!r} is trained by the same recipe as "
                 f"{drawn[weights]!r}, and would be the same model twice. Give it another "
                 "`training: {seed: …}`, or leave it out."
             )
@@ -166,10 +166,10 @@ def load_recipes(registry_path: str | Path) -> list[TrainingRecipe]:
 
 def _recipe(entry: Entry) -> TrainingRecipe:
     spec, document = entry.spec, entry.document
-    own: Location = (*entry.location, "training")
-    # each part is validated where it stands, so that a fault is reported with its own line
+    location: YamlPath = (*entry.location, "training")
+    # each part is validated by itself, so that a fault is reported with its own line
     defaults = _section(document, ("training",), document.data.get("training", {}), None)
-    overrides = _section(document, own, spec.training, spec.id)
+    overrides = _section(document, location, spec.training, spec.id)
     options = TrainingOptions.model_validate({**defaults, **overrides})
     recipe = TrainingRecipe(model=spec, options=options)
     fault = _fault(recipe)
@@ -179,7 +179,7 @@ def _recipe(entry: Entry) -> TrainingRecipe:
 
 
 def _section(
-    document: Document, location: Location, value: Any, entry: str | None
+    document: Document, location: YamlPath, value: Any, entry: str | None
 ) -> Mapping[str, Any]:
     return validate(TrainingOptions, value, document, location, entry).model_dump(
         exclude_unset=True
@@ -202,8 +202,9 @@ def _fault(recipe: TrainingRecipe) -> str | None:
     parts = {options.stimuli.part, options.held_out.part}
     if parts != {"train", "test"}:
         return (
-            f"it would be tested on stimuli that it learns (stimuli: {options.stimuli.part}, "
-            f"held_out: {options.held_out.part}). Choose two parts that do not overlap."
+            "it would be tested on stimuli that it is trained on (stimuli: "
+            f"{options.stimuli.part}, held_out: {options.held_out.part}). Choose two parts that "
+            "do not overlap."
         )
     seen = options.steps * options.batch_size
     if spec.metadata.get("samples_seen", seen) != seen:

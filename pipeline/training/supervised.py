@@ -1,4 +1,4 @@
-"""Classifiers, trained on labels."""
+"""Classifiers trained on labels."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.sources import get_source
+from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
-from pipeline.training.task import Task, image_tensor
+from pipeline.training.objective import Objective, image_tensor
 
 if TYPE_CHECKING:
     from pipeline.training.recipe import TrainingRecipe
 
 
-def prepare(recipe: TrainingRecipe) -> Task:
-    """Build the classifier from torch's current seed, and its data."""
-    source = get_source(recipe.model.source)
+def prepare(recipe: TrainingRecipe) -> Objective:
+    """Build the classifier from torch's current seed, and load its data."""
+    source = torch_source(recipe.model.source)
     model = source.build(recipe.model)
     transform = source.image_transform(recipe.model, model)
     shown, held_out = (
@@ -37,4 +37,4 @@ def prepare(recipe: TrainingRecipe) -> Task:
     def accuracy() -> float:
         return float((model(test_images).argmax(1) == test_labels).double().mean())
 
-    return Task(model, len(shown), loss, after_step=lambda: None, accuracy=accuracy)
+    return Objective(model, len(shown), loss, after_step=lambda: None, accuracy=accuracy)

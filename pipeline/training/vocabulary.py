@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.training.checkpoints import write_atomically
 
-# open_clip's tokenizer numbers 256 bytes, 256 bytes that end a word, the merges, and two marks
+# open_clip's tokenizer has 256 bytes, 256 bytes that end a word, the merges, and two markers
 N_FIXED = 256 + 256 + 2
 _END = "</w>"
 
@@ -19,22 +19,22 @@ _END = "</w>"
 def merges(captions: Iterable[str]) -> list[tuple[str, str]]:
     """Learn byte-pair merges until every word is one symbol.
 
-    The most frequent pair goes first, as in Sennrich et al. 2016, and of equally frequent ones
+    The most frequent pair is merged first, as in Sennrich et al. 2016; of equally frequent pairs,
     the first in alphabetical order. A tokenizer that applies the merges in this order repeats
     these very steps, so each word becomes one token.
     """
     counts = Counter(w for c in captions for w in re.findall(r"[a-z]+", c.lower()))
     words = {w: (*w[:-1], w[-1] + _END) for w in sorted(counts)}
-    learnt: list[tuple[str, str]] = []
+    learned: list[tuple[str, str]] = []
     while any(len(symbols) > 1 for symbols in words.values()):
         pairs: Counter[tuple[str, str]] = Counter()
         for word, symbols in words.items():
             for pair in pairwise(symbols):
                 pairs[pair] += counts[word]
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        learnt.append(best)
+        learned.append(best)
         words = {word: _merge(symbols, best) for word, symbols in words.items()}
-    return learnt
+    return learned
 
 
 def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
@@ -52,11 +52,11 @@ def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 def write_merges(path: Path, captions: Iterable[str]) -> int:
     """Write the merges as open_clip reads them, and return the size of the vocabulary."""
-    learnt = merges(captions)
-    # no line end after the last merge: open_clip would read an empty one there
-    text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in learnt)])
+    learned = merges(captions)
+    # no newline after the last merge: open_clip would read an empty merge there
+    text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in learned)])
     content = gzip.compress(text.encode(), mtime=0)
-    # left alone where it is right: another training may be reading it
+    # not rewritten where it is up to date: another training may be reading it
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
-    return N_FIXED + len(learnt)
+    return N_FIXED + len(learned)

@@ -1,4 +1,4 @@
-"""All reference models: those that are missing, several at a time."""
+"""Training of several reference models at a time, of those that are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the training of one model is."""
+    """Progress of the training of one model."""
 
     model: str
     step: int
@@ -32,7 +32,7 @@ def train(
     """Train one model in this process, on one thread, unless it is trained already.
 
     The same recipe gives the same files, to the bit, on the same machine with the same versions
-    of the libraries. torch's threads, generator and determinism are put back afterwards.
+    of the libraries. torch's threads, generator and determinism are restored afterwards.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ def train(
     Returns
     -------
     dict
-        What `training.json`, written last, says: recipe and its digest, seed, steps, losses at
-        the checkpoints, held-out accuracy, SHA-256 of the files, versions, seconds.
+        The content of `training.json`, which is written last: recipe and its digest, seed, steps,
+        losses at the checkpoints, held-out accuracy, SHA-256 of the files, versions, seconds.
 
     Raises
     ------
     ModelError
-        Where the model cannot be built, or its loss is no number.
+        Where the model cannot be built, or its loss is not a number.
     InputError
-        Where a two-tower model's config states another size of the vocabulary than it has.
+        Where a two-tower model's config states a wrong vocabulary size.
     """
     from pipeline.training.loop import train as run  # torch is imported here
 
@@ -65,7 +65,7 @@ def train_all(
     workers: int = 2,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Train those models that are not trained yet, in separate processes of one thread each.
+    """Train the models that are not trained yet, in separate processes of one thread each.
 
     Parameters
     ----------
@@ -74,17 +74,17 @@ def train_all(
     workers
         How many models are trained at a time.
     on_progress
-        Called in this process, every few steps of each model and at its last.
+        Called in this process, every few steps of each model and at its last step.
 
     Returns
     -------
     dict
-        Record of each model trained now, by id.
+        Record of each model trained by this call, by id.
 
     Raises
     ------
     ModelError
-        When all the others are done, where some failed: names every one, and why.
+        Where some models failed, once all others are done: names each, and why.
     """
     missing = sorted((r for r in recipes if not is_trained(r)), key=_expected_work, reverse=True)
     if not missing:
@@ -121,7 +121,7 @@ def train_all(
                 else:
                     failures[name] = f"{type(error).__name__}: {error}"
     except BaseException:
-        # interrupted: what is half trained would be waited for, and begun again all the same
+        # interrupted: half-trained models would be waited for, and still start over next time
         for process in list(executor._processes.values()):
             process.terminate()
         raise
@@ -139,7 +139,7 @@ def train_all(
 
 
 def _expected_work(recipe: TrainingRecipe) -> float:
-    """Guess the order of training times, longest first, so that no long one comes last."""
+    """Guess relative training time, so that the longest start first."""
     width = recipe.model.metadata.get("width", 1)
     return recipe.options.steps * (float(width) if isinstance(width, int | float) else 1.0)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, StoreError
+from pipeline.sources import packages
 from pipeline.store import paths
 from pipeline.store.io.lease import Holder, at_work
 from pipeline.store.io.location import Location, locate
@@ -31,10 +32,7 @@ FOLDER = paths.run_logs()
 _SUFFIX = ".jsonl"
 _PACKAGES = (
     "consilience",
-    "torch",
-    "torchvision",
-    "timm",
-    "open-clip-torch",
+    *packages(),
     "dask",
     "distributed",
     "zarr",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dask.utils import format_bytes
 
 from pipeline.cluster import ClusterSpec, LocalSpec
-from pipeline.cluster.workers import Room
+from pipeline.cluster.workers import WorkerResources
 from pipeline.errors import InputError
 from pipeline.workflow.plan import Plan
 
@@ -43,7 +43,7 @@ def memory_of_stages(plan: Plan, threads: int = 1) -> dict[str, float]:
     return found
 
 
-def check_memory(plan: Plan, rooms: Sequence[Room], cluster: ClusterSpec) -> None:
+def check_memory(plan: Plan, rooms: Sequence[WorkerResources], cluster: ClusterSpec) -> None:
     """Raise where the workers have not the memory that a plan takes.
 
     Parameters

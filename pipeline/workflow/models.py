@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError
+from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimulusSet
@@ -18,7 +19,7 @@ from pipeline.store.activations import TowerGroup
 from pipeline.types import Block
 
 if TYPE_CHECKING:
-    from pipeline.towers import TowerInfo
+    from pipeline.sources import TowerInfo
 
 
 @dataclass
@@ -109,7 +110,7 @@ def plan_model(
     plan = ModelPlan(spec, checkpoints, None, metadata, replace)
     blocks = _blocks(len(stimuli))
     for tower in spec.towers:
-        stimuli.ids(tower)  # raises where there are no captions
+        stimuli.items(modality_of(tower))  # raises where there are none
         group = None if replace else stored_tower(store, spec, tower, stimuli)
         if group is not None:
             plan.metadata_changed |= {k: group.attrs.get(k) for k in metadata} != metadata
@@ -125,7 +126,7 @@ def plan_model(
             if todo:
                 plan.missing.setdefault(label, {})[tower] = todo
     if plan.missing:
-        from pipeline.extraction import check_fit, describe
+        from pipeline.sources.torch_describe import check_fit, describe
 
         plan.towers = describe(spec)
         for label in plan.missing:
@@ -160,7 +161,7 @@ def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: St
             f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
             f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
         )
-    if attributes["stimuli_fingerprint"] != stimuli_fingerprint(stimuli, tower):
+    if attributes["stimuli_fingerprint"] != stimuli.fingerprint_of(modality_of(tower)):
         raise InputError(
             f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
             f"content under the same key). Extract it anew with --replace {spec.id}."
@@ -176,11 +177,6 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
             f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
             f"or extract it anew with --replace {spec.id}."
         )
-
-
-def stimuli_fingerprint(stimuli: StimulusSet, tower: str) -> str:
-    """Return the identity of what a tower is shown."""
-    return stimuli.fingerprint if tower == "image" else str(stimuli.caption_fingerprint())
 
 
 def expected_encoders(

@@ -24,11 +24,11 @@ from pipeline.cluster import (
 )
 from pipeline.cluster.workers import (
     check_report_file,
-    heard,
     performance_report,
-    rooms_of,
-    rooms_to_be,
+    planned_worker_resources,
+    subscribe_progress,
     timed,
+    worker_resources,
 )
 from pipeline.errors import InputError
 from pipeline.progress import stage
@@ -134,7 +134,7 @@ def run_workflow(
                 held = stack.enter_context(take())  # a plan is of what no other run is changing
             plan = plan_workflow(workflow, replace=replace)
             if plan.needs:
-                check_memory(plan, rooms_to_be(where), where)
+                check_memory(plan, planned_worker_resources(where), where)
             untrained = plan.context.untrained
             if untrained:
                 report.tasks["train"] = len(untrained)
@@ -145,7 +145,7 @@ def run_workflow(
             if plan.needs_workers:
                 client = pool.start()  # a wrong address is known before the store is touched
                 _check_shared(location, client)
-                check_memory(plan, rooms_of(client), where)
+                check_memory(plan, worker_resources(client), where)
             if held is None:
                 open_root(location, "a")
                 held = stack.enter_context(take())
@@ -266,14 +266,14 @@ class _Run:
             for task in tasks
         ]
 
-        def hear(part: str, done: int) -> None:
+        def on_progress(part: str, done: int) -> None:
             task = known[part]
             shown.within(part, done, task.cost * done / task.size)
 
         client = self.pool.start()
         with (
             stage(self.console, name, total, planned.stage.unit, cost=cost) as shown,
-            heard(client, topic, hear),
+            subscribe_progress(client, topic, on_progress),
         ):
             for outcome in self.pool.run(measured):
                 self.lease.check()

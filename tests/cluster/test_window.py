@@ -139,7 +139,7 @@ def test_run__window_is_twice_the_threads(
 def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from distributed import LocalCluster
 
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.02)
     with (
         LocalCluster(
             n_workers=1,
@@ -237,7 +237,7 @@ def test_run__task_that_kills_its_workers_fails_alone(tmp_path: Path) -> None:
             outcomes = list(pool.run([*tasks, evaluate("poison", poison, cost=9.0)]))
     failed = [o for o in outcomes if o.error is not None]
     assert [describe_failure(o) for o in failed] == [
-        "poison: whatever worker ran it died, 4 times, the last 2 with nothing else running (out "
+        "poison: every worker that ran it died, 4 times, the last 2 with nothing else running (out "
         "of memory, a crash in native code, or a batch job's time limit). Give workers more memory "
         "or time, or a smaller batch size."
     ]
@@ -256,7 +256,7 @@ def test_run__task_that_takes_more_memory_than_its_worker_has(tmp_path: Path) ->
             tasks = [evaluate(f"t{i}", str(i)) for i in range(4)]
             outcomes = list(pool.run([evaluate("hog", hog, cost=9.0), *tasks]))
     (failed,) = [o for o in outcomes if o.error is not None]
-    assert "hog: whatever worker ran it died, 2 times" in describe_failure(failed)
+    assert "hog: every worker that ran it died, 2 times" in describe_failure(failed)
     assert "Give workers more memory" in describe_failure(failed)
     assert sorted(o.result for o in outcomes if o.error is None) == list(range(4))
 
@@ -283,7 +283,7 @@ def test_run__workers_that_vanish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where one comes back in time the run goes on; where none does it ends, and says so."""
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.2)
     go = tmp_path / "go"
     with processes(tmp_path) as made:
         made.start()
@@ -321,7 +321,7 @@ def test_run__workers_that_vanish(
 def test_run__scheduler_that_is_lost(
     how: signal.Signals, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.2)
     with processes(tmp_path) as made:
         made.start()
         made.add_worker()
@@ -344,12 +344,12 @@ def test_run__scheduler_that_is_lost(
 
 def test_run__a_gpu_that_no_worker_offers(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WORKER_SECONDS", 0.5)
-    monkeypatch.setattr(f"{MODULE}.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.1)
     with executor(address(cluster)) as pool:
         (outcome,) = pool.run([Task("t", double, (4,), device="auto")])
         assert outcome.result == 8
         expected = (
-            r"a GPU is asked for \(device: cuda\), and of the cluster's 1 workers none offers one. "
+            r"device: cuda asks for a GPU, and none of the cluster's 1 workers offers one. "
             r"Start workers with one GPU each \(`dask worker ADDRESS --nthreads 1 --resources GPU=1"
         )
         with pytest.raises(InputError, match=expected):

@@ -1,4 +1,4 @@
-"""What tasks tell while they run, and what is known of them afterwards."""
+"""What tasks report while they run, and what is known of them afterwards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from zoo import Zoo
 
 from pipeline.cluster import workers
-from pipeline.cluster.workers import tell, timed
-from pipeline.progress import Stage
+from pipeline.cluster.workers import report_progress, timed
+from pipeline.progress import StageProgress
 
 
 def write_and_read(file: str, size: int) -> int:
-    tell(1)  # outside of a worker nobody hears it
+    report_progress(1)  # outside of a worker nothing is reported
     Path(file).write_bytes(b"x" * size)
     return len(Path(file).read_bytes())
 
@@ -35,23 +35,23 @@ def test_timed__what_a_task_took(tmp_path: Path) -> None:
 def test_timed__errors_pass() -> None:
     with pytest.raises(ZeroDivisionError):
         timed(divmod, "t", "n")(1, 0)
-    tell(3)  # of no task
+    report_progress(3)  # of no task
 
 
-def test_tell__a_model_shows_progress_before_it_is_done(
+def test_report_progress__a_model_shows_progress_before_it_is_done(
     copied: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, float]] = []
-    original = Stage.within
+    reported: list[tuple[str, float]] = []
+    original = StageProgress.within
 
-    def within(self: Stage, part: str, done: float, cost: float) -> None:
-        told.append((part, done))
+    def within(self: StageProgress, part: str, done: float, cost: float) -> None:
+        reported.append((part, done))
         original(self, part, done, cost)
 
-    monkeypatch.setattr(Stage, "within", within)
-    monkeypatch.setattr(workers, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(StageProgress, "within", within)
+    monkeypatch.setattr(workers, "REPORT_SECONDS", 0.0)
     report = copied.run("models.sets=[late]", "compare.measures={cka: {}}")
     assert report.failures == {}
-    # two checkpoints of 597 stimuli; the last word may come after the end
-    assert ("extract timm/late", 597) in told
-    assert {done for _, done in told} <= {597, 1194}
+    # two checkpoints of 597 stimuli; the last report may come after the end
+    assert ("extract timm/late", 597) in reported
+    assert {done for _, done in reported} <= {597, 1194}

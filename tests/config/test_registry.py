@@ -117,7 +117,7 @@ def test_model_spec__every_id_of_the_rule(name: str) -> None:
         (R18 + "    checkpoints:\n      a: {step: -1}\n", r"line 5: .*'checkpoints.a.step'.*to 0"),
         (
             R18 + "    checkpoints: runs/last.pth\n",
-            r"line 4: .*the template 'runs/last.pth' needs {step} exactly once, where the number",
+            r"line 4: .*the template 'runs/last.pth' needs {step} exactly once, in the place",
         ),
         (R18 + "    checkpoints: '{step}/{step}'\n", r"line 4: .*needs {step} exactly once"),
         (R18 + "    layers: {every: 0}\n", r"line 4: .*'layers.every'.*greater than or equal to 1"),

@@ -25,7 +25,7 @@ IMPORTED = (
     "pipeline.cli",
     "pipeline.extraction",
     "pipeline.report",
-    "pipeline.sources.timm",
+    "pipeline.sources.torch_timm",
     "pipeline.workflow",
     "timm",
     "xarray",

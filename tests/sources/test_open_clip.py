@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction import Tap, check_fit, describe
-from pipeline.sources.base import load_checkpoint, seeded_build
-from pipeline.sources.open_clip import SOURCE
+from pipeline.sources.torch_describe import check_fit, describe
+from pipeline.sources.torch_open_clip import SOURCE
+from pipeline.sources.torch_reader import LayerReader
+from pipeline.sources.torch_source import load_checkpoint, seeded_build
 from pipeline.training.vocabulary import write_merges
 
 CAPTIONS = ["a thin seven", "a bold handwritten seven", "seven", "a thin, thin, thin seven"]
@@ -117,7 +118,7 @@ def equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_image__blocks_of_a_vit(folder: Path, pool: str) -> None:
     chosen = spec(folder, pool=pool)
     model = random_model(chosen)
-    found = Tap(chosen, model, "image")(pictures())
+    found = LayerReader(chosen, model, "image")(pictures())
     assert list(found) == ["blocks.0", "blocks.1", "blocks.2"]
     hooks = seen(
         model.visual,
@@ -139,7 +140,7 @@ def test_image__blocks_of_a_vit(folder: Path, pool: str) -> None:
 def test_image__last_block_leads_to_the_embedding(folder: Path) -> None:
     chosen = spec(folder, layers="last")
     model = random_model(chosen)
-    found = Tap(chosen, model, "image")(pictures())["blocks.2"]
+    found = LayerReader(chosen, model, "image")(pictures())["blocks.2"]
     with torch.no_grad():
         equal(model.visual.ln_post(found) @ model.visual.proj, model.encode_image(pictures()))
 
@@ -147,7 +148,7 @@ def test_image__last_block_leads_to_the_embedding(folder: Path) -> None:
 def test_image__stages_of_a_resnet(folder: Path) -> None:
     chosen = spec(folder, "resnet")
     model = random_model(chosen)
-    found = Tap(chosen, model, "image")(pictures(32))
+    found = LayerReader(chosen, model, "image")(pictures(32))
     names = ["layer1", "layer2", "layer3", "layer4"]
     assert list(found) == ["stem", *names]
     hooks = seen(model.visual, [*names, "avgpool"], lambda: model.encode_image(pictures(32)))
@@ -161,7 +162,7 @@ def test_image__trunk_of_timm(folder: Path) -> None:
     # TypeError (convnext_base_w and every other ConvNeXt CLIP, MobileCLIP-S1, …)
     chosen = spec(folder, "timm")
     model = random_model(chosen)
-    found = Tap(chosen, model, "image")(pictures())
+    found = LayerReader(chosen, model, "image")(pictures())
     names = ["act1", "layer1", "layer2", "layer3", "layer4"]
     assert list(found) == names
     hooks = seen(model.visual.trunk, names, lambda: model.encode_image(pictures()))
@@ -178,7 +179,7 @@ def test_image__trunk_of_timm_without_a_class_token(folder: Path) -> None:
         num_classes=0, class_token=False, global_pool="avg",
     ).eval()  # fmt: skip
     model.visual.trunk = trunk
-    found = Tap(chosen, model, "image")(pictures())
+    found = LayerReader(chosen, model, "image")(pictures())
     hooks = seen(trunk, ["blocks.0", "blocks.1"], lambda: trunk(pictures()))
     assert list(found) == list(hooks)
     for name, tokens in hooks.items():
@@ -188,7 +189,7 @@ def test_image__trunk_of_timm_without_a_class_token(folder: Path) -> None:
 def test_image__finer_layers(folder: Path) -> None:
     chosen = spec(folder, layers=["blocks.1", "transformer.resblocks.1.ln_2"], pool="mean")
     model = random_model(chosen)
-    assert list(Tap(chosen, model, "image")(pictures())) == [
+    assert list(LayerReader(chosen, model, "image")(pictures())) == [
         "blocks.1",
         "transformer.resblocks.1.ln_2",
     ]
@@ -214,7 +215,7 @@ def test_tokenizer__of_the_config(folder: Path) -> None:
 def test_text__pooled_at_the_end_of_text_by_hand(folder: Path) -> None:
     chosen = spec(folder)
     model, tokens = random_model(chosen), tokens_of(chosen)
-    found = Tap(chosen, model, "text")(tokens)
+    found = LayerReader(chosen, model, "text")(tokens)
     assert list(found) == ["blocks.0", "blocks.1"]
     with torch.no_grad():
         for row, caption in enumerate(tokens):
@@ -248,7 +249,7 @@ def test_text__last_block_leads_to_the_embedding(folder: Path, kind: str) -> Non
     if kind.startswith("eos"):  # a mark in the middle, which is not the highest number
         tokens[tokens == tokens.max()] = 5
     tower = getattr(model, "text", model)
-    found = Tap(chosen, model, "text")(tokens)["blocks.1"]
+    found = LayerReader(chosen, model, "text")(tokens)["blocks.1"]
     with torch.no_grad():
         equal(tower.ln_final(found) @ tower.text_projection, model.encode_text(tokens))
 
@@ -257,7 +258,7 @@ def test_text__last_block_leads_to_the_embedding(folder: Path, kind: str) -> Non
 def test_text__other_pools_leave_padding_out(folder: Path, pool: str) -> None:
     chosen = spec(folder, pool=pool)
     model, tokens = random_model(chosen), tokens_of(chosen)
-    found = Tap(chosen, model, "text")(tokens)
+    found = LayerReader(chosen, model, "text")(tokens)
     hooks = seen(
         model.transformer, ["resblocks.0", "resblocks.1"], lambda: model.encode_text(tokens)
     )
@@ -273,8 +274,10 @@ def test_text__mean_where_the_first_token_is_read(folder: Path) -> None:
     # with pool_type: first the mean is over the first token alone
     chosen = spec(folder, text=TEXTS["first"][0], top=TEXTS["first"][1], pool="mean")
     model, tokens = random_model(chosen), tokens_of(chosen)
-    found = Tap(chosen, model, "text")(tokens)["blocks.1"]
-    first = Tap(chosen.model_copy(update={"pool": "auto"}), model, "text")(tokens)["blocks.1"]
+    found = LayerReader(chosen, model, "text")(tokens)["blocks.1"]
+    first = LayerReader(chosen.model_copy(update={"pool": "auto"}), model, "text")(tokens)[
+        "blocks.1"
+    ]
     assert (found - first).abs().max() > 0.01
 
 
@@ -282,7 +285,7 @@ def test_text__finer_layers_pool_as_blocks_do(folder: Path) -> None:
     # once wrong: hooked layers of a text tower are averaged over padding
     chosen = spec(folder, layers=["blocks.0", "resblocks.1.ln_1"])
     model, tokens = random_model(chosen), tokens_of(chosen)
-    found = Tap(chosen, model, "text")(tokens)
+    found = LayerReader(chosen, model, "text")(tokens)
     with torch.no_grad():
         equal(found["resblocks.1.ln_1"], model.transformer.resblocks[1].ln_1(found["blocks.0"]))
 

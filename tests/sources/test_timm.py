@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction import Tap, check_fit, describe
-from pipeline.sources import get_source
-from pipeline.sources.base import differences, load_checkpoint, seeded_build
-from pipeline.sources.timm import SOURCE
+from pipeline.sources.torch_describe import check_fit, describe
+from pipeline.sources.torch_reader import LayerReader
+from pipeline.sources.torch_source import differences, load_checkpoint, seeded_build, torch_source
+from pipeline.sources.torch_timm import SOURCE
 
 TINY: dict[str, Any] = {"num_classes": 5}
 VIT = {**TINY, "img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 3}
@@ -138,7 +138,7 @@ def test_blocks__equal_hooks_pooled_by_hand(kind: str, pool: str) -> None:
     chosen = spec(kind, pool=pool)
     model = random_model(chosen)
     names = BLOCKS.get(kind, ["blocks.0", "blocks.1", "blocks.2"])
-    found = Tap(chosen, model, "image")(batch(kind))
+    found = LayerReader(chosen, model, "image")(batch(kind))
     assert list(found) == names
     expected = seen(model, names, batch(kind))
     for name in names:
@@ -152,7 +152,7 @@ def test_blocks__equal_hooks_pooled_by_hand(kind: str, pool: str) -> None:
 def test_describe__is_what_the_model_gives(kind: str) -> None:
     chosen = spec(kind)
     info = describe(chosen)["image"]
-    found = Tap(chosen, random_model(chosen), "image")(batch(kind))
+    found = LayerReader(chosen, random_model(chosen), "image")(batch(kind))
     assert dict(zip(info.layers, info.widths, strict=True)) == {
         n: v.shape[1] for n, v in found.items()
     }
@@ -162,7 +162,7 @@ def test_describe__is_what_the_model_gives(kind: str) -> None:
     assert info.preprocessing["input_size"] == [3, *2 * [ARCHITECTURES[kind][1]]]
 
 
-def test_tap__cls_without_a_class_token() -> None:
+def test_layer_reader__cls_without_a_class_token() -> None:
     for kind in ("resnet", "vit_mean", "vit_registers_mean"):
         with pytest.raises(
             InputError,
@@ -192,22 +192,22 @@ def test_tap__cls_without_a_class_token() -> None:
          ["blocks.0", "blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp"]),
     ],
 )  # fmt: skip
-def test_tap__layers(layers: Any, expected: list[str]) -> None:
+def test_layer_reader__layers(layers: Any, expected: list[str]) -> None:
     chosen = spec("vit", layers=layers)
     assert list(describe(chosen)["image"].layers) == expected
-    assert list(Tap(chosen, random_model(chosen), "image")(batch("vit"))) == expected
+    assert list(LayerReader(chosen, random_model(chosen), "image")(batch("vit"))) == expected
 
 
-def test_tap__every_counts_from_the_last() -> None:
+def test_layer_reader__every_counts_from_the_last() -> None:
     assert describe(spec("resnet", layers={"every": 2}))["image"].layers == (
         "act1", "layer2", "layer4",
     )  # fmt: skip
 
 
-def test_tap__all_layers_of_a_resnet_equal_hooks() -> None:
+def test_layer_reader__all_layers_of_a_resnet_equal_hooks() -> None:
     chosen = spec("resnet", layers="all")
     model = random_model(chosen)
-    found = Tap(chosen, model, "image")(batch("resnet"))
+    found = LayerReader(chosen, model, "image")(batch("resnet"))
     # in the order of the modules; the head is not reached
     ran = [n for n, _ in model.named_modules() if n and not n.startswith(("global_pool", "fc"))]
     assert list(found) == ran
@@ -217,11 +217,11 @@ def test_tap__all_layers_of_a_resnet_equal_hooks() -> None:
     assert list(describe(chosen)["image"].layers) == ran
 
 
-def test_tap__a_later_in_place_operation_overwrites_nothing() -> None:
+def test_layer_reader__a_later_in_place_operation_overwrites_nothing() -> None:
     chosen = spec("resnet", layers=["bn1", "act1", "layer1.0.bn1"])
     model = random_model(chosen)
     assert model.get_submodule("act1").inplace  # else this test shows nothing
-    found = Tap(chosen, model, "image")(batch("resnet"))
+    found = LayerReader(chosen, model, "image")(batch("resnet"))
     by_hand = model.get_submodule("bn1")(model.get_submodule("conv1")(batch("resnet")))
     assert by_hand.min() < -0.1
     equal(found["bn1"], by_hand.mean((2, 3)))
@@ -229,17 +229,17 @@ def test_tap__a_later_in_place_operation_overwrites_nothing() -> None:
     assert (found["layer1.0.bn1"] < 0).any()
 
 
-def test_tap__hooks_are_gone_afterwards() -> None:
+def test_layer_reader__hooks_are_gone_afterwards() -> None:
     chosen = spec("vit", layers="*.mlp")
     model = random_model(chosen)
-    tap = Tap(chosen, model, "image")
-    tap(batch("vit"))
+    reader = LayerReader(chosen, model, "image")
+    reader(batch("vit"))
     with pytest.raises((RuntimeError, ValueError)):
-        tap(torch.zeros(1, 3, 5, 5, 5))
+        reader(torch.zeros(1, 3, 5, 5, 5))
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_tap__unknown_layer() -> None:
+def test_layer_reader__unknown_layer() -> None:
     with pytest.raises(
         InputError,
         match=r"model timm/vit: no layer of the image tower matches 'block.3'\. Did you mean "
@@ -248,7 +248,7 @@ def test_tap__unknown_layer() -> None:
         describe(spec("vit", layers=["blocks.0", "block.3"]))
 
 
-def test_tap__layer_that_is_not_reached() -> None:
+def test_layer_reader__layer_that_is_not_reached() -> None:
     with pytest.raises(
         ModelError, match=r"model timm/resnet: layers fc gave no output of one row per stimulus .*"
         r"Leave them out of `layers:`",
@@ -256,32 +256,35 @@ def test_tap__layer_that_is_not_reached() -> None:
         describe(spec("resnet", layers=["layer1", "fc"]))
 
 
-def test_tap__hooked_channels_last() -> None:
+def test_layer_reader__hooked_channels_last() -> None:
     # once wrong: a hooked (batch, height, width, channels) is pooled
     # over width and channels, and rows of pixels come out as features
     chosen = spec("swin", layers=["layers.0.blocks.0"])
     model = random_model(chosen)
     expected = seen(model, ["layers.0.blocks.0"], batch("swin"))["layers.0.blocks.0"]
     assert expected.shape == (3, 16, 16, 12)
-    equal(Tap(chosen, model, "image")(batch("swin"))["layers.0.blocks.0"], expected.mean((1, 2)))
+    equal(
+        LayerReader(chosen, model, "image")(batch("swin"))["layers.0.blocks.0"],
+        expected.mean((1, 2)),
+    )
 
 
-def test_tap__hooked_rows_that_are_not_stimuli() -> None:
+def test_layer_reader__hooked_rows_that_are_not_stimuli() -> None:
     # once wrong: windows pass for stimuli (48 rows of a batch of 3)
     chosen = spec("swin", layers=["layers.0.blocks.0.attn"])
     with pytest.raises(
         ModelError, match=r"layers layers.0.blocks.0.attn gave no output of one row"
     ):
-        Tap(chosen, random_model(chosen), "image")(batch("swin"))
+        LayerReader(chosen, random_model(chosen), "image")(batch("swin"))
 
 
-def test_tap__hooked_class_token() -> None:
+def test_layer_reader__hooked_class_token() -> None:
     # once wrong: `auto` is the class token for blocks, yet the mean over
     # all tokens, that one included, for hooked layers of the same model
     chosen = spec("vit", layers=["blocks.0", "blocks.1.norm1"])
     model = random_model(chosen)
     expected = seen(model, ["blocks.1.norm1"], batch("vit"))["blocks.1.norm1"]
-    equal(Tap(chosen, model, "image")(batch("vit"))["blocks.1.norm1"], expected[:, 0])
+    equal(LayerReader(chosen, model, "image")(batch("vit"))["blocks.1.norm1"], expected[:, 0])
 
 
 class NoFeatures(torch.nn.Module):
@@ -297,7 +300,7 @@ class NoFeatures(torch.nn.Module):
         return out
 
 
-def test_tap__model_without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_reader__model_without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: NoFeatures())
     for i, layers in enumerate(["blocks", "last", {"every": 2}]):
         with pytest.raises(
@@ -305,7 +308,7 @@ def test_tap__model_without_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             describe(spec("resnet", id="timm/n", arguments={"unknown": i}, layers=layers))
     model = NoFeatures().eval()
-    found = Tap(spec("resnet", layers=["first"]), model, "image")(batch("resnet"))
+    found = LayerReader(spec("resnet", layers=["first"]), model, "image")(batch("resnet"))
     equal(found["first"], model.first(batch("resnet")).mean((2, 3)))
 
 
@@ -398,7 +401,7 @@ def test_build__arguments_that_do_not_go_together() -> None:
 
 def test_tokenizer__images_only() -> None:
     with pytest.raises(InputError, match=r"model timm/vit: timm models have no text tower"):
-        get_source("timm").tokenizer(spec("vit"))
+        torch_source("timm").tokenizer(spec("vit"))
 
 
 # weights

@@ -58,8 +58,10 @@ def test_stimulus_set__images_do_not_depend_on_captions() -> None:
     plain, told, retold = some(3), some(3, ["a", "b", "c"]), some(3, ["c", "b", "a"])
     assert plain.fingerprint == told.fingerprint == retold.fingerprint
     assert plain.key == told.key == f"some-{plain.fingerprint[:8]}"
-    assert plain.caption_fingerprint() is None
-    assert told.caption_fingerprint() != retold.caption_fingerprint()
+    assert plain.fingerprint_of("image") == told.fingerprint_of("image") == plain.fingerprint
+    with pytest.raises(InputError, match="no captions"):
+        plain.fingerprint_of("text")
+    assert told.fingerprint_of("text") != retold.fingerprint_of("text")
     assert told.ids("text")[0] == retold.ids("text")[2] == content_id(b"a")
     np.testing.assert_array_equal(told.ids("image"), plain.image_ids)
 
@@ -77,6 +79,32 @@ def test_ids__no_captions() -> None:
         some().ids("text")
     with pytest.raises(InputError, match="no captions"):
         some().subset(3).distinct_captions()
+
+
+def test_stimulus_set__captions_alone() -> None:
+    words = StimulusSet("words", {}, captions=["b", "a", "b"])
+    assert len(words) == 3
+    assert words.modalities == ("text",)
+    assert words.items("text") == ["b", "a", "b"]
+    np.testing.assert_array_equal(words.stimulus_ids, words.ids("text"))
+    assert words.fingerprint == words.fingerprint_of("text") == fingerprint(words.ids("text"))
+    assert words.key == f"words-{words.fingerprint[:8]}"
+    assert words.subset(2).fingerprint != words.fingerprint
+    distinct = words.subset().distinct_captions()
+    assert distinct.rows.tolist() == [0, 1]
+    assert distinct.key == f"words-captions-n2-{distinct.fingerprint[:8]}"
+    with pytest.raises(
+        InputError,
+        match=r"stimuli 'words': they have no images, which image towers need\. Choose stimuli "
+        r"with images, or models with towers: \[text\]",
+    ):
+        words.ids("image")
+
+
+def test_stimulus_set__modalities() -> None:
+    assert some(2).modalities == ("image",)
+    assert some(2, ["a", "b"]).modalities == ("image", "text")
+    assert len(StimulusSet("none", {})) == 0
 
 
 # subsets

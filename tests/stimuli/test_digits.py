@@ -30,7 +30,7 @@ def test_load_digits__golden(part: str) -> None:
     digits = load_digits(part)
     assert len(digits) == size
     assert digits.fingerprint == images
-    assert digits.caption_fingerprint() == captions
+    assert digits.fingerprint_of("text") == captions
     assert digits.key == f"digits-{part}-{images[:8]}"
     assert digits.source == {"source": "digits", "part": part}
 

@@ -57,8 +57,8 @@ def test_load_recipes__entries_without_training_are_left_out(tmp_path: Path) -> 
         ({"training": "{seed: no}"}, r"line 3: .*'seed'"),
         ({"end": ".bin"}, r"line 3: entry 'timm/tiny': .*must end in .safetensors or .pth.tar"),
         ({"training": "{checkpoint_steps: [-1]}"}, r"checkpoint_steps: -1 is negative"),
-        ({"training": "{stimuli: {part: all}}"}, r"tested on stimuli that it learns"),
-        ({"training": "{held_out: {part: train}}"}, r"tested on stimuli that it learns"),
+        ({"training": "{stimuli: {part: all}}"}, r"tested on stimuli that it is trained on"),
+        ({"training": "{held_out: {part: train}}"}, r"tested on stimuli that it is trained on"),
         ({"more": ", metadata: {samples_seen: 9}"}, r"samples_seen is 9, but 20 .* are 1280"),
     ],
 )
@@ -148,7 +148,7 @@ def test_seeds__do_not_change_with_what_is_saved_and_tested(tmp_path: Path) -> N
 
 def test_load_recipes__one_model_twice(tmp_path: Path) -> None:
     path = write(tmp_path, ids=("tiny", "other"))
-    with pytest.raises(InputError, match=r"line 4: .*'timm/other' is trained by the very recipe"):
+    with pytest.raises(InputError, match=r"line 4: .*'timm/other' is trained by the same recipe"):
         load_recipes(path)
     path.write_text("seed: 2".join(path.read_text().rsplit("seed: 1", 1)))
     assert len(load_recipes(path)) == 2

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pipeline.config.registry import load_registry
-from pipeline.sources import get_source
-from pipeline.sources.base import seeded_build
+from pipeline.sources.torch_source import seeded_build, torch_source
 from pipeline.stimuli.digits import class_captions, load_digits
 from pipeline.training import TrainingRecipe, load_recipes
 from pipeline.training.vocabulary import merges, write_merges
@@ -41,7 +40,7 @@ def n_parameters() -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = defaultdict(dict)
     for recipe in RECIPES:
         spec = recipe.model
-        source = get_source(spec.source)
+        source = torch_source(spec.source)
         model = source.build(spec, device="meta")
         assert all(p.is_meta for p in model.parameters())
         assert source.blocks(model, "image")
@@ -81,7 +80,7 @@ def initial() -> dict[str, dict[str, torch.Tensor]]:
         r.model.id: {
             name: weight.detach().flatten().double()
             for name, weight in seeded_build(
-                get_source(r.model.source), r.model, r.seeds["weights"]
+                torch_source(r.model.source), r.model, r.seeds["weights"]
             ).named_parameters()
         }
         for r in RECIPES

@@ -10,8 +10,7 @@ import torch
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.sources import get_source
-from pipeline.sources.base import load_checkpoint, seeded_build
+from pipeline.sources.torch_source import load_checkpoint, seeded_build, torch_source
 from pipeline.training import (
     Progress,
     TrainingOptions,
@@ -23,7 +22,7 @@ from pipeline.training import (
     train_all,
 )
 from pipeline.training.loop import _steps
-from pipeline.training.task import Task
+from pipeline.training.objective import Objective
 
 STEPS = (0, 1, 3, 4)
 
@@ -83,7 +82,7 @@ def test_train__files_and_record(tmp_path: Path, make: Any) -> None:
 def test_train__step_0_is_a_fresh_seeded_build(tmp_path: Path, make: Any) -> None:
     recipe = make(tmp_path, seed=3)
     train(recipe)
-    source = get_source(recipe.model.source)
+    source = torch_source(recipe.model.source)
     fresh = seeded_build(source, recipe.model, recipe.seeds["weights"]).state_dict()
     saved = load_checkpoint(source, recipe.model, Checkpoint(file=str(recipe.file(0)))).state_dict()
     assert fresh.keys() == saved.keys()
@@ -124,8 +123,8 @@ def test_steps__every_model_has_its_own_batches(tmp_path: Path) -> None:
             seen.append(rows.tolist())
             return torch.zeros(())
 
-        task = Task(torch.nn.Identity(), 100, loss, lambda: None, lambda: 0.0)
-        list(_steps(task, recipe))
+        objective = Objective(torch.nn.Identity(), 100, loss, lambda: None, lambda: 0.0)
+        list(_steps(objective, recipe))
         return seen
 
     recipes = tiny(tmp_path), tiny(tmp_path, seed=1), tiny_clip(tmp_path)
@@ -150,8 +149,8 @@ def test_load_checkpoint__initialisations_share_no_stream(tmp_path: Path, end: s
         if end == "file":
             train(recipe)
             checkpoint = Checkpoint(file=str(recipe.file(0)))
-        model = load_checkpoint(get_source("timm"), recipe.model, checkpoint)
-        again = load_checkpoint(get_source("timm"), recipe.model, checkpoint)
+        model = load_checkpoint(torch_source("timm"), recipe.model, checkpoint)
+        again = load_checkpoint(torch_source("timm"), recipe.model, checkpoint)
         assert torch.equal(model.conv1.weight, again.conv1.weight)  # type: ignore[union-attr, arg-type]
         into.append(model.conv1.weight.detach().flatten()[:20])  # type: ignore[union-attr, operator]
     cosine = torch.nn.functional.cosine_similarity(first[0], second[0], dim=0)

@@ -19,7 +19,7 @@ from pipeline.cluster import (
     Task,
     executor,
 )
-from pipeline.cluster.workers import Room, rooms_of, rooms_to_be
+from pipeline.cluster.workers import WorkerResources, planned_worker_resources, worker_resources
 from pipeline.errors import InputError
 from pipeline.workflow import check_memory, memory_of_stages
 
@@ -126,9 +126,9 @@ def test_check_memory__names_the_stage_and_its_settings(
     plan = zoo.plan(*settings)
     need = memory_of_stages(plan)
     assert max(need, key=need.__getitem__) == stage
-    check_memory(plan, [Room(int(need[stage]) + 1)], LocalSpec())
+    check_memory(plan, [WorkerResources(int(need[stage]) + 1)], LocalSpec())
     with pytest.raises(InputError) as refusal:
-        check_memory(plan, [Room(int(need[stage]) - 1)], LocalSpec())
+        check_memory(plan, [WorkerResources(int(need[stage]) - 1)], LocalSpec())
     assert str(refusal.value).startswith(f"{stage}: a worker needs up to ")
     assert expected in str(refusal.value)
 
@@ -137,14 +137,17 @@ def test_rooms__of_a_cluster_to_be_are_those_it_has(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("pipeline.cluster.machine.n_gpus", lambda: 0)
     spec = LocalSpec(n_workers=2)
     with executor(spec) as pool:
-        assert rooms_of(pool.start()) == rooms_to_be(spec)
-    assert rooms_to_be(LocalSpec(n_workers=3, memory_limit="1 GiB")) == [Room(2**30)] * 3
-    assert rooms_to_be(LocalSpec(memory_limit="0")) == []
-    assert rooms_to_be(AddressSpec(kind="address", address="tcp://a:1")) == []
+        assert worker_resources(pool.start()) == planned_worker_resources(spec)
+    assert (
+        planned_worker_resources(LocalSpec(n_workers=3, memory_limit="1 GiB"))
+        == [WorkerResources(2**30)] * 3
+    )
+    assert planned_worker_resources(LocalSpec(memory_limit="0")) == []
+    assert planned_worker_resources(AddressSpec(kind="address", address="tcp://a:1")) == []
     jobs = BatchSpec(kind="slurm", cores=16, memory="64 GiB", threads_per_worker=4, n_jobs=9)
-    assert rooms_to_be(jobs) == [Room(16 * 2**30)]
+    assert planned_worker_resources(jobs) == [WorkerResources(16 * 2**30)]
     pods = KubernetesSpec(kind="kubernetes", n_workers=3, memory="2 GiB", image="i")
-    assert rooms_to_be(pods) == [Room(2 * 2**30)]
+    assert planned_worker_resources(pods) == [WorkerResources(2 * 2**30)]
 
 
 def test_plan__of_jobs_that_have_not_the_memory(copied: Zoo) -> None:

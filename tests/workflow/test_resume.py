@@ -535,9 +535,9 @@ def test_run__weights_that_change_while_it_runs(
     copied: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was recorded of a file is not what was loaded: nothing is stored."""
-    from pipeline.sources import base
+    from pipeline.sources import torch_source
 
-    folder, load = copied.folder / "run" / "late", base.load_weights
+    folder, load = copied.folder / "run" / "late", torch_source.load_weights
 
     def swapped(source: Any, spec: Any, model: Any, file: str) -> Any:
         shutil.copy(folder / f"spare-{SPARE_STEP}.safetensors", folder / "step-10.safetensors")
@@ -545,7 +545,7 @@ def test_run__weights_that_change_while_it_runs(
 
     setting = ("models.sets=[late]", ONE)
     with monkeypatch.context() as patched:
-        patched.setattr(base, "load_weights", swapped)
+        patched.setattr(torch_source, "load_weights", swapped)
         report = copied.run(*setting)
     assert list(report.failures) == ["timm/late@step10"]
     assert "its weights changed while the run went on" in report.failures["timm/late@step10"]

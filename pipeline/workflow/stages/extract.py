@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.allocator import own_pages
 from pipeline.cluster import Device
-from pipeline.cluster.workers import tell
+from pipeline.cluster.workers import report_progress
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
 from pipeline.measures.footprint import SINGLE
+from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
+from pipeline.sources import packages
+from pipeline.sources.allocator import own_pages
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup
@@ -26,7 +28,6 @@ from pipeline.workflow.context import Context
 from pipeline.workflow.models import (
     ModelPlan,
     step_of,
-    stimuli_fingerprint,
     stored_encoders,
     stored_tower,
 )
@@ -187,7 +188,7 @@ def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusS
         stimuli.key,
         spec.id,
         tower,
-        stimulus_ids=[str(i) for i in stimuli.ids(tower)],
+        stimulus_ids=[str(i) for i in stimuli.ids(modality_of(tower))],
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
             **model.metadata,
@@ -200,11 +201,8 @@ def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusS
             "flops": info.flops,
             "pooling": info.pooling,
             "preprocessing": info.preprocessing,
-            "stimuli_fingerprint": stimuli_fingerprint(stimuli, tower),
-            "versions": {
-                name: version(name)
-                for name in ("consilience", "torch", "torchvision", "timm", "open-clip-torch")
-            },
+            "stimuli_fingerprint": stimuli.fingerprint_of(modality_of(tower)),
+            "versions": {name: version(name) for name in ("consilience", *packages())},
         },
     )
 
@@ -257,8 +255,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     import torch
 
     from pipeline.extraction import extract
-    from pipeline.sources import get_source
-    from pipeline.sources.base import load_checkpoint, load_weights
+    from pipeline.sources.torch_source import load_checkpoint, load_weights, torch_source
 
     stimuli = _stimuli(job.stimuli)
     if stimuli.key != job.set_key:
@@ -272,7 +269,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     writer = StoreWriter(store.place, lease=store.lease_check())
     errors: dict[str, str] = {}
     done = 0
-    source, model = get_source(job.spec.source), None
+    source, model = torch_source(job.spec.source), None
     for label, towers in job.missing.items():
         try:
             file = job.checkpoints[label].file
@@ -295,7 +292,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
                 ):
                     group.write_block(label, block, {n: values[n] for n in group.layers})
                     done += block[1] - block[0]
-                    tell(done)
+                    report_progress(done)
         except ModelError as error:
             errors[label] = str(error)
         except LostError:

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a model: the same for one tower and for two."""
+"""What the training loop needs of a model, with one tower or two."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.stimuli.images import as_image
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class Task:
-    """A model with its data."""
+class Objective:
+    """A model with its data, its loss and its accuracy."""
 
     model: torch.nn.Module
     n_stimuli: int
     loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-    """Row numbers of a batch, and the generator that chooses captions, → the loss."""
+    """(Row numbers of a batch, generator that chooses captions) → loss."""
     after_step: Callable[[], None]
-    """Puts bounded parameters back into their bounds."""
+    """Clamps bounded parameters after an optimiser step."""
     accuracy: Callable[[], float]
     """Accuracy on the held-out stimuli."""
 
@@ -30,7 +32,5 @@ class Task:
 def image_tensor(
     images: Sequence[NDArray[Any]], transform: Callable[[Image], torch.Tensor]
 ) -> torch.Tensor:
-    """Preprocess all images once, as extraction will."""
-    from PIL import Image
-
-    return torch.stack([transform(Image.fromarray(image).convert("RGB")) for image in images])
+    """Preprocess all images once, in the way extraction does."""
+    return torch.stack([transform(as_image(image)) for image in images])

@@ -1,4 +1,4 @@
-"""What a model source provides, and what all sources share."""
+"""What every source of torch models provides, and what all of them share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import InputError, ModelError
+from pipeline.sources import SOURCES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +35,7 @@ class Tokens:
     mask
         For text: True at the tokens that count, `(batch, length)`.
     position
-        For text: where in the sequence the summary stands, `(batch,)`; None where it is not in it.
+        For text: position of the summary in the sequence, `(batch,)`; None where it is not in it.
     """
 
     body: torch.Tensor
@@ -43,11 +44,11 @@ class Tokens:
     position: torch.Tensor | None = None
 
 
-class Source(Protocol):
-    """A library of models."""
+class TorchSource(Protocol):
+    """A library that builds and runs models in torch."""
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise InputError where the library does not know the name or tag; builds nothing."""
+        """Raise InputError where the library does not know the name or tag. Build nothing."""
 
     def build(self, spec: ModelSpec, device: str = "cpu") -> torch.nn.Module:
         """Return the architecture, initialised from torch's current seed."""
@@ -56,7 +57,7 @@ class Source(Protocol):
         """Return the model on the CPU with published weights, in eval mode."""
 
     def read_weights(self, file: str) -> dict[str, torch.Tensor]:
-        """Read a checkpoint file in the library's own formats, never unpickling freely."""
+        """Read a checkpoint file in the library's own formats, without free unpickling."""
 
     def image_transform(
         self, spec: ModelSpec, model: torch.nn.Module
@@ -64,13 +65,13 @@ class Source(Protocol):
         """Return the evaluation preprocessing: an RGB image → `(channels, height, width)`."""
 
     def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
-        """Return captions → token numbers `(n, context)`."""
+        """Return the function captions → token ids `(n, context)`."""
 
     def example(self, spec: ModelSpec, model: torch.nn.Module, tower: str) -> torch.Tensor:
-        """Return an input of the right shape on torch's meta device, batch size 1."""
+        """Return an input of the right shape, with batch size 1, on torch's meta device."""
 
     def blocks(self, model: torch.nn.Module, tower: str) -> list[str]:
-        """Return the names of what `intermediates` yields, first to last."""
+        """Return the names of the outputs of `intermediates`, first to last."""
 
     def intermediates(
         self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
@@ -78,40 +79,47 @@ class Source(Protocol):
         """Run one forward pass and return the output of every block."""
 
     def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
-        """Return the module whose parts may be named as finer layers."""
+        """Return the module whose submodules may be named as layers, too."""
 
     def count_parameters(self, model: torch.nn.Module, tower: str) -> tuple[int, int]:
-        """Return the tower's parameters without classifier head, and of token embeddings."""
+        """Return how many parameters tower (without classifier head) and token embedding have."""
 
     def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
-        """Return the preprocessing as recorded in the store."""
+        """Return the preprocessing, as recorded in the store."""
+
+
+def torch_source(name: str) -> TorchSource:
+    """Import the library that an entry's `source:` names."""
+    return SOURCES[name].torch_source()
 
 
 class _SkipInPlace(TorchFunctionMode):
-    """Leave out in-place arithmetic, which on the meta device fills nothing but time."""
+    """Skip in-place arithmetic, which takes time on the meta device and changes nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _FILLING:
+        if getattr(func, "__name__", "") in _IN_PLACE:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
-_FILLING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
+_IN_PLACE = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 
 
 def uninitialised(device: str) -> AbstractContextManager[Any]:
-    """Skip the initialisation of weights where there are none to initialise."""
+    """Skip the initialisation of weights on the meta device, which has none."""
     return _SkipInPlace() if device == "meta" else nullcontext()
 
 
-def seeded_build(source: Source, spec: ModelSpec, seed: int) -> torch.nn.Module:
-    """Build with torch's CPU generator at `seed`, and put the generator back after."""
+def seeded_build(source: TorchSource, spec: ModelSpec, seed: int) -> torch.nn.Module:
+    """Build with torch's CPU generator at `seed`, and restore the generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return source.build(spec)
 
 
-def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
+def load_checkpoint(
+    source: TorchSource, spec: ModelSpec, checkpoint: Checkpoint
+) -> torch.nn.Module:
     """Return the model on the CPU with the checkpoint's weights, in eval mode."""
     if checkpoint.init is not None:
         return seeded_build(source, spec, spec.initial_seed(checkpoint.init.seed))
@@ -122,8 +130,8 @@ def load_checkpoint(source: Source, spec: ModelSpec, checkpoint: Checkpoint) -> 
     return model
 
 
-def load_weights(source: Source, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
-    """Load a checkpoint file into `model`, every weight or an error."""
+def load_weights(source: TorchSource, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
+    """Load a checkpoint file into `model`; raise ModelError unless it has every weight."""
     if not Path(file).is_file():
         raise ModelError(f"model {spec.id}: the checkpoint {file} is gone.")
     try:
@@ -157,7 +165,7 @@ def differences(
 
 
 def misfit_message(spec: ModelSpec, file: str, misfit: list[str]) -> str:
-    """Say how a checkpoint does not fit, and what to do."""
+    """Return a message on how a checkpoint does not fit, with the remedy."""
     shown = "; ".join(misfit[:3]) + (f"; and {len(misfit) - 3} more" if len(misfit) > 3 else "")
     return (
         f"model {spec.id}: the checkpoint {file} does not fit the architecture {spec.name}: "
@@ -167,7 +175,7 @@ def misfit_message(spec: ModelSpec, file: str, misfit: list[str]) -> str:
 
 
 def no_tower(spec: ModelSpec, tower: str) -> InputError:
-    """Return the error for a tower that a source cannot give."""
+    """Return the error for a tower that a source does not have."""
     return InputError(f"model {spec.id}: {spec.source} models have no {tower} tower.")
 
 

@@ -1,0 +1,98 @@
+"""What a source of models declares, and what is known of a tower before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pipeline.types import Modality
+
+if TYPE_CHECKING:
+    from pipeline.config.model import Checkpoint, ModelSpec
+    from pipeline.sources.torch_source import TorchSource
+
+
+@dataclass(frozen=True)
+class TowerInfo:
+    """What is known of a tower without its weights.
+
+    Attributes
+    ----------
+    modality
+        What the tower takes.
+    layers
+        Layer names, from input to output.
+    widths
+        Features of each layer after pooling.
+    n_parameters
+        Parameters without classifier head and without token embeddings.
+    n_embedding_parameters
+        Parameters of the token embedding.
+    flops
+        Floating-point operations of one forward pass for one stimulus (a multiply-add is two).
+    pooling
+        How each layer is pooled, with `auto` resolved; `eot` is the token that a text tower reads
+        out.
+    preprocessing
+        What the source does to an input.
+    input_bytes, working_bytes
+        Memory of one preprocessed stimulus, and peak memory of its forward pass.
+    weight_bytes
+        Memory of the whole model.
+    """
+
+    modality: Modality
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    n_parameters: int
+    n_embedding_parameters: int
+    flops: float
+    pooling: str
+    preprocessing: dict[str, Any]
+    input_bytes: int
+    working_bytes: int
+    weight_bytes: int
+
+
+class ModelSource(Protocol):
+    """A library of models, as far as it is known without being imported.
+
+    Attributes
+    ----------
+    packages
+        Distributions whose versions are recorded with the activations.
+    towers
+        The towers of an entry that names none.
+    objective
+        What reference models of this source are trained on.
+    """
+
+    packages: tuple[str, ...]
+    towers: tuple[str, ...]
+    objective: Literal["classification", "contrastive"]
+
+    def check_entry(self, entry: ModelSpec) -> None:
+        """Raise ValueError where an entry has keys or towers that this source does not take."""
+
+    def published_name(self, entry: ModelSpec, checkpoint: Checkpoint) -> str:
+        """Return architecture and tag of published weights, as in `resnet50.a1_in1k`."""
+
+    def torch_source(self) -> TorchSource:
+        """Import the library, and return what builds and runs its models."""
+
+    def folder(self, entry: ModelSpec) -> Path | None:
+        """Return the folder of weights and configuration that an entry's `name:` stands for."""
+        return None
+
+    def folder_name(self, folder: str | Path) -> str:
+        """Return the `name:` that stands for a folder."""
+        return str(folder)
+
+    def vocabulary(self, entry: ModelSpec) -> Path | None:
+        """Return the file of the tokenizer's merges, where an entry's `config:` names one."""
+        return None
+
+    def vocabulary_size(self, entry: ModelSpec) -> int | None:
+        """Return the number of tokens that an entry's `config:` states."""
+        return None
