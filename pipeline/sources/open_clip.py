@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pipeline.sources.source import ModelSource
-
-if TYPE_CHECKING:
-    from pipeline.config.model import Checkpoint, ModelSpec
-    from pipeline.sources.torch_source import TorchSource
+from pipeline.sources.source import Entry, ModelSource
 
 _FOLDER_PREFIX = "local-dir:"
 
@@ -20,22 +16,17 @@ class OpenClipSource(ModelSource):
     packages = ("torch", "torchvision", "timm", "open-clip-torch")  # timm: many of its image towers
     towers = ("image", "text")
     objective: Literal["classification", "contrastive"] = "contrastive"
+    torch_module = "pipeline.sources.torch_open_clip"
 
-    def check_entry(self, entry: ModelSpec) -> None:
+    def check_entry(self, entry: Entry) -> None:
         """Accept every key."""
 
-    def published_name(self, entry: ModelSpec, checkpoint: Checkpoint) -> str:
+    def published_name(self, entry: Entry, tag: str | None) -> str:
         """Return `architecture.tag`."""
-        tag = checkpoint.pretrained or entry.pretrained
+        tag = tag or entry.pretrained
         return f"{entry.name}.{tag}" if tag else entry.name
 
-    def torch_source(self) -> TorchSource:
-        """Import open_clip."""
-        from pipeline.sources.torch_open_clip import SOURCE
-
-        return SOURCE
-
-    def folder(self, entry: ModelSpec) -> Path | None:
+    def folder(self, entry: Entry) -> Path | None:
         """Return the folder of a name `local-dir:FOLDER`."""
         if entry.name.startswith(_FOLDER_PREFIX):
             return Path(entry.name.removeprefix(_FOLDER_PREFIX))
@@ -45,7 +36,7 @@ class OpenClipSource(ModelSource):
         """Return `local-dir:FOLDER`."""
         return f"{_FOLDER_PREFIX}{folder}"
 
-    def vocabulary(self, entry: ModelSpec) -> Path | None:
+    def vocabulary(self, entry: Entry) -> Path | None:
         """Return the `bpe_path` of `config:`, which is relative to the JSON file."""
         text = entry.architecture.get("text_cfg", {})
         path: str | None = text.get("tokenizer_kwargs", {}).get("bpe_path")
@@ -53,7 +44,7 @@ class OpenClipSource(ModelSource):
             return None
         return (Path(entry.config).parent / path).resolve()
 
-    def vocabulary_size(self, entry: ModelSpec) -> int | None:
+    def vocabulary_size(self, entry: Entry) -> int | None:
         """Return the `vocab_size` of `config:`."""
         size: int | None = entry.architecture.get("text_cfg", {}).get("vocab_size")
         return size

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.types import Modality
-
-if TYPE_CHECKING:
-    from pipeline.config.model import Checkpoint, ModelSpec
-    from pipeline.sources.torch_source import TorchSource
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,30 @@ class TowerInfo:
     weight_bytes: int
 
 
+class Entry(Protocol):
+    """A registry entry, as far as a source looks at it."""
+
+    @property
+    def name(self) -> str:
+        """The library's name of the model."""
+
+    @property
+    def pretrained(self) -> str | None:
+        """Tag of published weights."""
+
+    @property
+    def config(self) -> str | None:
+        """JSON file of an architecture."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Towers that are extracted."""
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the JSON file of `config` says."""
+
+
 class ModelSource(Protocol):
     """A library of models, as far as it is known without being imported.
 
@@ -66,22 +86,28 @@ class ModelSource(Protocol):
         The towers of an entry that names none.
     objective
         What reference models of this source are trained on.
+    torch_module
+        The module that imports the library; its `SOURCE` builds and runs the models.
     """
 
     packages: tuple[str, ...]
     towers: tuple[str, ...]
     objective: Literal["classification", "contrastive"]
+    torch_module: str
 
-    def check_entry(self, entry: ModelSpec) -> None:
+    def check_entry(self, entry: Entry) -> None:
         """Raise ValueError where an entry has keys or towers that this source does not take."""
 
-    def published_name(self, entry: ModelSpec, checkpoint: Checkpoint) -> str:
-        """Return architecture and tag of published weights, as in `resnet50.a1_in1k`."""
+    def published_name(self, entry: Entry, tag: str | None) -> str:
+        """Return architecture and tag of published weights, as in `resnet50.a1_in1k`.
 
-    def torch_source(self) -> TorchSource:
-        """Import the library, and return what builds and runs its models."""
+        Parameters
+        ----------
+        tag
+            Of a checkpoint; default: the entry's.
+        """
 
-    def folder(self, entry: ModelSpec) -> Path | None:
+    def folder(self, entry: Entry) -> Path | None:
         """Return the folder of weights and configuration that an entry's `name:` stands for."""
         return None
 
@@ -89,10 +115,10 @@ class ModelSource(Protocol):
         """Return the `name:` that stands for a folder."""
         return str(folder)
 
-    def vocabulary(self, entry: ModelSpec) -> Path | None:
+    def vocabulary(self, entry: Entry) -> Path | None:
         """Return the file of the tokenizer's merges, where an entry's `config:` names one."""
         return None
 
-    def vocabulary_size(self, entry: ModelSpec) -> int | None:
+    def vocabulary_size(self, entry: Entry) -> int | None:
         """Return the number of tokens that an entry's `config:` states."""
         return None

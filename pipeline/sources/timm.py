@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pipeline.sources.source import ModelSource
-
-if TYPE_CHECKING:
-    from pipeline.config.model import Checkpoint, ModelSpec
-    from pipeline.sources.torch_source import TorchSource
+from pipeline.sources.source import Entry, ModelSource
 
 
 class TimmSource(ModelSource):
@@ -17,8 +13,9 @@ class TimmSource(ModelSource):
     packages = ("torch", "torchvision", "timm")
     towers = ("image",)
     objective: Literal["classification", "contrastive"] = "classification"
+    torch_module = "pipeline.sources.torch_timm"
 
-    def check_entry(self, entry: ModelSpec) -> None:
+    def check_entry(self, entry: Entry) -> None:
         """Raise ValueError for open_clip's keys, and for another tower than image."""
         if entry.pretrained is not None:
             raise ValueError(
@@ -30,14 +27,8 @@ class TimmSource(ModelSource):
         if entry.config is not None:
             raise ValueError("`config` is for open_clip; use `arguments` with timm.")
 
-    def published_name(self, entry: ModelSpec, checkpoint: Checkpoint) -> str:
+    def published_name(self, entry: Entry, tag: str | None) -> str:
         """Return `architecture.tag`."""
-        architecture, _, tag = entry.name.partition(".")
-        tag = checkpoint.pretrained or tag
+        architecture, _, of_name = entry.name.partition(".")
+        tag = tag or of_name
         return f"{architecture}.{tag}" if tag else architecture
-
-    def torch_source(self) -> TorchSource:
-        """Import timm."""
-        from pipeline.sources.torch_timm import SOURCE
-
-        return SOURCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,7 +91,8 @@ class TorchSource(Protocol):
 
 def torch_source(name: str) -> TorchSource:
     """Import the library that an entry's `source:` names."""
-    return SOURCES[name].torch_source()
+    found: TorchSource = import_module(SOURCES[name].torch_module).SOURCE
+    return found
 
 
 class _SkipInPlace(TorchFunctionMode):

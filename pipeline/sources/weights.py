@@ -27,7 +27,7 @@ def weights_identity(
     if checkpoint.file is not None:
         return _of_files([Path(checkpoint.file)], known)
     if spec.folder is None:
-        name = SOURCES[spec.source].published_name(spec, checkpoint)
+        name = SOURCES[spec.source].published_name(spec, checkpoint.pretrained)
         return Weights(f"{spec.source}:{name}@{checkpoint.revision or 'published'}")
     return _of_files(sorted(f for f in spec.folder.rglob("*") if f.is_file()), known)
 
