@@ -18,19 +18,15 @@ from typing import Any
 
 import numpy as np
 import psutil
-import zarr
 
 from pipeline.analysis.competence import COMPETENCE
 from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
 from pipeline.stimuli import Subset
 from pipeline.stimuli.base import StimulusSet
-from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import tower_encoders
 from pipeline.store.grid import PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import open_root
-from pipeline.store.stimuli import write_stimuli
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Weights
 from pipeline.workflow import representations as members
 from pipeline.workflow.comparisons import Comparison
@@ -55,18 +51,18 @@ class Made:
     def __init__(self, path: str, n: int, widths: tuple[int, ...], n_models: int) -> None:
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 255, (4, 4), np.uint8) for _ in range(n)]
-        self.path, self.root = path, open_root(path, "a")
+        self.path, self.store = path, StoreWriter(path, create=True)
         self.stimuli = StimulusSet("made", {}, images, labels=rng.integers(0, 5, n))
         self.encoders: list[Encoder] = []
-        write_stimuli(self.root, self.stimuli)
+        self.store.write_stimuli(self.stimuli)
         for model in range(n_models):
             self._add(f"made/m{model}", widths, rng)
 
     def _add(self, model: str, widths: tuple[int, ...], rng: np.random.Generator) -> None:
-        where = f"activations/{self.stimuli.key}/{model}/image"
-        group = TowerGroup.create(
-            self.root,
-            where,
+        group = self.store.create_tower(
+            self.stimuli.key,
+            model,
+            "image",
             stimulus_ids=[str(i) for i in self.stimuli.image_ids],
             layers={f"l{i}": width for i, width in enumerate(widths)},
             attributes={
@@ -83,9 +79,7 @@ class Made:
                 for layer, width in zip(group.layers, widths, strict=True)
             }
             group.write_block("final", (start, stop), values)
-        found = self.root[where]
-        assert isinstance(found, zarr.Group)
-        self.encoders += tower_encoders(model, "image", TowerGroup(found), self.stimuli.key)
+        self.encoders += self.store.tower_encoders(self.stimuli.key, model, "image")
 
     def tasks(
         self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
@@ -97,11 +91,11 @@ class Made:
         comparison = Comparison(
             subset, self.encoders, every, every & ~np.eye(len(every), dtype=bool)
         )
-        compare.ensure_subset(self.root, subset, subset.key)
+        self.store.ensure_subset(subset, subset.key)
         digests, wanted = compare.wanted_scores(comparison)
         todo: dict[str, PendingPairs] = {}
         for label, spec in specs.items():
-            grid = compare.ensure_grid(self.root, subset, label, spec)
+            grid = compare.ensure_grid(self.store, subset, label, spec)
             grid.admit(digests)
             todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         yield from compare.compare_tasks(todo, specs, self.encoders, subset, budget, "cpu")
@@ -115,7 +109,7 @@ class Made:
         digests, wanted = calibrate.wanted_nulls(comparison)
         todo = {}
         for label, spec in specs.items():
-            grid = calibrate.ensure_null(self.root, subset, label, spec, null)
+            grid = calibrate.ensure_null(self.store, subset, label, spec, null)
             grid.admit(digests)
             todo[label] = pending_pairs(grid, digests, wanted, grid.chunk)
         yield from calibrate.null_tasks(todo, specs, self.encoders, null, subset, budget)
@@ -141,9 +135,9 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Stag
         preprocessing={"input_size": arguments["img_size"]},
         checkpoints={"init": {"init": {"seed": 0}}},
     )
-    root = open_root(folder / "s.zarr", "a")
-    plan = plan_model(root, spec, stimuli)
-    create_towers(root, plan, stimuli)
+    store = StoreWriter(folder / "s.zarr", create=True)
+    plan = plan_model(store, spec, stimuli)
+    create_towers(store, plan, stimuli)
     return extract_task(plan, stimuli, StimuliSpec(), batch_size, "cpu")
 
 

@@ -41,7 +41,7 @@ def test_source__files_of_an_entry() -> None:
     ],
 )
 def test_published_name__cases(spec: ModelSpec, checkpoint: Checkpoint, name: str) -> None:
-    assert SOURCES[spec.source].published_name(spec, checkpoint) == name
+    assert SOURCES[spec.source].published_name(spec, checkpoint.pretrained) == name
 
 
 def test_import__loads_no_library() -> None:

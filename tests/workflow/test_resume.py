@@ -37,7 +37,7 @@ from pipeline.store.layout import open_root
 from pipeline.store.verify import verify
 from pipeline.workflow import Plan, RunReport
 from pipeline.workflow.spec import CalibrateSpec
-from pipeline.workflow.stages import analyse, calibrate
+from pipeline.workflow.stages import calibrate
 from pipeline.workflow.stages.analyse import read_columns, write_columns
 from pipeline.workflow.stages.stage import StageTask
 
@@ -278,11 +278,11 @@ def test_write_columns__killed_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
     """Before the new copy, before the place of the old one, before the copy is removed."""
-    root = open_root(tmp_path / "a.zarr", "a")
+    store = StoreWriter(tmp_path / "a.zarr", create=True)
     old, new = ({"a": _competence(0.5)}, {"a": _competence(0.5), "b": _competence(0.25)})
-    write_columns(root, COMPETENCE, "subset", old)
-    assert is_committed(root)
-    delete, deletions = analyse.delete, []
+    write_columns(store, COMPETENCE, "subset", old)
+    assert store.is_committed("competence", "subset")
+    delete, deletions = datasets.delete, []
 
     def killed(*arguments: Any) -> None:
         deletions.append(1)
@@ -290,16 +290,11 @@ def test_write_columns__killed_in_the_middle(
             raise KeyboardInterrupt
         delete(*arguments)
 
-    for module in (analyse, datasets):
-        monkeypatch.setattr(module, "delete", killed)
+    monkeypatch.setattr(datasets, "delete", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_columns(root, COMPETENCE, "subset", new)
-    assert read_columns(root, COMPETENCE, "subset") == (old if kill == 1 else new)
-    assert is_committed(root) == (kill == 1)
-
-
-def is_committed(root: zarr.Group) -> bool:
-    return "subset.new" not in dict(root["competence"].groups())  # type: ignore[union-attr]
+        write_columns(store, COMPETENCE, "subset", new)
+    assert read_columns(store, COMPETENCE, "subset") == (old if kill == 1 else new)
+    assert store.is_committed("competence", "subset") == (kill == 1)
 
 
 def _competence(accuracy: float) -> dict[str, Any]:
@@ -480,12 +475,12 @@ def test_run__null_waits_for_its_scores(copied: Zoo, monkeypatch: pytest.MonkeyP
     assert np.isfinite(copied.store().alignment("new")["p"]).sum() == 4
 
 
-def test_null_path__draws_from_another_model_are_another_null(
+def test_null_key__draws_from_another_model_are_another_null(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def paths() -> list[str]:
         specs = (CalibrateSpec(method=method) for method in ("analytic", "permutation"))
-        return [calibrate.null_path("digits", "cka", measure_spec("cka"), s) for s in specs]
+        return [calibrate.null_key(measure_spec("cka"), s) for s in specs]
 
     analytic, permuted = paths()
     monkeypatch.setattr(calibrate, "VERSION", calibrate.VERSION + 1)
