@@ -121,6 +121,10 @@ class Analysis:
     conventions: Mapping[str, str] = field(default_factory=dict)
     fault_of: Callable[[Mapping[str, Any]], str] = lambda attributes: ""
 
+    def stamped(self, dataset: xr.Dataset) -> xr.Dataset:
+        """Return a dataset with what tells this version of the analysis from others."""
+        return dataset.assign_attrs(version=self.version, **self.conventions)
+
     def fault(self, attributes: Mapping[str, Any]) -> str:
         """Say why a stored dataset cannot be used, by its attributes; empty where it can."""
         version = attributes.get("version", 1)

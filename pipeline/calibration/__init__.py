@@ -1,4 +1,4 @@
-"""Calibration: what is left of a similarity once chance has had its share.
+"""Calibrate a similarity against its null distribution.
 
 Raw similarities grow with the number of features and with the number of layers searched, whatever
 the representations. Gröger et al. 2026 compare each with its *null*, its distribution when the rows

@@ -1,4 +1,4 @@
-"""From the scores of pairs of layers to those of encoders, the same for scores and their nulls."""
+"""Aggregate scores of pairs of layers into scores of encoders: observed, drawn and permuted."""
 
 from __future__ import annotations
 

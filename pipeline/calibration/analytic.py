@@ -18,8 +18,9 @@ skewness of its own (see `pipeline.calibration.leading`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -61,18 +62,18 @@ from pipeline.measures.relations import Relation, denominators
 from pipeline.types import Float64, Floating, Index, Mask
 
 VERSION = 3
-"""Of the distribution that is drawn from: a store keeps the draws of different ones apart."""
+"""Of the distribution that is drawn from; a store keeps draws of different versions apart."""
 MAX_KURTOSIS_ERROR = 1.0
-"""A pair whose exact kurtosis is further than this from that of Pearson III is flagged."""
+"""Distance of the exact kurtosis from that of Pearson III from which on a pair is flagged."""
 MIN_STIMULI = 10
-"""Stimuli; of fewer there are so few permutations that a smooth distribution is none of theirs."""
+"""With fewer stimuli there are too few permutations for a smooth distribution."""
 MIN_VARIANCE_SHARE = 0.1
-"""A part of less than this share of the variance may have any shape."""
+"""A part with less than this share of the variance may have any shape."""
 MAX_TIED_SHARE = 0.5
-"""Share of stimuli whose neighbours tie beyond which relations are taken for classes."""
+"""Share of stimuli with tied neighbours beyond which relations are treated as classes."""
 MAX_COUPLING = 1.0
-"""What a standard deviation of the linear part may change the rest's variance by, relative to it;
-half of that is the share of it that the shift of the rest's mean may be."""
+"""Largest relative change of the rest's variance per standard deviation of the linear part. Half of
+it bounds the share of that variance which the shift of the rest's mean explains."""
 
 
 def nulls_of(
@@ -82,7 +83,7 @@ def nulls_of(
     y_groups: Index,
     specs: Mapping[str, MeasureSpec],
 ) -> dict[str, Null]:
-    """Work out the nulls of every pair of representations from scalars of each.
+    """Compute the nulls of every pair of representations from scalars of each.
 
     Parameters
     ----------
@@ -91,8 +92,8 @@ def nulls_of(
     x_groups, y_groups
         The encoder of each.
     specs
-        By label, measures of dense relations, or of neighbours. Those that share a relation share
-        what is worked out.
+        By label, measures of dense relations or of neighbours. Those that share a relation share
+        its scalars.
 
     Returns
     -------
@@ -117,7 +118,7 @@ def nulls_of(
 
 
 def flagged_encoders(null: Null, x_groups: Index, y_groups: Index, wanted: Mask) -> Mask:
-    """Give the wanted pairs of encoders with a pair of layers that is flagged, `(Gx, Gy)`."""
+    """Find the wanted pairs of encoders with a flagged pair of layers, `(Gx, Gy)`."""
     odd = null.flagged & np.isfinite(null.scale)
     found = np.zeros(wanted.shape, bool)
     for i, j in np.argwhere(odd):
@@ -148,7 +149,7 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
     variance, third, fourth = u_centred_moments(n, x.u_centred, y.u_centred)
     skewness = ratio(third, variance**1.5)
     excess = np.where(variance > 0, ratio(fourth, variance**2) - 3.0, 0.0)
-    odd = np.abs(excess - 1.5 * skewness**2)
+    kurtosis_error = np.abs(excess - 1.5 * skewness**2)
     flagged = np.abs(skewness) > MAX_SKEWNESS
     linear_x = linear_y = coupling = None
     mean = np.zeros_like(variance)
@@ -162,37 +163,47 @@ def _dense_null(x: _Dense, y: _Dense, spec: MeasureSpec) -> Null:
         coupling = Coupling.of(linear, *coupling_moments(n, x.coupling, y.coupling), variance)
         skewness = ratio(third, coupling.own_variance(variance) ** 1.5)
         share = ratio(variance, variance + linear.variance)
-        odd = odd * share**2
+        kurtosis_error = kurtosis_error * share**2
         flagged = (flagged | _strong(coupling, variance)) & (share > MIN_VARIANCE_SHARE)
     term = Term(2.0 / (n * (n - 3)), x.within, y.within)
     wanted = np.ones_like(variance, dtype=np.bool_)
     scale = denominators(
         xs, ys, wanted=wanted, u_centred_only=spec.u_centred_only, added=spec.added
     )
-    flagged |= (odd >= MAX_KURTOSIS_ERROR) | (n < MIN_STIMULI)
+    flagged |= (kurtosis_error >= MAX_KURTOSIS_ERROR) | (n < MIN_STIMULI)
     return Null([term], skewness, linear_x, linear_y, mean, scale, flagged, coupling=coupling)
 
 
 def _strong(coupling: Coupling, variance: Float64) -> Mask:
-    """Tell where the linear part changes the other too much for a first-order model."""
+    """Find where the linear part affects the rest too strongly for a first-order model."""
     met = np.abs(coupling.variance_slope) * np.sqrt(coupling.linear_variance)
     found: Mask = np.maximum(met, 2 * ratio(coupling.explained_variance, variance)) > MAX_COUPLING
     return found
 
 
-_scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # of each relation, or list
+class ScalarCache:
+    """Scalars of relations and of lists of neighbours, kept as long as these are."""
+
+    def __init__(self) -> None:
+        self._scalars: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    def get(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Look up the scalars of a relation, or of a list, and compute them the first time."""
+        if key not in self._scalars:
+            self._scalars[key] = compute()
+        return self._scalars[key]
+
+
+_SCALARS = ScalarCache()
 
 
 def _dense_scalars(relations: list[Relation]) -> tuple[UCentredScalars, CouplingScalars]:
-    """Scalars of relations, worked out once for each."""
+    """Scalars of relations, computed once for each."""
     n = relations[0].n_stimuli
     table: Floating = np.empty((n, n), dtype=relations[0].dtype)
-    for relation in relations:
-        if relation not in _scalars:
-            relation.whole(out=table)
-            _scalars[relation] = relation_scalars(table, relation.row_effects)
-    own, both = zip(*(_scalars[r] for r in relations), strict=True)
-    return UCentredScalars.stack(own), CouplingScalars.stack(both)
+    found = [_SCALARS.get(r, partial(_scalars_of, r, table)) for r in relations]
+    alone, coupling = zip(*found, strict=True)
+    return UCentredScalars.stack(alone), CouplingScalars.stack(coupling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +266,8 @@ def _neighbour_null(x: _Near, y: _Near) -> Null:
         share > MIN_VARIANCE_SHARE
     )
     flagged |= n < MIN_STIMULI
-    # Where both broke ties by index, permuting finished lists would forget that they did so alike;
-    # where both are little but ties, as labels are, scores are few and far apart.
+    # Where both broke ties by index, permuting finished lists would lose that they did so alike;
+    # where both are mostly ties, as labels are, scores are few and far apart.
     for most, kind in ((0.0, True), (MAX_TIED_SHARE * n, False)):
         both = [[z.by_index == kind and z.ties > most for z in side.lists] for side in (x, y)]
         flagged |= np.logical_and.outer(*both)
@@ -268,7 +279,7 @@ def _neighbour_null(x: _Near, y: _Near) -> Null:
 
 
 def _all_defined(lists: list[Neighbours]) -> list[Neighbours]:
-    """Put any lists in the place of those that mean nothing; their pairs have no scale."""
+    """Replace undefined lists by arbitrary ones; the scale of their pairs is NaN."""
     n, k = lists[0].shape
     any_lists = Neighbours((np.arange(n)[:, None] + np.arange(1, k + 1)) % n)
     return [each if each.defined else any_lists for each in lists]
@@ -291,11 +302,17 @@ def _neighbour_parts(
     return np.where(same, parts[0], 0.0), np.where(same, parts[1], 0.0)
 
 
+def _scalars_of(relation: Relation, table: Floating) -> tuple[UCentredScalars, CouplingScalars]:
+    return relation_scalars(relation.whole(out=table), relation.row_effects)
+
+
 def _list_scalars(
     lists: list[Neighbours], relations: list[scipy.sparse.csr_array]
 ) -> NeighbourScalars:
-    """Scalars of neighbours, worked out once for each representation."""
-    for each, relation in zip(lists, relations, strict=True):
-        if each not in _scalars:
-            _scalars[each] = neighbour_scalars(relation)
-    return NeighbourScalars.stack([_scalars[each] for each in lists])
+    """Scalars of neighbours, computed once for each representation."""
+    return NeighbourScalars.stack(
+        [
+            _SCALARS.get(each, partial(neighbour_scalars, relation))
+            for each, relation in zip(lists, relations, strict=True)
+        ]
+    )

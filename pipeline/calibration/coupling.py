@@ -1,8 +1,8 @@
-"""How the linear part of a similarity and the rest of it meet under a random permutation.
+"""How the linear part of a similarity affects the rest under a random permutation.
 
-Of S − E S = ℓ + r, with ℓ = x·Py for vectors of zero sum, the two are uncorrelated, and not
-independent: where hubs meet hubs all else varies more too. Two of S's third moments tell, E[ℓr²]
-and E[ℓ²r], both known exactly. Here they are taken up by
+In S − E S = ℓ + r, with ℓ = x·Py for vectors of zero sum, the two parts are uncorrelated but not
+independent: where hubs are matched with hubs, the rest varies more as well. Two third moments
+measure this, E[ℓr²] and E[ℓ²r], and both are known exactly. They are modelled by
 
     r = √(1 + β ℓ) z + δ q(ℓ),    q(ℓ) = ℓ² − E[ℓ²] − ℓ E[ℓ³]/E[ℓ²],
 
@@ -21,7 +21,7 @@ from pipeline.calibration.graphs import permutation_moment
 from pipeline.types import Float64
 
 MIN_VARIANCE_FACTOR = 1e-6
-"""Factor of the variance of z, where β ℓ would take all of it."""
+"""Least factor of the variance of z, where 1 + β ℓ would be lower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class LinearMoments:
 
     @classmethod
     def of(cls, xs: Float64, ys: Float64) -> LinearMoments:
-        """Work them out.
+        """Compute them.
 
         Parameters
         ----------
@@ -63,10 +63,10 @@ class LinearMoments:
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """What ℓ does to r, `(Mx, My)` each."""
+    """How r depends on ℓ, `(Mx, My)` each."""
 
     variance_slope: Float64
-    """β, how much the variance of z grows for each unit of ℓ."""
+    """β, the relative change of the variance of z per unit of ℓ."""
     quadratic_coef: Float64
     """δ."""
     slope: Float64
@@ -74,28 +74,26 @@ class Coupling:
     linear_variance: Float64
     """E[ℓ²]."""
     explained_variance: Float64
-    """Variance of δ q(ℓ), which is not z's."""
+    """Variance of δ q(ℓ), which is subtracted from that of r to give that of z."""
 
     @classmethod
-    def of(
-        cls, linear: LinearMoments, twice: Float64, once: Float64, variance: Float64
-    ) -> Coupling:
-        """Find β and δ.
+    def of(cls, linear: LinearMoments, l2r: Float64, lr2: Float64, variance: Float64) -> Coupling:
+        """Solve for β and δ.
 
         Parameters
         ----------
         linear
             Of ℓ.
-        twice, once
+        l2r, lr2
             E[ℓ²r] and E[ℓr²], `(Mx, My)`.
         variance
             V, of r, `(Mx, My)`.
         """
         slope = ratio(linear.third, linear.variance)
-        of_bend = linear.fourth - linear.variance**2 - slope * linear.third
-        quadratic_coef = ratio(twice, of_bend)
-        explained_variance = quadratic_coef**2 * of_bend
-        variance_slope = ratio(once, linear.variance * (variance - explained_variance))
+        square_variance = linear.fourth - linear.variance**2 - slope * linear.third
+        quadratic_coef = ratio(l2r, square_variance)
+        explained_variance = quadratic_coef**2 * square_variance
+        variance_slope = ratio(lr2, linear.variance * (variance - explained_variance))
         return cls(variance_slope, quadratic_coef, slope, linear.variance, explained_variance)
 
     def own_variance(self, variance: Float64) -> Float64:
@@ -103,7 +101,7 @@ class Coupling:
         return np.maximum(variance - self.explained_variance, 0.0)
 
     def at(self, places: Any) -> Coupling:
-        """Choose some pairs."""
+        """Select some pairs."""
         return Coupling(
             self.variance_slope[places],
             self.quadratic_coef[places],
@@ -139,6 +137,6 @@ class Coupling:
 
 
 def ratio(part: Float64, whole: Float64) -> Float64:
-    """Divide; 0 where there is nothing to divide by."""
+    """Divide; 0 where the denominator is not positive."""
     found: Float64 = np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
     return found

@@ -1,8 +1,8 @@
 """Draws from a null that is known by its moments, for the search over layers and for single pairs.
 
-Gaussians of the exact covariance are passed on to Pearson III margins (a Gaussian copula); those of
-counts after their first principal component has been given a skewness of its own. Vectors are
-permuted for real, with one permutation for all layers.
+Gaussians of the exact covariance are mapped to Pearson III margins (a Gaussian copula); for counts,
+the first principal component is given a skewness of its own first. The row-effect term is permuted
+explicitly, with one permutation for all layers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A Gaussian term: its covariance over pairs of layers is `weight` · C_x ⊗ C_y."""
+    """A Gaussian term whose covariance over pairs of layers is `weight` · C_x ⊗ C_y."""
 
     weight: float
     within_x: Float64
@@ -35,28 +35,28 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Null:
-    """What determines the null of every pair of representations, for one measure.
+    """The parameters of the null of every pair of representations, for one measure.
 
     Attributes
     ----------
     terms
         Gaussian terms of the part that has moments.
     skewness
-        Of what that part has beside its coupling with the linear one, `(Mx, My)`.
+        Of that part without its coupling to the linear one, `(Mx, My)`.
     linear_x, linear_y
-        Vectors whose inner products are permuted for real, `(Mx, n)` and `(My, n)`; or None.
+        Vectors whose inner products are permuted explicitly, `(Mx, n)` and `(My, n)`; or None.
     mean
         What is added, `(Mx, My)`.
     scale
         What S is divided by to give a score, `(Mx, My)`; NaN where the measure is undefined.
     flagged
-        Pairs whose fourth moment says that three do not determine the tails, `(Mx, My)`.
+        Pairs whose tails are not determined by three moments, as the fourth shows, `(Mx, My)`.
     counts
         Pairs whose S is a whole number, `(Mx, My)`; or None.
     coupling
-        What the linear part does to the other; or None.
+        How the other part depends on the linear one; or None.
     leading
-        First principal components, if their skewness is not left to that of pairs of layers.
+        First principal components, if they are given a skewness of their own.
     """
 
     terms: Sequence[Term]
@@ -71,7 +71,7 @@ class Null:
     leading: Leading | None = None
 
     def transposed(self) -> Null:
-        """Exchange the sides: then it is the stimuli of X that are permuted."""
+        """Swap the sides, so that the stimuli of X are permuted."""
         return Null(
             [Term(t.weight, t.within_y, t.within_x) for t in self.terms],
             self.skewness.T,
@@ -92,7 +92,7 @@ class Null:
 
     @property
     def own_variance(self) -> Float64:
-        """Variance of what that part has beside its coupling with the linear one, `(Mx, My)`."""
+        """Variance of that part without its coupling to the linear one, `(Mx, My)`."""
         variance = self.variance
         return variance if self.coupling is None else self.coupling.own_variance(variance)
 
@@ -116,7 +116,7 @@ def draw(
     Parameters
     ----------
     null
-        Of every pair of representations, as `nulls_of` gives it.
+        Of every pair of representations, from `nulls_of`.
     x_groups, y_groups
         The encoder of each representation, integers from 0.
     wanted
@@ -124,8 +124,8 @@ def draw(
     n_draws
         K.
     seed
-        Of the draws. The same Gaussians serve all pairs of encoders with as many layers, so that
-        a pair's draws do not depend on what else is drawn.
+        Of the draws. All pairs of encoders with the same numbers of layers share their Gaussians,
+        so that the draws of a pair do not depend on what else is drawn.
 
     Returns
     -------
@@ -134,8 +134,8 @@ def draw(
 
     Notes
     -----
-    In float32: draws are of no more than three digits anyway. Costs K · n operations for each pair
-    of layers where there are vectors, and some hundred for each draw of a pair of layers.
+    In float32, since K draws determine three digits at most. Costs K · n operations for each pair
+    of layers where there are vectors, and about a hundred for each draw of a pair of layers.
     """
     of_x = [np.flatnonzero(x_groups == g) for g in range(wanted.shape[0])]
     of_y = [np.flatnonzero(y_groups == h) for h in range(wanted.shape[1])]
@@ -230,7 +230,7 @@ def _skewness(
 
 
 def _any_defined(null: Null, x_groups: Index, y_groups: Index, shape: tuple[int, ...]) -> Mask:
-    """Tell which pairs of encoders have a pair of layers with a score."""
+    """Find the pairs of encoders of which a pair of layers has a score."""
     found = np.zeros(shape, bool)
     i, j = np.nonzero(np.isfinite(null.scale))
     found[x_groups[i], y_groups[j]] = True
@@ -238,7 +238,7 @@ def _any_defined(null: Null, x_groups: Index, y_groups: Index, shape: tuple[int,
 
 
 class _PermutedLinear:
-    """The linear part under permutations of Y, which are X's undone."""
+    """The linear part under permutations of Y, as inverse permutations of X."""
 
     def __init__(self, null: Null, n_draws: int, seed: int) -> None:
         assert null.linear_x is not None
@@ -253,7 +253,7 @@ class _PermutedLinear:
     def products(self, moved: Float32, columns: Index) -> Float32:
         """Multiply them with vectors of Y, of one encoder: `(rows, draws, columns)`.
 
-        The last digits of a product depend on its shape; so no other encoder takes part.
+        One encoder at a time, because the last digits of a product depend on its shape.
         """
         flat = moved.reshape(-1, moved.shape[-1]) @ self.y[columns].T
         return np.asarray(flat.reshape(*moved.shape[:2], len(columns)))
@@ -263,34 +263,34 @@ class _PermutedLinear:
 class PairNull:
     """The null of one pair of representations, as a distribution.
 
-    Its part that has moments is Pearson III; over the draws of the linear part, probabilities are
-    averaged, so that they reach far below one over the number of draws.
+    The part that has moments is Pearson III. Its tail probabilities are averaged over the draws of
+    the linear part, so that they reach far below one over the number of draws.
     """
 
     residual: PearsonIII
     offsets: Float64
-    """What the linear part and the mean add, `(K,)`."""
+    """Linear part, its shift of the rest, and mean, `(K,)`."""
     spreads: Float64
-    """What the linear part multiplies the other with, `(K,)`."""
+    """Factor by which the linear part scales the rest, `(K,)`."""
     scale: float
     counts: bool
 
     def sf(self, score: float) -> float:
         """Give the probability that chance reaches `score`."""
         value = score * self.scale
-        if self.counts:  # a whole number and all above it
+        if self.counts:  # this integer and all above it
             value = np.rint(value) - 0.5
         return float(self.residual.sf((value - self.offsets) / self.spreads).mean())
 
     def threshold(self, alpha: float) -> float:
-        """Give the lowest score that chance exceeds with probability of at most `alpha`."""
+        """Give the lowest score that chance exceeds with probability `alpha` at most."""
         spread = 40.0 * float(np.sqrt(self.residual.variance) * self.spreads.max())
         low = (float(self.offsets.min()) - spread) / self.scale
         high = (float(self.offsets.max()) + spread) / self.scale
         while high - low > 1e-12 * max(1.0, abs(high)):
             middle = (low + high) / 2
             low, high = (low, middle) if self.sf(middle) <= alpha else (middle, high)
-        if self.counts:  # the whole number below the first that is reached rarely enough
+        if self.counts:  # the integer below the first one that is reached rarely enough
             return float((np.rint(high * self.scale) - 1.0) / self.scale)
         return high
 
@@ -334,6 +334,6 @@ def _root(covariance: Float64, weights: Float64 | None, chosen: Index) -> Float3
         left = covariance - np.outer(column, column)
     eigenvalues, vectors = np.linalg.eigh(left)
     root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
-    if column is not None:  # in its place stands the direction in which nothing is left
+    if column is not None:  # replaces the direction that subtracting it left empty
         root = np.column_stack((root[:, 1:], column))
     return np.asarray(root, dtype=np.float32)

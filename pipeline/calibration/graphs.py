@@ -11,12 +11,12 @@ with p_σ the sum over *distinct* vertices. By Möbius inversion on the lattice 
     p_σ = Σ_{τ ≥ σ} μ(σ, τ) P_τ,    μ = ∏ over vertices of τ of (−1)^(s−1) (s−1)!,
 
 where s vertices of σ become that one of τ, and P_τ is the sum over *free* vertices. For a relation
-whose rows sum to zero nearly all P vanish: wherever a vertex has but one end. The few that are left
+whose rows sum to zero nearly all P vanish: wherever a vertex has a single end. The remaining ones
 are *graphs*, written here as their edges (``"ab bc ca"`` is Σ_abc a_ab a_bc a_ca = tr A³), and the
-moment is a small bilinear form in their sums, the same for all pairs of relations. So what is known
-of one representation is a handful of scalars, and M² pairs take a few outer products.
+moment is a small bilinear form in their sums, the same for all pairs of relations. So each
+representation is summarised by a handful of scalars, and M² pairs take a few outer products.
 
-The forms are derived as said above, in exact arithmetic, on first use (the fourth moment takes a
+The forms are derived in this way, in exact arithmetic, on first use (the fourth moment takes a
 quarter of a second), and hold for every n of at least 4.
 """
 
@@ -26,7 +26,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import pairwise, permutations, product
 from typing import Any
 
@@ -63,8 +63,8 @@ def permutation_moment(
     numpy.ndarray
         `(Mx, My)`.
     """
-    # Added up term by term, each the same for (y, x): what a product of matrices gives a pair
-    # depends on how many pairs there are.
+    # Term by term, each symmetric in x and y: the last digits of a matrix product depend on how
+    # many pairs there are.
     form = _form(graphs, int(n), directed)
     total = np.zeros((len(xs[0]), len(ys[0])))
     for i, row in enumerate(form.tolist()):
@@ -80,14 +80,14 @@ def _form(graphs: tuple[str, ...], n: int, directed: bool) -> Float64:
     form = [[Fraction(0)] * len(graphs) for _ in graphs]
     for n_vertices, table in _tables(graphs, directed).items():
         if n_vertices > n:
-            continue  # there are no so many distinct stimuli
+            continue  # there are not that many distinct stimuli
         for row, counts in zip(form, table, strict=True):
             for j, count in enumerate(counts):
                 row[j] += Fraction(count, math.perm(n, n_vertices))
     return np.array([[float(value) for value in row] for row in form])
 
 
-@cache
+@lru_cache(maxsize=16)
 def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]]]:
     """Σ over partitions σ into m vertices of the products of graphs' coefficients, by m.
 
@@ -96,14 +96,15 @@ def _tables(graphs: tuple[str, ...], directed: bool) -> dict[int, list[list[int]
     """
     sizes = [len(edge) for edge in graphs[0].split()]
     cuts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    places = {_canonical(tuple(map(tuple, g.split())), directed): i for i, g in enumerate(graphs)}
+    canonical = cache(partial(_canonical, directed=directed))  # partitions give few edge sets
+    places = {canonical(tuple(map(tuple, g.split()))): i for i, g in enumerate(graphs)}
     largest = max(len(set(g) - {" "}) for g in graphs)
     coefficients: dict[tuple[int, ...], list[int]] = defaultdict(lambda: [0] * len(graphs))
     for merged in _partitions(cuts[-1]):
         if max(merged) >= largest:
             continue
         edges = tuple(merged[i:j] for i, j in pairwise(cuts))
-        place = places.get(_canonical(tuple(sorted(edges)), directed))
+        place = places.get(canonical(tuple(sorted(edges))))
         if place is None:
             continue
         for split, mobius in _refinements(merged):
@@ -141,9 +142,8 @@ def _refinements(merged: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int
         yield tuple(names.setdefault(label, len(names)) for label in labels), mobius
 
 
-@cache
 def _canonical(edges: Edges, directed: bool) -> Edges:
-    """Name vertices so that graphs that differ in names only become the same."""
+    """Rename vertices so that isomorphic graphs become equal."""
     vertices = sorted({vertex for edge in edges for vertex in edge})
     candidates = []
     for order in permutations(range(len(vertices))):

@@ -1,9 +1,9 @@
 """The direction in which layers move together, and its skewness.
 
-A Gaussian copula gives each pair of layers its skewness, and their sum what follows from that. Of
-counts the sum is more skewed: layers whose neighbours are alike share most where all share much. So
-the first principal component of their scores, in which that shows, has an exact third moment of its
-own: it is that of a single pair of relations, the weighted sums of the layers'.
+A Gaussian copula gives each pair of layers its skewness, which then fixes that of their sum. For
+counts the sum is more skewed than that: layers with similar neighbours share many at the same time.
+The first principal component of their scores shows this. Its exact third moment is that of a single
+pair of relations, the weighted sums of the layers' relations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.calibration.pearson import MAX_SKEWNESS
 from pipeline.types import Float64, Index
 
 MIN_REMAINDER = 0.05
-"""Least share of a component's third moment that its layers' own must leave open to be changed."""
+"""Share of a component's third moment that its layers must leave free, for it to be set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +47,10 @@ def share_skewness(
     third: float, weights: Float64, deviation: Float64, skewness: Float64,
     with_all: Float64, with_first: Float64,
 ) -> tuple[float, Float64]:  # fmt: skip
-    """Divide skewness between a component f = Σ w_ab s_ab and the pairs of layers (a, b).
+    """Split skewness between a component f = Σ w_ab s_ab and the pairs of layers (a, b).
 
-    If f is drawn with skewness e, a pair of correlation r with it has e r³ of it; the other part of
-    its own skewness g it gets afterwards. To first order in skewness, the copula then gives f
+    If f is drawn with skewness e, a pair of layers whose correlation with it is r inherits e r³ and
+    is given the rest of its own skewness g afterwards. To first order, the copula then gives f
 
         e + Σ w_ab σ_ab (g_ab − e r_ab³) c_ab²,
 
@@ -59,7 +59,7 @@ def share_skewness(
     Parameters
     ----------
     third
-        Third moment that f is to have.
+        Wanted third moment of f.
     weights
         w, such that the first term of f has variance 1, `(Lx, Ly)`.
     deviation, skewness
@@ -70,9 +70,9 @@ def share_skewness(
     Returns
     -------
     float
-        e, between ±`MAX_SKEWNESS`; 0 where f leaves nothing open, as with a single pair of layers.
+        e, between ±`MAX_SKEWNESS`; 0 where f leaves nothing free, as with a single pair of layers.
     numpy.ndarray
-        What pairs of layers are to get afterwards, `(Lx, Ly)`.
+        Skewness that pairs of layers are given afterwards, `(Lx, Ly)`.
     """
     c, r = (
         np.divide(part, deviation, out=np.zeros_like(part), where=deviation > 0)

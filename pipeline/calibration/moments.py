@@ -1,9 +1,9 @@
 """Exact moments of a relational similarity under random permutations of the stimuli.
 
 Of S = Σ_ij a_ij b_π(i)π(j), π uniform, the moments are small bilinear forms in a few sums over each
-relation, the same forms for all pairs (see `pipeline.calibration.graphs`). So what is known of one
-representation is a handful of scalars, and M² pairs take a few outer products. They are exact
-for every n of at least 4.
+relation, the same forms for all pairs (see `pipeline.calibration.graphs`). So a handful of scalars
+summarises each representation, and M² pairs take a few outer products. The moments are exact for
+every n of at least 4.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS = 128
 """Rows of A² that are held at a time."""
 
 LONGEST_SUM = 2048
-"""Numbers that are added in the precision of the relation, before float64 takes over."""
+"""Terms that are added in the dtype of the relation before the sum goes on in float64."""
 
 U_CENTRED_THIRD = ("ab bc ca", "ab ab ab")
 U_CENTRED_FOURTH = ("ab bc cd da", "ab ab cd cd", "ab ab bc bc", "ab ab bc ca", "ab ab ab ab")
@@ -32,7 +32,7 @@ U_CENTRED_FOURTH = ("ab bc cd da", "ab ab cd cd", "ab ab bc bc", "ab ab bc ca", 
 
 @dataclass(frozen=True, eq=False)
 class Scalars:
-    """Numbers about representations, a field each, `(M,)`."""
+    """Scalars of M representations, one field each, `(M,)`."""
 
     @classmethod
     def stack(cls, parts: Sequence[Self]) -> Self:
@@ -61,7 +61,7 @@ class Scalars:
 
 @dataclass(frozen=True, eq=False)
 class UCentredScalars(Scalars):
-    """What moments need of U-centred relations A: symmetric, zero diagonal, zero row sums.
+    """Scalars of U-centred relations A (symmetric, zero diagonal, zero row sums) for moments.
 
     Each is `(M,)`, one value for each representation.
     """
@@ -84,7 +84,7 @@ class UCentredScalars(Scalars):
 
 @dataclass(frozen=True, eq=False)
 class CouplingScalars(Scalars):
-    """What the mixed moments of a U-centred relation U and its row effects ℓ need.
+    """Scalars of U-centred relations U and their row effects ℓ for mixed moments.
 
     Each field is `(M,)`.
     """
@@ -165,7 +165,7 @@ def coupling_moments(n: int, xs: CouplingScalars, ys: CouplingScalars) -> tuple[
 
     Returns
     -------
-    quadratic, linear : numpy.ndarray
+    l2r, lr2 : numpy.ndarray
         E[λ²μ] and E[λμ²], `(Mx, My)` each.
 
     Raises
@@ -179,9 +179,9 @@ def coupling_moments(n: int, xs: CouplingScalars, ys: CouplingScalars) -> tuple[
     biased CKA, in other invariants.
     """
     check_stimuli(n)
-    quadratic = permutation_moment(("a b ab",), n, *((s.forms,) for s in (xs, ys)))
-    linear = permutation_moment(("a ab ab",), n, *((s.energies,) for s in (xs, ys)))
-    return quadratic, linear
+    l2r = permutation_moment(("a b ab",), n, *((s.forms,) for s in (xs, ys)))
+    lr2 = permutation_moment(("a ab ab",), n, *((s.energies,) for s in (xs, ys)))
+    return l2r, lr2
 
 
 # Sums over one relation
@@ -269,7 +269,7 @@ def _view(buffer: Floating, shape: tuple[int, ...]) -> Floating:
 
 
 def _both_halves(x: Floating, y: Floating) -> float:
-    """Σ x∘y over rows of symmetric matrices from the diagonal on, and over what mirrors them."""
+    """Σ x∘y over rows of symmetric matrices from the diagonal on, mirror image included."""
     height = len(x)
     total = 0.0
     for start in range(0, x.shape[1], LONGEST_SUM):
@@ -282,7 +282,7 @@ def _both_halves(x: Floating, y: Floating) -> float:
 
 
 def check_stimuli(n: int) -> None:
-    """Refuse so few stimuli that moments have no form."""
+    """Refuse fewer stimuli than the moments are defined for."""
     if n < 4:
         raise InputError(f"There are {n} stimuli; moments under permutation need at least 4.")
 

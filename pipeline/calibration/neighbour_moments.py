@@ -2,8 +2,8 @@
 
 As `pipeline.calibration.moments`, for relations of neighbours, which are not symmetric: 0/1
 indicators, shares of places for which stimuli are tied, and weighted sums of these. All rows of
-one add up to the same number. What is known of one are nine sums over paths of three edges, and
-what the mean and variance need.
+a relation add up to the same number. Each relation is summarised by nine sums over paths of three
+edges, and by the scalars that mean and variance need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATHS = 2**21
 """Paths of two neighbour steps that are held at a time."""
 
 FULL, MAX_FULL_ROWS = 0.1, 4096
-"""Share of neighbours in the longest row from which a full table is quicker, up to so many rows."""
+"""Share of neighbours in the longest row from which a dense table is faster, up to these rows."""
 
 NEIGHBOUR_THIRD = (
     "ab bc ca",
@@ -37,7 +37,7 @@ NEIGHBOUR_THIRD = (
     "ab ab cb",
     "ab ab ca",
 )
-"""Directed graphs. A column sum, as e_b, is an edge that comes from a vertex of its own."""
+"""Directed graphs. A column sum such as e_b is an edge from a vertex of its own."""
 LINEAR_AND_TWO = ("b ab cb", "a ab cb", "a ba cb", "a ab ba", "b ab ab", "a ab ab")
 TWO_LINEAR = ("a a ba", "a b ab")
 """The same, with a factor e for each single letter."""
@@ -45,7 +45,7 @@ TWO_LINEAR = ("a a ba", "a b ab")
 
 @dataclass(frozen=True, eq=False)
 class NeighbourScalars(Scalars):
-    """What moments need of relations of k nearest neighbours, or of a weighted sum of them.
+    """Scalars of relations of k nearest neighbours, or of weighted sums of them, for moments.
 
     a_ij is the share that neighbour j has of a place in row i, less k/(n−1), with zero diagonal;
     its rows sum to zero and its columns to e, the in-degrees less k. Each field is `(M,)`.
@@ -143,8 +143,8 @@ def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
     excess = excess_degrees(links, k)
     degree_squares = float(excess @ excess)
 
-    # Each factor is an entry of `links` less p off the diagonal. With pI added to `links`, its rows
-    # sum to n p, and what is left to subtract is p everywhere.
+    # Each factor is an entry of `links` minus p off the diagonal. With pI added to `links`, rows
+    # sum to n p, and p is subtracted everywhere.
     p = k / (n - 1)
     level = n * (n - 1) * p**3
     of_both, of_squares = float(both.sum()), float(squares.sum())
@@ -169,10 +169,10 @@ def _summed(links: scipy.sparse.csr_array, k: float) -> NeighbourScalars:
 
 
 def excess_degrees(links: scipy.sparse.csr_array, k: float) -> Float64:
-    """Give the in-degrees less k, `(n,)`, and exactly 0 what is 0 but for rounding.
+    """Give the in-degrees minus k, `(n,)`, with those within rounding of 0 set to 0.
 
-    Equal shares within classes give every stimulus k; a linear part of rounding errors would be
-    divided by its own variance.
+    Equal shares within classes give every stimulus an in-degree of k; a linear part that is only
+    rounding errors would be divided by its own variance.
     """
     degrees = np.asarray(links.sum(axis=0))
     excess = degrees - k
@@ -248,10 +248,10 @@ def neighbour_moments(
 def neighbour_coupling_moments(
     n: int, xs: NeighbourScalars, ys: NeighbourScalars
 ) -> tuple[Float64, Float64]:
-    """Exact third moments in which the linear part of a count meets the rest of it.
+    """Exact third moments that mix the linear part of a count with the rest of it.
 
-    The linear part is ℓ = (n−1)/(n(n−2)) Σ_i e_i e'_π(i), of the in-degrees; the rest r is what the
-    count differs by from its mean and ℓ, uncorrelated with it. The third central moment of the
+    The linear part is ℓ = (n−1)/(n(n−2)) Σ_i e_i e'_π(i), of the in-degrees; the rest r, which is
+    uncorrelated with it, is the count minus its mean and ℓ. The third central moment of the
     count is E[ℓ³] + 3 E[ℓ²r] + 3 E[ℓr²] + E[r³].
 
     Parameters
@@ -263,7 +263,7 @@ def neighbour_coupling_moments(
 
     Returns
     -------
-    twice, once : numpy.ndarray
+    l2r, lr2 : numpy.ndarray
         E[ℓ²r] and E[ℓr²], `(Mx, My)` each.
 
     Raises
@@ -275,10 +275,10 @@ def neighbour_coupling_moments(
     factor = (n - 1) / (n * (n - 2))
     sides = xs, ys
     cubes = factor**3 * permutation_moment(("a a a",), n, *((s.degree_cubes,) for s in sides))
-    twice = factor**2 * permutation_moment(
+    squared = factor**2 * permutation_moment(
         TWO_LINEAR, n, *((s.degree_cubes, s.degree_form) for s in sides), directed=True
     )
-    once = factor * permutation_moment(
+    linear = factor * permutation_moment(
         LINEAR_AND_TWO,
         n,
         *(
@@ -295,7 +295,7 @@ def neighbour_coupling_moments(
         directed=True,
     )
     # These are E[ℓ²(ℓ + r)] and E[ℓ(ℓ + r)²].
-    return twice - cubes, once - 2 * twice + cubes
+    return squared - cubes, linear - 2 * squared + cubes
 
 
 def neighbour_grams(
@@ -392,7 +392,7 @@ def _three_edges(scalars: NeighbourScalars) -> list[Float64]:
 
 
 def _checked_neighbours(relation: scipy.sparse.csr_array) -> float:
-    """Give what each row of a relation of neighbours adds up to."""
+    """Give k, the sum of each row of a relation of neighbours."""
     if relation.ndim != 2 or relation.shape[0] != relation.shape[1]:
         raise InputError(
             f"The relation of neighbours has shape {relation.shape}; it must be (n, n)."

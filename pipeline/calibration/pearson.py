@@ -1,4 +1,4 @@
-"""Pearson's third type: the distribution that three moments of a null determine.
+"""The Pearson type III distribution, which three moments of a null determine.
 
 A gamma variable, shifted and scaled, and mirrored if the skewness is negative. With g the size of
 the skewness and a = 4/g², its standardised form is (G − a)/√a, where G is Gamma(a, 1):
@@ -7,8 +7,9 @@ the skewness and a = 4/g², its standardised form is (G − a)/√a, where G is 
     skewness < 0:  P(Z > z) = P(a, a − z√a)
 
 with Q and P the regularised upper and lower incomplete gamma functions. For small g the argument
-a + z√a rounds z away, and libraries leave Temme's expansion where tails begin, so above a = 40,000
-the expansion is evaluated here, from z/√a itself. It ends in the normal distribution at g = 0.
+a + z√a loses the digits of z, and libraries do not use Temme's expansion far enough into the tails.
+So above a = 40,000 the expansion is evaluated here, from z/√a itself. At g = 0 it is the normal
+distribution.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class PearsonIII:
     Where the variance is not positive, or a parameter is NaN, every result is NaN.
 
     Survival functions are good to a relative error of 1e-8, down to 1e-12 and beyond, for skewness
-    from 0 to 5 in size; but close to the end of the support, mean − 2·√variance/skewness, no better
-    than `x` itself can be told from that end.
+    from 0 to 5 in size; but close to the end of the support, mean − 2·√variance/skewness, only as
+    good as the difference of `x` from that end.
 
     References
     ----------
@@ -77,7 +78,7 @@ class PearsonIII:
 
     @classmethod
     def from_moments(cls, mean: ArrayLike, variance: ArrayLike, third: ArrayLike) -> PearsonIII:
-        """Take the third central moment E[(X − mean)³] in place of the skewness.
+        """Build from the third central moment E[(X − mean)³] instead of the skewness.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ def _tail(z: Float64, g: Float64, upper: Mask) -> Float64:
 
 
 def _expansion(z: Float64, g: Float64, upper: Mask) -> Float64:
-    """Find the same by Temme's uniform expansion for large shapes a = 4/g²."""
+    """Give the same by Temme's uniform expansion for large shapes a = 4/g²."""
     sign = np.where(upper, 1.0, -1.0)
     z = np.clip(z, -1e100, 1e100)
     mu = g * z / 2  # x/a − 1
@@ -191,14 +192,14 @@ def _quantiles() -> Float32:
 
 
 def from_normal(z: Float32, skewness: Float64) -> Float32:
-    """Carry standard normal values over to standardised Pearson III distributions.
+    """Map standard normal values to standardised Pearson III distributions.
 
     Parameters
     ----------
     z
-        `(Lx, K, Ly)`; beyond ±6 they are taken for ±6.
+        `(Lx, K, Ly)`; clipped at ±6.
     skewness
-        `(Lx, Ly)`; beyond ±`MAX_SKEWNESS` it is taken for that.
+        `(Lx, Ly)`; clipped at ±`MAX_SKEWNESS`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The null by permutation: the reference for every other way of having it."""
+"""The null by permutation: the reference for the analytic one."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def permutation_null(
 ) -> dict[str, dict[str, Float64]]:
     """Score encoders under permutations of the stimuli of Y.
 
-    Every layer of every Y takes the same permutation, so that layers stay as alike among themselves
-    as they are; the layers' scores are then aggregated as the observed ones are.
+    All layers of all Y take the same permutation, which keeps the similarities among them; the
+    scores of layers are then aggregated as the observed ones are.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def permutation_null(
     wanted
         Boolean mask `(Gx, Gy)` of pairs of encoders; others are NaN and not computed.
     memory
-        Bytes to work in. Whatever the budget, n² numbers are held (the relation of one layer of Y,
+        Working memory in bytes. n² numbers are always held (the relation of one layer of Y,
         or an index of pairs of stimuli), and every X's neighbour lists. Results are
         `(Gx, Gy, K)` per measure and aggregate.
 
@@ -170,7 +170,7 @@ def _batches(groups: Index, capacity: int) -> list[Index]:
 
 
 def _capacity(n_xs: int, orders_shape: tuple[int, ...], example: Prepared, memory: int) -> int:
-    """How many representations of Y fit the budget at a time."""
+    """Count the representations of Y that fit into the budget at a time."""
     n_orders, n = orders_shape
     dtype = next((r.dtype for r in example.relations.values()), np.dtype(np.float32))
     return max(1, memory // working_bytes(n, n_orders, n_xs, 1, dtype))

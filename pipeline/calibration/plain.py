@@ -1,4 +1,4 @@
-"""Calibration of plain arrays: without store, labels or cluster."""
+"""Calibration of plain arrays, without store, labels or cluster."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from pipeline.types import Float64
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A similarity beside what chance would give.
+    """A similarity, and what chance would give.
 
     `score` is the observed similarity (of the best layers, or the mean over layers), `threshold`
-    the τ that chance exceeds with probability α, `calibrated` the share of the way from τ to the
-    measure's maximum, 0 when the score is not above τ; `p` the p-value, `null` the
-    `(n_permutations,)` similarities under chance, `method` how they were had, and `best_layers` the
-    places in `xs` and `ys` of the highest layer score. `flagged` says that moments do not determine
-    this null, so that it was had by permutation although the analytic one was asked for.
+    the τ that chance exceeds with probability α, `calibrated` the position of the score between τ
+    and the measure's maximum, 0 if it is not above τ; `p` the p-value, `null` the
+    `(n_permutations,)` similarities under chance, `method` how they were computed, and
+    `best_layers` the places in `xs` and `ys` of the highest layer score. `flagged` means that
+    moments do not determine this null, so that stimuli were permuted although the analytic method
+    was asked for.
     """
 
     score: float
@@ -66,11 +67,11 @@ def calibrate(
     measure, **parameters
         As for `similarity`.
     method
-        How the null is had: ``"permutation"``, the published reference, or ``"analytic"``, from
-        exact moments, for measures of relations and of nearest neighbours.
+        How the null is computed: ``"permutation"``, the published reference, or ``"analytic"``,
+        from exact moments, for measures of relations and of nearest neighbours.
     n_permutations
-        K, permutations or draws; by default 199 permutations or 999 draws. Fewer than 1/α − 1
-        could never tell anything from chance, and are refused.
+        K, permutations or draws; by default 199 permutations or 999 draws. Fewer than 1/α − 1 are
+        refused, since no p-value could then reach α.
     alpha
         Probability that chance alone exceeds the threshold.
     seed
@@ -89,12 +90,12 @@ def calibrate(
     Notes
     -----
     The p-value of the analytic method is a probability under a distribution with the null's exact
-    mean and variance, and can be far below 1/(K+1), where it is the upper tail of a Pearson III
-    distribution. Its third moment is exact for U-centred relations
-    and for neighbours, and for others but where the parts of a relation meet so strongly (heavy
-    tails) that the model takes less of it. A pair whose exact moments say that these do not
-    determine the tails is permuted instead, and the result is `flagged`; so is any pair of fewer
-    than ten stimuli.
+    mean and variance. It can be far below 1/(K+1), where it is the upper tail of a Pearson III
+    distribution. The third moment is exact for U-centred relations and for neighbours; for others
+    it is too, unless the parts of a relation depend so strongly on each other (heavy tails) that
+    the model captures only part of it. Where the exact moments show that they do not determine the
+    tails, stimuli are permuted instead and the result is `flagged`; so is any pair of fewer than
+    ten stimuli.
 
     References
     ----------
@@ -146,13 +147,13 @@ def calibrate_layers(
     Returns
     -------
     Calibration
-        The null is that of the aggregate: the search over layers is paid for.
+        The null is that of the aggregate, so that it accounts for the search over layers.
 
     Notes
     -----
-    By the analytic method, p of the best pair of several is a share of the K draws; where none of
-    them reaches the score, it is the sum of the upper tails of all pairs of layers, which bounds p
-    from above (Boole), if that is below 1/(K+1). p of the mean is no lower than 1/(K+1).
+    By the analytic method, p of the best of several pairs is the share of the K draws that reach
+    the score. If none does, it is the sum of the upper tails of all pairs of layers, an upper bound
+    of p (Boole), if that is below 1/(K+1). p of the mean is never below 1/(K+1).
 
     Raises
     ------
@@ -279,7 +280,7 @@ def _by_moments(
         found,
         calibrated=float(np.clip(share, 0.0, 1.0)),
         threshold=tau,
-        # the linear part of n_draws permutations says nothing of what is rarer than they
+        # n_draws permutations of the linear part do not resolve anything rarer
         p=p if p >= least else min(least, tail),
     )
 
@@ -326,4 +327,4 @@ METHODS: Mapping[str, tuple[Callable[..., Calibration], int]] = {
     "permutation": (_by_permutation, 199),
     "analytic": (_by_moments, 999),
 }
-"""How a null is had, by name, with the default number of permutations or draws."""
+"""Methods by name, with their default number of permutations or draws."""

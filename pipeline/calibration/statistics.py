@@ -15,7 +15,7 @@ EQUAL = 4 * float(np.finfo(np.float32).eps)
 
 
 def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
-    """Refuse a level that no p-value of so many permutations, or draws, can reach.
+    """Refuse a level below the smallest p-value of that many permutations or draws.
 
     Parameters
     ----------
@@ -24,12 +24,12 @@ def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
     n_permutations
         K: the smallest p is 1/(K+1).
     measure
-        Whose null it is, for the message, where there are several.
+        The measure, for the message, where there are several.
 
     Raises
     ------
     InputError
-        With the fewest permutations that are enough; and where `alpha` is no probability.
+        If `alpha` is not a probability, or more permutations are needed; the message says how many.
     """
     if not 0 < alpha < 1:
         raise InputError(f"alpha is {alpha}; it is a probability, between 0 and 1.")
@@ -66,8 +66,8 @@ def calibrate_score(
     maximum
         s_max, the highest value of the measure.
     tail
-        `(...)`, upper bounds of p that are known otherwise, NaN where there is none: p where no
-        value of the null reaches the score, and the bound is below 1/(K+1).
+        `(...)`, upper bounds of p from another source, NaN where there is none. Where no value of
+        the null reaches the score and the bound is below 1/(K+1), it is p.
 
     Returns
     -------
@@ -98,9 +98,9 @@ def calibrate_score(
         )
     check_level(alpha, nulls.shape[-1])
     count = nulls.shape[-1] + 1
-    # (1 − 0.44) · 25 is 14.000000000000002 in floating point, and 14 in truth.
+    # (1 − 0.44) · 25 is 14.000000000000002 in floating point, but should be 14.
     rank = math.ceil((1 - alpha) * count - 1e-9)
-    # Equal scores, as counts of neighbours give, may come out of different sums, or of float32.
+    # Equal scores, such as counts of neighbours, may come from different sums or from float32.
     own = scores[..., None]
     nulls = np.where(np.abs(nulls - own) <= EQUAL * np.maximum(1.0, np.abs(own)), own, nulls)
     together = np.concatenate([nulls, own], axis=-1)
@@ -119,7 +119,7 @@ def calibrate_score(
 
 
 def benjamini_hochberg(p: ArrayLike) -> Float64:
-    """Turn p-values into q-values: the false discovery rate at which each would be called.
+    """Turn p-values into q-values: the false discovery rate at which each becomes significant.
 
     Parameters
     ----------

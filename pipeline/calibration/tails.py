@@ -1,9 +1,9 @@
-"""Upper tails of a null: p-values lower than a number of draws can tell.
+"""Upper tails of a null: p-values below the resolution of the draws.
 
-Of K draws the smallest p is 1/(K+1). Below it the moments themselves tell: of one pair of layers
-the whole of S, its linear part included, has a known mean, variance and third moment, and is taken
-for the Pearson III distribution of these. The best of several pairs has no such form, but Boole's
-inequality bounds its tail, whatever the pairs have to do with each other:
+With K draws the smallest p is 1/(K+1). Below it p comes from the moments: for one pair of layers
+the whole of S, its linear part included, has a known mean, variance and third moment, and its
+distribution is approximated by the Pearson III of these. The best of several pairs has no such
+form, but Boole's inequality bounds its tail, however the pairs depend on each other:
 
     P(max S_ij ≥ s) ≤ Σ P(S_ij ≥ s).
 """
@@ -20,12 +20,12 @@ from pipeline.types import Float64, Index
 
 
 def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> Float64:
-    """Bound the probability that the best pair of layers scores so high by chance.
+    """Bound the probability that chance reaches the score of the best pair of layers.
 
     Parameters
     ----------
     null
-        Of every pair of representations, as `nulls_of` gives it.
+        Of every pair of representations, from `nulls_of`.
     x_groups, y_groups
         The encoder of each representation, integers from 0.
     best
@@ -43,7 +43,7 @@ def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> 
     permutations of one pair (n = 120; Gaussian, clustered and low-rank data) the tail is within a
     factor of two where it is 1e-4, and up to three times too low where it is 2e-5; with rows of
     heavy tails, at 1e-4, four times too high for biased CKA and twenty times too low for distance
-    correlation. Much lower values say no more than that chance is out of the question.
+    correlation. Much lower values only say that the score is not chance.
 
     References
     ----------
@@ -51,16 +51,16 @@ def tail_bounds(null: Null, x_groups: Index, y_groups: Index, best: Float64) -> 
     coefficient; Boole's inequality, as Bonferroni 1936 has it.
     """
     values = best[np.ix_(x_groups, y_groups)] * null.scale
-    if null.counts is not None:  # a whole number and all above it
+    if null.counts is not None:  # this integer and all above it
         values = np.where(null.counts, np.rint(values) - 0.5, values)
     tails = _whole(null).sf(values)
-    # what never varies, and might be the best
+    # a score that never varies may be the best one
     tails[np.isnan(tails) & np.isfinite(values)] = 1.0
     tails[~np.isfinite(null.scale)] = 0.0
     found = np.full(best.shape, np.nan)
     for g, h in np.argwhere(np.isfinite(best)):
         layers = tails[np.ix_(x_groups == g, y_groups == h)]
-        found[g, h] = min(math.fsum(layers.ravel().tolist()), 1.0)  # the same for (h, g)
+        found[g, h] = min(math.fsum(layers.ravel().tolist()), 1.0)  # exact, so the same for (h, g)
     return found
 
 

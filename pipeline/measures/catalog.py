@@ -1,4 +1,4 @@
-"""The measures by name, and specifications with every convention resolved."""
+"""The measures by name, and specifications with all conventions resolved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PRESET = Parameter(
     "conventions of published code: layers clipped, rows of unit length, denominators",
     choices=PRESETS,
 )
-"""What measures take besides their own parameters; not kept where it is not given."""
+"""Parameter of nearly all measures; left out of a spec where it is not given."""
 OF_HSIC = ("cka", "cka_debiased", "cknna")
-"""Measures that presets add a small number to the denominator of."""
+"""Measures to whose denominator presets add a small number."""
 DEFAULTS: Mapping[str, dict[str, Value]] = {"cknna": {"form": "unbiased"}}
-"""What is a measure's default under a preset, where it differs."""
+"""Defaults under a preset, where they differ."""
 
 UNPRESET = ("svcca",)
-"""Measures that the code of presets has under the same name and computes otherwise."""
+"""Measures without a preset: the code that presets follow computes something else by that name."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MeasureSpec:
 
     @property
     def relation(self) -> tuple[str | float, ...]:
-        """What is prepared of a representation: equal for measures that share it."""
+        """Key of what is prepared of a representation: equal for measures that share it."""
         name, *parameters = self.measure.relation
         values = dict(self.parameters)
         return (self.preset, name, *(values[p] for p in parameters))
@@ -65,29 +65,29 @@ class MeasureSpec:
 
     @property
     def ties_by_index(self) -> bool:
-        """Whether places for which neighbours are tied go to the lowest index, and not to all."""
+        """Whether ties among neighbours go to the lowest index instead of being shared."""
         return bool(self.preset)
 
     @property
     def added(self) -> float:
-        """What is added to the denominator, in the units of HSIC of the features."""
+        """The number added to the denominator, in units of the HSIC of the features."""
         return ADDED if self.preset and self.name in OF_HSIC else 0.0
 
     @property
     def u_centred_only(self) -> bool:
-        """Whether U-centred relations are compared, without additive effects of stimuli."""
+        """Whether only the U-centred relations are compared, without row effects."""
         return self.conventions().get("estimator") == "debiased"
 
     def __getitem__(self, parameter: str) -> Value:
         return dict(self.parameters)[parameter]
 
     def identity(self) -> dict[str, Any]:
-        """Give what a store knows scores of this measure by, able to be written as JSON."""
+        """Give what identifies scores of this measure in a store, as JSON can hold it."""
         parameters = dict(self.parameters)
         return {"name": self.name, "parameters": parameters, "version": self.measure.version}
 
     def conventions(self) -> dict[str, Value]:
-        """Give everything that decides the number, able to be written as JSON.
+        """Give everything that decides the score, as JSON can hold it.
 
         Returns
         -------
@@ -120,14 +120,14 @@ def check_version(stored: Mapping[str, Any], label: str) -> None:
     Parameters
     ----------
     stored
-        What `MeasureSpec.identity` gave when they were computed; the first stores had no version.
+        `MeasureSpec.identity` when they were computed; the first stores have no version.
     label
         What a workflow calls the measure.
 
     Raises
     ------
     InputError
-        With what has changed since, and how to compute them anew.
+        Saying what has changed since, and how to recompute them.
     """
     measure = get_measure(str(stored["name"]))
     version = stored.get("version", 1)
@@ -192,7 +192,7 @@ def get_measure(name: str) -> Measure:
 
 
 def settable(measure: Measure) -> tuple[Parameter, ...]:
-    """Give all that a caller may set of a measure: its parameters, and the preset."""
+    """Give the parameters of a measure that a caller may set, the preset included."""
     return measure.parameters if measure.name in UNPRESET else (*measure.parameters, PRESET)
 
 
@@ -254,7 +254,7 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
 
 
 def recorded_spec(name: str, parameters: Mapping[str, Value]) -> MeasureSpec:
-    """Give the spec of scores that a store holds, with a preset that is no longer offered too."""
+    """Give the spec of stored scores, even if their preset no longer exists."""
     own = {key: value for key, value in parameters.items() if key != PRESET.name}
     preset = tuple((PRESET.name, value) for key, value in parameters.items() if key == PRESET.name)
     return MeasureSpec(name, measure_spec(name, **own).parameters + preset)

@@ -1,4 +1,4 @@
-"""What an array must be before anything is computed from it."""
+"""Checks of an array before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.types import Mask
 
 
 def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
-    """Return `x` as a real, finite, two-dimensional array, or say what is wrong with it."""
+    """Return `x` as a real, finite, two-dimensional array; raise `InputError` if it is not one."""
     try:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of some kinds
@@ -52,9 +52,9 @@ def storage_eps(array: NDArray[Any]) -> float:
 def is_constant(values: NDArray[Any], eps: float) -> bool:
     """Tell whether every feature varies by no more than its own rounding.
 
-    Asked feature by feature, because one huge constant feature beside small ones that vary is
-    ordinary in transformers; and of the highest and lowest value, because the mean of many equal
-    numbers is not quite that number.
+    Each feature is tested separately, because transformers often have one huge constant feature
+    beside small ones that vary; and by its highest and lowest value, because the computed mean of
+    many equal numbers differs from them.
 
     Parameters
     ----------
@@ -69,5 +69,5 @@ def is_constant(values: NDArray[Any], eps: float) -> bool:
 def constant_features(values: NDArray[Any], eps: float) -> Mask:
     """Tell which features vary by no more than their own rounding, `(n_features,)`."""
     high, low = (extreme(axis=0).astype(np.float64) for extreme in (values.max, values.min))
-    # Halves, since the range of numbers near the largest there are is not a number.
+    # Halves, since the range of very large numbers would overflow.
     return np.asarray(high / 2 - low / 2 <= eps * np.maximum(np.abs(high), np.abs(low)))

@@ -10,9 +10,9 @@ from pipeline.measures.neighbours import power_of_two
 from pipeline.types import Float64, Index
 
 MAX_RUN_GAPS = 8.0
-"""Values that are equal but for their rounding do not spread further than over so many of it."""
+"""Values that differ only by rounding errors spread over at most so many of these."""
 MAX_RANKED = 8192
-"""Most stimuli whose pairs are ranked: tables of 512 MiB."""
+"""Most stimuli whose pairs can be ranked: the tables take 512 MiB."""
 
 
 def unit_rows(values: Float64, *, centre: bool = False) -> Float64:
@@ -23,18 +23,18 @@ def unit_rows(values: Float64, *, centre: bool = False) -> Float64:
     values
         Features `(n_stimuli, n_features)`.
     centre
-        Whether each row's own mean is taken away first.
+        Whether each row's own mean is subtracted first.
 
     Returns
     -------
     numpy.ndarray
         Of the shape of `values`; rows of zeros, and with `centre` constant rows, are zero.
     """
-    # Each by its own largest value first: squares of small rows would underflow.
+    # Scale each row by its largest value first: squares of small rows would underflow.
     rows = values * power_of_two(np.abs(values).max(axis=1, keepdims=True))
     if centre:
         rows -= rows.mean(axis=1, keepdims=True)
-        # A constant row, whose mean was not quite that constant.
+        # Constant rows, whose computed mean differs from the constant.
         rows[np.abs(rows).max(axis=1) <= 4 * np.finfo(float).eps] = 0.0
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     np.divide(rows, norms, out=rows, where=norms > 0)
@@ -49,8 +49,8 @@ def ranked(entries: Float64, noise: float) -> Float64:
     entries
         A symmetric `(n, n)` matrix.
     noise
-        What storing the features may have changed an entry by. What differs by this, or by the
-        rounding of the entries, is a tie.
+        Error of an entry due to the dtype that the features were stored in. Entries that differ
+        by no more than this, or than their own rounding, are tied.
 
     Returns
     -------
@@ -69,10 +69,10 @@ def ranked(entries: Float64, noise: float) -> Float64:
 
 
 def _levels(values: Float64, apart: float) -> Index:
-    """Find which level each value is on: a run of values without a gap is one.
+    """Assign each value to a level: a run of values without a gap is one.
 
-    A run of many values that are merely close, each to the next, is cut every `MAX_RUN_GAPS` gaps:
-    ranks within such a piece are of no weight, and the pieces keep their order.
+    A long run of values, each close to the next, is cut every `MAX_RUN_GAPS` gaps: ranks within a
+    piece do not matter, and the pieces keep their order.
     """
     order = np.argsort(values, kind="stable")
     ascending = values[order]
@@ -86,16 +86,16 @@ def _levels(values: Float64, apart: float) -> Index:
 
 
 def storage_noise(values: Float64, eps: float, dissimilarity: str) -> float:
-    """Bound what storing features may have changed a dissimilarity by, for a typical stimulus.
+    """Bound the error of a dissimilarity due to the storage dtype, for a typical stimulus.
 
     Parameters
     ----------
     values
         Features `(n_stimuli, n_features)`.
     eps
-        Machine epsilon of the dtype they were stored in: each is off by half of it at most, and
-        so is the length of a row. What is taken off before rows are compared, their mean or that of
-        all stimuli, leaves the error as it was, and makes it a larger share of what remains.
+        Machine epsilon of the dtype they were stored in: the relative error of a number, and
+        of the length of a row, is at most half of it. Subtracting a mean before rows are compared,
+        their own or that of all stimuli, keeps the error and makes it larger relative to the rest.
     dissimilarity
         ``"correlation"``, ``"cosine"`` or ``"euclidean"``.
 

@@ -1,10 +1,10 @@
-"""Where the entries of relations come from: computed by blocks, or laid out.
+"""How relations are stored: computed by blocks when needed, or packed.
 
-A relation is symmetric, and of zero diagonal once it is U-centred, so what lies above the diagonal
-is all there is to it. Laid out, it is kept in strips of `CELL` rows, each from the diagonal on.
+A relation is symmetric, with a zero diagonal once it is U-centred, so only what is above the
+diagonal is kept. A packed relation consists of strips of `CELL` rows, each from the diagonal on.
 
 The last digits of a matrix product depend on its shape. So entries are always computed in the same
-cells, `CELL` × `CELL` from the first stimulus on, whatever part of a relation is asked for.
+cells, `CELL` × `CELL` from the first stimulus on, whichever part of a relation is requested.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CELL = 128
 """Rows of a strip, and rows and columns of a cell."""
 
 Cells = Callable[[slice, slice], Floating]
-"""Computes R[rows, columns], `(height, width)`; the diagonal means nothing."""
+"""Computes R[rows, columns], `(height, width)`; the diagonal is arbitrary."""
 
 
 class Entries(Protocol):
@@ -35,20 +35,20 @@ class Entries(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """In which blocks are computed."""
+        """Dtype of the computed blocks."""
 
     @property
     def nbytes(self) -> int:
-        """Memory they take."""
+        """Memory they take, in bytes."""
 
     def within(self, rows: slice, columns: slice) -> Cells:
-        """Read what blocks of R[rows, columns] need, and compute these when asked."""
+        """Read what R[rows, columns] needs, and return a function that computes its blocks."""
 
     def permuted(self, order: Index) -> Self:
         """Reorder the stimuli."""
 
     def spilled(self, folder: Path) -> Self:
-        """Keep the bulk of them in a file."""
+        """Move most of them to a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Products:
 
     @property
     def nbytes(self) -> int:
-        """Memory they take."""
+        """Memory they take, in bytes."""
         return self.features.nbytes
 
     def within(self, rows: slice, columns: slice) -> Cells:
@@ -100,7 +100,7 @@ class Distances:
 
     @property
     def nbytes(self) -> int:
-        """Memory they take."""
+        """Memory they take, in bytes."""
         return self.features.nbytes
 
     def within(self, rows: slice, columns: slice) -> Cells:
@@ -130,7 +130,7 @@ class Distances:
 
 @dataclass(frozen=True, eq=False)
 class DenseTable:
-    """Entries written out, `(n, n)`: for ranks, which no block knows of itself."""
+    """Entries as a full table, `(n, n)`: for ranks, which cannot be computed by blocks."""
 
     values: Stored
 
@@ -141,7 +141,7 @@ class DenseTable:
 
     @property
     def nbytes(self) -> int:
-        """Memory they take."""
+        """Memory they take, in bytes."""
         return self.values.nbytes
 
     def within(self, rows: slice, columns: slice) -> Cells:
@@ -166,7 +166,7 @@ class Rows:
     start: int
 
     def __getitem__(self, rows: slice) -> Floating:
-        """Give some by their number among all."""
+        """Select some by their row number among all."""
         return self.values[rows.start - self.start : rows.stop - self.start]
 
 
@@ -176,25 +176,25 @@ def _read(features: Stored, rows: slice, columns: slice) -> tuple[Rows, Rows]:
 
 
 def _multiply(left: Rows, right: Rows, rows: slice, columns: slice) -> Floating:
-    """Multiply two sets of rows; one and the same, always by the product for that."""
+    """Multiply two sets of rows; a set with itself always by the symmetric product."""
     own = left[rows]
     return np.asarray(own @ (own if rows == columns else right[columns]).T)
 
 
 def block_of(entries: Entries, rows: slice, columns: slice) -> Floating:
-    """Compute R[rows, columns] at once, `(height, width)`; the diagonal means nothing."""
+    """Compute R[rows, columns], `(height, width)`; the diagonal is arbitrary."""
     return entries.within(rows, columns)(rows, columns)
 
 
 class RelationStorage(Protocol):
-    """Where the entries above the diagonal of a U-centred relation come from."""
+    """The entries above the diagonal of a U-centred relation."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what they were computed in."""
+        """Dtype in which they were computed."""
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
-        """Write what of U[rows, columns] lies above the diagonal, and zeros, to `out`.
+        """Write the part of U[rows, columns] above the diagonal to `out`, with zeros elsewhere.
 
         Columns begin with the rows, or after them.
         """
@@ -204,19 +204,19 @@ class RelationStorage(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory it takes, in bytes."""
 
     def spilled(self, folder: Path) -> RelationStorage:
-        """Keep the bulk of it in a file."""
+        """Move most of it to a file."""
 
 
 @dataclass(frozen=True, eq=False)
 class LazyRelation:
-    """A U-centred relation, formed from entries when asked for."""
+    """A U-centred relation that is computed from entries when needed."""
 
     entries: Entries
     shift: Floating
-    """What U adds to row i and to column i of R, `(n,)`."""
+    """Added to row i and to column i of R to give U, `(n,)`."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -224,7 +224,7 @@ class LazyRelation:
         return self.entries.dtype
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
-        """Form it, cell by cell."""
+        """Compute it, cell by cell."""
         n = len(self.shift)
         across, down = _cells(n, rows), _cells(n, columns)
         compute = self.entries.within(
@@ -253,26 +253,26 @@ class LazyRelation:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory it takes, in bytes."""
         return self.entries.nbytes
 
     def spilled(self, folder: Path) -> LazyRelation:
-        """Keep the bulk of it in a file."""
+        """Move most of it to a file."""
         return replace(self, entries=self.entries.spilled(folder))
 
 
 @dataclass(frozen=True, eq=False)
 class PackedRelation:
-    """A U-centred relation, laid out strip after strip."""
+    """A U-centred relation in memory or in a file, strip after strip."""
 
     values: Stored
     n: int
     dtype: np.dtype[Any]
-    """Of what they were computed in."""
+    """Dtype in which they were computed."""
 
     @classmethod
     def of(cls, storage: RelationStorage, n: int, dtype: np.dtype[Any]) -> PackedRelation:
-        """Lay out a relation."""
+        """Pack a relation."""
         values: Floating = np.empty(_packed_size(n), dtype=dtype)
         for rows in strips(n):
             storage.upper(rows, slice(rows.start, n), _strip(values, n, rows.start))
@@ -280,7 +280,7 @@ class PackedRelation:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory it takes, in bytes."""
         return self.values.nbytes
 
     @property
@@ -314,7 +314,7 @@ class PackedRelation:
 
 
 def _cells(n: int, asked: slice) -> list[slice]:
-    """Rows, or columns, of the cells that hold those asked for."""
+    """Rows, or columns, of the cells that contain those requested."""
     first = asked.start // CELL * CELL
     return [slice(i, min(i + CELL, n)) for i in range(first, asked.stop, CELL)]
 
@@ -331,7 +331,7 @@ def strips(n: int) -> Iterator[slice]:
 
 
 def _strip(values: Stored, n: int, top: int) -> Floating:
-    """Find the strip of row `top` in a relation laid out: `(height, n - top)`."""
+    """Give the strip of row `top` of a packed relation, `(height, n - top)`."""
     height, start = min(CELL, n - top), _place(n, top)
     return values[start : start + height * (n - top)].reshape(height, n - top)
 
@@ -348,7 +348,7 @@ def _packed_size(n: int) -> int:
 
 
 def packed_bytes(n: int, dtype: np.dtype[Any]) -> int:
-    """Memory that a relation takes when it is laid out: about half of n² numbers."""
+    """Memory that a packed relation takes, in bytes: about half of n² numbers."""
     return _packed_size(n) * dtype.itemsize
 
 

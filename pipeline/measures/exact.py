@@ -1,17 +1,17 @@
-"""Inner products of relations as sums of whole numbers, in which nothing is rounded.
+"""Exact inner products of relations, as sums of integers.
 
-The last digits of a floating-point sum depend on its order, and libraries of matrix products choose
-that by the shapes they are given: a score would depend on what else is compared. So the entries of
-a relation are rounded once, to whole numbers of steps of its own, a power of two; products and sums
-of these are exact in float64 while they are below 2⁵³, and from there on in 64-bit integers. Every
-way of working them out gives the same.
+The last digits of a floating-point sum depend on its order, which BLAS chooses by the shapes of
+the matrices: a score would depend on what else is compared. So the entries of a relation are
+rounded once, to integer multiples of a step, a power of two of its own. Products and sums of these
+are exact in float64 below 2⁵³, and beyond that in 64-bit integers, so that every order of
+summation gives the same result.
 
-With b bits, the entries u of a relation lie within ±2ᵇ steps. Rounding them, independently for all
-purposes, changes ⟨U, U'⟩ by about step/√12 · ‖U'‖. With the 21 bits that 1,024 stimuli have, and
-largest entries of twenty times the root mean square, that is 1e-9 of ‖U‖‖U'‖; where a few entries
-are nearly all of U, it is 1e-7 or so. So steps must be known from entries off the diagonal, and not
-from bounds that a single long row makes large. Relations in float64 are the sum of two such
-numbers, the second for what the first leaves.
+With b bits, the entries u of a relation lie within ±2ᵇ steps. Rounding them, as if independently,
+changes ⟨U, U'⟩ by about step/√12 · ‖U'‖. With the 21 bits of 1,024 stimuli, and largest entries of
+twenty times the root mean square, that is 1e-9 of ‖U‖‖U'‖; where a few entries dominate U, about
+1e-7. So the step must come from entries off the diagonal, and not from bounds that a single long
+row makes large. Entries in float64 are the sum of two such integers, the second of which represents
+the remainder of the first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike
 from pipeline.types import Float32, Float64, Floating, Int64
 
 MAX_TERMS = 2**11
-"""Products that are added in float64 before integers take over."""
+"""Products that are added in float64 before the sum is converted to integers."""
 MAX_BITS = 21
 """2 · 21 bits of a product and 11 of its sum: 53, what float64 holds exactly."""
 
@@ -35,17 +35,17 @@ def bits(n: int) -> int:
 
 
 def slices(dtype: DTypeLike) -> int:
-    """Give the whole numbers that stand for one entry of a relation in `dtype`."""
+    """Give the number of integers that represent one entry of a relation in `dtype`."""
     return 1 if np.dtype(dtype) == np.float32 else 2
 
 
 def step_of(largest: float, n: int) -> float:
-    """Give the step of a relation of n stimuli whose entries are at most `largest` in size."""
+    """Give the step of a relation of n stimuli whose entries are at most `largest` in magnitude."""
     return math.ldexp(1.0, math.frexp(largest)[1] - bits(n)) if largest > 0 else 1.0
 
 
 def in_steps(values: Floating, step: float, n: int, out: Float32) -> None:
-    """Round entries to whole numbers of steps.
+    """Round entries to integer multiples of the step.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def in_steps(values: Floating, step: float, n: int, out: Float32) -> None:
     n
         Number of stimuli.
     out
-        `(slices, size)`. Whole numbers up to 2²⁴ are exact in float32.
+        `(slices, size)`. Integers up to 2²⁴ are exact in float32.
     """
     values *= 1.0 / step
     np.rint(values, out=out[0], casting="same_kind")
@@ -67,7 +67,7 @@ def in_steps(values: Floating, step: float, n: int, out: Float32) -> None:
 
 
 def add_products(left: Floating, right: Floating, sums: Int64) -> None:
-    """Add left @ rightᵀ, of whole numbers `(rows, size)` and `(columns, size)`, to sums."""
+    """Add left @ rightᵀ, of integers `(rows, size)` and `(columns, size)`, to sums."""
     for start in range(0, left.shape[1], MAX_TERMS):
         part = slice(start, start + MAX_TERMS)
         first = left[:, part].astype(np.float64)
@@ -76,14 +76,14 @@ def add_products(left: Floating, right: Floating, sums: Int64) -> None:
 
 
 def add_own(values: Floating, sums: Int64) -> None:
-    """Add to sums `(M, slices, slices)` what each of `(M, slices, size)` gives with itself."""
+    """Add the product of each of `(M, slices, size)` with itself to sums `(M, slices, slices)`."""
     for start in range(0, values.shape[2], MAX_TERMS):
         part = values[:, :, start : start + MAX_TERMS].astype(np.float64)
         sums += (part @ part.swapaxes(1, 2)).astype(np.int64)
 
 
 def joined(sums: Int64, n: int) -> Float64:
-    """Give products of relations in their steps from those of their whole numbers.
+    """Combine the products of integers into those of relations, in steps.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What comparing takes, before it is done: memory and operations, from numbers and shapes alone.
+"""Memory and operations that a comparison will take, estimated from shapes alone.
 
-The formulas follow the code they speak of, buffer by buffer; memory is an upper bound of what is
-alive at once. A multiply-add is two operations.
+The formulas follow the code buffer by buffer; memory is an upper bound of what is allocated at the
+same time. A multiply-add is two operations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SINGLE, DOUBLE = 4, 8
 
 @dataclass(frozen=True, eq=False)
 class PreparedBytes:
-    """What prepared representations take, in bytes, each `(M,)`."""
+    """Memory of prepared representations, in bytes, each `(M,)`."""
 
     spillable: Float64
     """Of relations, which can be spilled to files."""
@@ -38,10 +38,10 @@ class PreparedBytes:
 
 
 def kept_bytes(n: int, widths: Int64, specs: Specs) -> PreparedBytes:
-    """Give what is kept of representations `n` × `widths` that are prepared for the measures.
+    """Give the memory of representations `n` × `widths` prepared for the measures.
 
-    Stimuli that tie for the last places of others take more: 12 bytes each time, which nothing but
-    the features tells beforehand.
+    Stimuli that tie for the last places of others take 12 bytes more each time, which cannot be
+    known without the features.
     """
     spillable = np.zeros(len(widths))
     resident = np.zeros(len(widths))
@@ -96,7 +96,7 @@ def _entry_bytes(key: RelationKey, n: int, widths: Int64) -> Any:
 
 
 def preparing_bytes(n: int, width: int, specs: Specs, layers: Sequence[int] = ()) -> float:
-    """Give what preparing one representation takes for a moment, beside what is kept of it.
+    """Give the temporary memory of preparing one representation, beside the result.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def scoring_operations(n: int, widths: Int64, pairs: float, specs: Specs) -> flo
 def scoring_bytes(
     n: int, n_xs: int, n_ys: int, specs: Specs, *, alike: bool, spilled: bool, memory: int = MEMORY
 ) -> float:
-    """Give what `score_pairs` takes beside prepared representations.
+    """Give the memory that `score_pairs` takes beside prepared representations.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def permuting_bytes(
     *,
     memory: int = MEMORY,
 ) -> float:
-    """Give what a null by permutation takes beside prepared representations and its results.
+    """Give the memory of a null by permutation beside prepared representations and results.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which products give the wanted pairs: a mask split into few rectangles."""
+"""Split a mask of wanted pairs into few rectangles, each computed as one matrix product."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.types import Floating, Index, Mask
 
 OVERHEAD = 24
-"""A product of few rows or columns takes as long as one with about so many more of each."""
+"""Fixed cost of a product, as a number of additional rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)

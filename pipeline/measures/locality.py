@@ -1,6 +1,6 @@
-"""Measures of how similar each stimulus's neighbours are to it, not only of who they are.
+"""Measures of how similar each stimulus's neighbours are to it, not only of which they are.
 
-Similarities are computed where they are asked for: none needs an n × n matrix.
+Similarities are computed only where needed; no measure here needs an n × n matrix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.types import Float64, Index
 class NeighbourGram:
     """Similarities with the nearest, and nowhere else: a masked Gram matrix.
 
-    `keys` number the pairs (i, neighbour of i), ascending, and `entries` are what belongs to each,
+    `keys` number the pairs (i, neighbour of i), ascending, and `entries` are their similarities
     times the share of a place that the neighbour has; without ties both are `(n_stimuli · k,)`.
     `norm` is the alignment of the representation with itself, `ties` the number of stimuli whose
     neighbours are tied for the last places.
@@ -109,7 +109,7 @@ def _products(x: Float64, rows: Index, y: Float64, columns: Index) -> Float64:
 
 
 def _alignment(x: NeighbourGram, y: NeighbourGram) -> tuple[float, float]:
-    """Alignment of two masked Gram matrices, and what rounding may have done to it."""
+    """Alignment of two masked Gram matrices, and a bound of its rounding error."""
     n = x.n
     common, at_x, at_y = np.intersect1d(x.keys, y.keys, assume_unique=True, return_indices=True)
     u, v = x.entries[at_x], y.entries[at_y]
@@ -145,15 +145,13 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> 
 
     Parameters
     ----------
-    x, y
-        States from `prepare_cknna`, of equal parameters.
     added
         Added to the denominator, in units of HSIC; the paper's code adds 1e-6.
 
     Returns
     -------
     float
-        A(x, y) / sqrt(A(x, x) A(y, y)), 1 for equal arguments. NaN if a state is not defined.
+        A(x, y) / sqrt(A(x, x) A(y, y)), 1 for equal arguments.
 
     Notes
     -----
@@ -171,10 +169,10 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> 
     - form ``"paper"``: A = Σ M_ij (K_ij − mean_l K_il)(L_ij − mean_l L_il). Symmetric, and from
       −1 to 1 by Cauchy and Schwarz.
 
-    In the code the unbiased A is divided by n(n−3), which tells only where
-    something is added. Gram matrices are of rows that
-    are not centred, as in the code, so that no form is invariant to translation. With k = n − 1
-    the unbiased form is debiased CKA, though a large offset then costs digits.
+    The code divides the unbiased A by n(n−3), which matters only where something is added to the
+    denominator. Rows are not centred before Gram matrices are formed, as in the code, so that no
+    form is invariant to translation. With k = n − 1 the unbiased form is debiased CKA, though a
+    large offset then costs digits.
 
     References
     ----------
@@ -203,7 +201,7 @@ class CosineNeighbours:
     ties: int
 
     def at(self, keys: Index) -> tuple[Float64, Float64]:
-        """Give shares and cosines of any pairs; cosines that are not there are worked out."""
+        """Give shares and cosines of any pairs; missing cosines are computed."""
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         missing = self.keys[place] != keys
         shares, cosines = np.where(missing, 0.0, self.shares[place]), self.cosines[place]
@@ -243,18 +241,13 @@ def prepare_second_order_cosine(
 def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> float:
     """Compute how alike the cosines with the nearest neighbours are.
 
-    Parameters
-    ----------
-    x, y
-        States from `prepare_second_order_cosine`, of equal k.
-
     Returns
     -------
     float
         For each stimulus i the cosine between the vectors of cosines cos(x_i, x_j) and
         cos(y_i, y_j), j running over the k nearest of i in x or in y; averaged over stimuli. From
         −1 to 1. Terms of stimuli that share places count with the greater of their shares in x and
-        in y. NaN if a state is not defined.
+        in y.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""How single features correspond: the best soft matching of one set of features to another."""
+"""The best soft matching of one set of features to another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def prepare_soft_matching(values: Float64, *, eps: float = EPS) -> Tuning:
         Not defined for constant features.
     """
     varying = values[:, ~constant_features(values, eps)]
-    # Each by its own largest value: squares of small features beside large ones would underflow.
+    # Scale each by its largest value: squares of small features beside large ones would underflow.
     scaled = np.ldexp(varying, -np.frexp(np.abs(varying).max(axis=0))[1])
     scaled -= scaled.mean(axis=0)
     scaled -= scaled.mean(axis=0)  # what rounding left of an offset
@@ -58,17 +58,11 @@ def prepare_soft_matching(values: Float64, *, eps: float = EPS) -> Tuning:
 def compare_soft_matching(x: Tuning, y: Tuning) -> float:
     """Compute the mean correlation of single features, matched as well as can be.
 
-    Parameters
-    ----------
-    x, y
-        States from `prepare_soft_matching`.
-
     Returns
     -------
     float
         max over P of Σ_ij P_ij corr(x_i, y_j), where P ≥ 0 has row sums 1/d_x and column sums
-        1/d_y: from −1 to 1, and 1 for features that are equal up to order, scale and offset. NaN
-        if a state is not defined.
+        1/d_y: from −1 to 1, and 1 for features that are equal up to order, scale and offset.
 
     Raises
     ------
@@ -78,7 +72,7 @@ def compare_soft_matching(x: Tuning, y: Tuning) -> float:
     Notes
     -----
     For equal numbers of features the best P is a permutation (assignment problem); if the least
-    common multiple of the numbers is small, features are repeated until it is one. Else a linear
+    common multiple of the numbers is small, features are repeated to make them equal. Else a linear
     programme (HiGHS) of d_x d_y variables is solved, which takes 3 s for 384 and 500 features, 17 s
     for 768 and 1000. An assignment of m features takes O(m³).
 
@@ -94,7 +88,7 @@ def compare_soft_matching(x: Tuning, y: Tuning) -> float:
         return float("nan")
     of_x, of_y = x.curves.shape[1], y.curves.shape[1]
     size = math.lcm(of_x, of_y)
-    # Repeating features makes the assignment harder than the programme if it goes on for long.
+    # With many repetitions the assignment takes longer than the linear programme.
     assign = size <= MAX_ASSIGNMENT and size <= 4 * max(of_x, of_y)
     if not assign and of_x * of_y > MAX_PROGRAM:
         raise InputError(
@@ -116,7 +110,7 @@ def _transport(gains: Float64) -> float:
     """Largest mean gain of a plan with equal row sums and equal column sums."""
     of_x, of_y = gains.shape
     common = math.gcd(of_x, of_y)
-    # Whole supplies and demands, so that the vertices of the polytope are whole numbers.
+    # Integer supplies and demands, so that the vertices of the polytope are integers.
     supply, demand = of_y // common, of_x // common
     sums = sparse.vstack(
         [

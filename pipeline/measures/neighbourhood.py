@@ -1,8 +1,8 @@
 """Measures of nearest neighbours that are not inner products of relations.
 
-Some compare who is near (`cycle_knn`, `jaccard_knn`), some in which order (`lcs_knn`, `edit_knn`).
-None needs an n × n matrix: neighbours come from `find_neighbours`, and similarities are computed
-where they are asked for.
+Some compare sets of neighbours (`cycle_knn`, `jaccard_knn`), some their order (`lcs_knn`,
+`edit_knn`). None needs an n × n matrix: neighbours come from `find_neighbours`, and similarities
+are computed only where needed.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def prepare_neighbours(
 class NeighbourLists:
     """The k nearest of each stimulus, nearest first.
 
-    `indices` is `(n_stimuli, k)`. `determined`, `(n_stimuli,)`, tells which lists are what they are
-    whatever becomes of ties, those for the last place and those between two that are in the list.
+    `indices` is `(n_stimuli, k)`. `determined`, `(n_stimuli,)`, marks the lists that do not depend
+    on how ties are resolved, neither for the last place nor between two stimuli in the list.
     `defined` is false where all rows are the same and nothing is nearest.
     """
 
@@ -67,7 +67,7 @@ class NeighbourLists:
 
     @property
     def ties(self) -> int:
-        """Count the lists that ties leave open."""
+        """Number of lists that depend on ties."""
         return int((~self.determined).sum())
 
 
@@ -96,9 +96,9 @@ def prepare_neighbour_lists(
 
     Notes
     -----
-    Who is in a list is decided by `find_neighbours`; the order then needs similarities with k
+    `find_neighbours` decides which stimuli are in a list; ordering them needs similarities with k
     stimuli only. Both are in float64 from centred rows, so that an offset shared by all stimuli
-    costs no digits. What differs by no more than the rounding of these similarities is a tie.
+    costs no digits. Similarities that differ by no more than their rounding are tied.
     """
     found = find_neighbours(values, eps, neighbours, {k}, by_index=by_index)[k]
     ranking = ranking_of(values, eps, neighbours)
@@ -144,20 +144,14 @@ def order_undefined_reason(lists: NeighbourLists, **_: object) -> str:
 
 
 def compare_cycle_knn(x: Neighbours, y: Neighbours) -> float:
-    """Compute how many stimuli are found again by a step in y and a step back in x.
-
-    Parameters
-    ----------
-    x, y
-        States from `prepare_neighbours`, of equal k.
+    """Compute the share of stimuli that a step in y and a step back in x return to.
 
     Returns
     -------
     float
         The share, from 0 to 1, of stimuli i that are among the k nearest in x of some j that is
-        among the k nearest of i in y. NaN if a state is not defined. Where stimuli share places,
-        the probability of that if each is taken for a neighbour with its share as probability,
-        each apart from the others.
+        among the k nearest of i in y. Where stimuli share places, the probability of that if each
+        is a neighbour with its share as probability, independently of the others.
 
     Notes
     -----
@@ -182,17 +176,11 @@ def compare_cycle_knn(x: Neighbours, y: Neighbours) -> float:
 def compare_jaccard_knn(x: Neighbours, y: Neighbours) -> float:
     """Compute the mean Jaccard index of the sets of neighbours.
 
-    Parameters
-    ----------
-    x, y
-        States from `prepare_neighbours`, of equal k.
-
     Returns
     -------
     float
         |N_x(i) ∩ N_y(i)| / |N_x(i) ∪ N_y(i)|, averaged over stimuli i, from 0 to 1. Where stimuli
-        share places, the sum of the lesser shares over the sum of the greater. NaN if a state is
-        not defined.
+        share places, the sum of the lesser shares over the sum of the greater.
 
     References
     ----------
@@ -207,19 +195,14 @@ def compare_jaccard_knn(x: Neighbours, y: Neighbours) -> float:
 
 
 def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
-    """Compute how long a common subsequence the ordered lists of neighbours have.
-
-    Parameters
-    ----------
-    x, y
-        States from `prepare_neighbour_lists`, of equal k.
+    """Compute the length of the longest common subsequence of the ordered lists of neighbours.
 
     Returns
     -------
     float
         The length of the longest common subsequence, not necessarily contiguous, over k, averaged
-        over the stimuli whose lists ties do not leave open: from 0 to 1. NaN if a state is not
-        defined, or no stimulus is left.
+        over the stimuli whose lists do not depend on ties: from 0 to 1. NaN too
+        if no stimulus is left.
 
     Notes
     -----
@@ -245,19 +228,14 @@ def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
 
 
 def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
-    """Compute how few edits turn one ordered list of neighbours into the other.
-
-    Parameters
-    ----------
-    x, y
-        States from `prepare_neighbour_lists`, of equal k.
+    """Compute one minus the edit distance of the ordered lists of neighbours.
 
     Returns
     -------
     float
         1 − d/k with d the Levenshtein distance (insertions, deletions and substitutions, each at
-        a cost of 1), averaged over the stimuli whose lists ties do not leave open: from 0 to 1. NaN
-        if a state is not defined, or no stimulus is left.
+        a cost of 1), averaged over the stimuli whose lists do not depend on ties: from 0 to 1. NaN
+        too if no stimulus is left.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Nearest neighbours, exact to double precision at the speed of single.
+"""Nearest neighbours, exact to float64 at the speed of float32.
 
 Three rankings, one form: with z the centred rows (of unit length before centring, for cosine) and
 m their former mean, stimulus j is near i when z_i·z_j + b_j is large, where
@@ -6,11 +6,11 @@ m their former mean, stimulus j is near i when z_i·z_j + b_j is large, where
     inner product, cosine:  b_j = z_j·m
     Euclidean:              b_j = −|z_j|²/2
 
-(what is left out, such as z_i·m + m·m, is the same for all j). So an offset shared by all stimuli
-does not swallow the digits of float32. Where the k-th and the next similarity of a row are still
-too close to tell, those that come into question are computed again in float64; a difference within
-rounding of float64 is a tie. Stimuli tied at the k-th place share what is left of k in equal parts:
-a choice by index would be the same in every representation, and make alignment out of nothing.
+(omitted terms, such as z_i·m + m·m, are the same for all j). So an offset shared by all stimuli
+does not cost the digits of float32. Where the k-th and the next similarity of a row are too close
+to order, the candidates are recomputed in float64; a difference within rounding of float64 is a
+tie. Stimuli tied at the k-th place share the remaining places equally: a choice by index would be
+the same in every representation, and create alignment where there is none.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ TiedRows = tuple[Index, scipy.sparse.csr_array]
 BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
 RANKED_ROWS = 256
-"""Rows of similarities that are ranked at a time: few enough to stay in cache."""
+"""Rows of similarities that are ranked at a time: few enough for the cache."""
 CONVERTED_ROWS = 64
-"""Rows that are converted to float64 at a time, so that they stay in cache."""
+"""Rows that are converted to float64 at a time: few enough for the cache."""
 SPARSE_SHARE = 0.05
-"""Up to this share of a block's similarities are looked up one by one, more by a product."""
+"""Up to this share of a block's similarities are computed one by one, more by a product."""
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """The k nearest other stimuli of each stimulus, as a relation whose rows add up to k.
 
-    Row i of the relation has a 1 for each stimulus that is among the k nearest of i whatever
-    becomes of ties. Where m stimuli are tied for the last f < m places, each has f/m.
+    Row i of the relation has a 1 for each stimulus that is among the k nearest of i however ties
+    are resolved. Where m stimuli are tied for the last f < m places, each has f/m.
     """
 
     indices: Index
-    """`(n_stimuli, k)`; within a row the order means nothing. Of stimuli tied for the last places,
+    """`(n_stimuli, k)`; the order within a row is arbitrary. Of stimuli tied for the last places,
     those of lowest index."""
     defined: bool = True
     """False where all rows are the same and nothing is nearest."""
@@ -90,7 +90,7 @@ class Neighbours:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Memory it takes, in bytes."""
         parts: list[NDArray[Any]] = [self.indices]
         if self.shares is not None:
             parts += [self.shares.data, self.shares.indices, self.shares.indptr]
@@ -106,7 +106,7 @@ class Neighbours:
         return scipy.sparse.csr_array((np.ones(n * k), columns, ends), shape=(n, n))
 
     def permuted(self, order: Index) -> Neighbours:
-        """Reorder the stimuli: rows move, and so do the names of the neighbours."""
+        """Reorder the stimuli: the rows, and the indices of the neighbours."""
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         moved = place[self.indices[order]]
@@ -134,27 +134,27 @@ def _lowest(shares: scipy.sparse.csr_array, k: int) -> Index:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Rows z and biases b that rank neighbours, with what bounds the rounding.
+    """Rows z and biases b that rank neighbours, with bounds of their rounding errors.
 
-    Row i is ``values[i] * powers[i] * factors[i] - mean``, worked out in float64 when asked for.
+    Row i is ``values[i] * powers[i] * factors[i] - mean``, computed in float64 when needed.
     """
 
     values: NDArray[Any]
     powers: Float64
     """Of two, `(n, 1)` or `(1, 1)`: they scale without rounding."""
     factors: Float64
-    """What else makes rows of unit length, `(n, 1)`; or ones, `(1, 1)`."""
+    """Further factors that give rows unit length, `(n, 1)`; or ones, `(1, 1)`."""
     mean: Float64
     bias: Float64
     lengths: Float64
     """Of the rows."""
     offset: float
-    """Length of what a row was multiplied with to give its bias."""
+    """Length of the vector that a row is multiplied with to give its bias."""
     blur: float
-    """What rounding rows to unit length may have done to a similarity; 0 if they were not."""
+    """Error of a similarity due to scaling rows to unit length; 0 if they were not scaled."""
 
     def rows(self, which: slice | Index) -> Float64:
-        """Work out some rows."""
+        """Compute some rows."""
         return _affine(self.values, self.powers, self.factors, which) - self.mean
 
     def near(self, rows: Index, columns: Index) -> Float64:
@@ -287,7 +287,7 @@ def ranking_of(
         bias[rows] = z @ mean
         if out is not None:
             out[rows] = z
-    # Were every feature constant, no row could be longer than this.
+    # If every feature were constant, no row could be longer than this.
     if squares.max() <= 4 * eps**2 * (squares.sum() + n * (mean @ mean)):
         scaled = _affine(values, powers, factors, slice(None))
         if is_constant(scaled, eps):
@@ -320,7 +320,7 @@ def _affine(
 
 
 def power_of_two(largest: ArrayLike) -> Float64:
-    """Scale that brings `largest` to between ½ and 1, exactly, so that no tie is broken."""
+    """Power of two that scales `largest` to between ½ and 1; exact, so that no tie is broken."""
     return np.asarray(np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)))
 
 

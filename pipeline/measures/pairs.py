@@ -1,10 +1,10 @@
-"""Every representation with every other, as matrix products.
+"""Scores of all pairs of representations, as matrix products.
 
 A relational similarity is the inner product of two n × n relations, so all of them at once are
-V Vᵀ with one relation, laid out as a vector, per row of V. V is never held whole: for one tile of
+V Vᵀ with one relation, flattened to a vector, per row of V. V is never held whole: for one tile of
 pairs of stimuli after the other, each representation's block becomes a row of a *panel*, and the
-panel is multiplied with itself, or with the panel of the other side, as `pipeline.measures.exact`
-has it: what a pair's score is does not depend on its company, nor on tiles.
+panel is multiplied with itself, or with the panel of the other side. Products are exact (see
+`pipeline.measures.exact`), so a score depends neither on the other pairs nor on the tiles.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pipeline.types import Float64, Index, Mask
 MEMORY = 2**28
 """Default budget for panels, in bytes."""
 MAX_PANEL_BYTES = 2**26
-"""Panels beyond this many bytes save no time, as measured."""
+"""Larger panels save no time, as measured."""
 DEVICE_TILE = 512
 """Stimuli on a side of the tiles of a GPU."""
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 """How far rounding may take the score of a pairwise measure off the end of its range."""
 SINGLE = 4
-"""Bytes of the whole numbers in a panel."""
+"""Bytes of an integer in a panel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,8 @@ def score_pairs(
     specs
         Measures by label. Those that share a relation share its product.
     wanted
-        Boolean mask `(len(xs), len(ys))`; other pairs are NaN. They are not computed, except where
-        a mask is so ragged that one product with them is quicker than many without.
+        Boolean mask `(len(xs), len(ys))`; other pairs are NaN. They are computed only where one
+        product that covers them is faster than several without them.
     tile
         Stimuli on a side of a tile, in whole cells of 128; by default what is quickest, as far as
         `memory` allows.
@@ -106,9 +106,9 @@ def score_pairs(
     Notes
     -----
     Cost: M n² d operations to form the relations of M representations, M² n² to multiply them (half
-    of each by symmetry). Relations are formed in the dtype of preparation, rounded to whole numbers
-    of 21 bits at most (twice that in float64), and multiplied and summed without rounding. BLAS
-    uses the threads the caller has set.
+    of each by symmetry). Relations are formed in the dtype of preparation, rounded to integers of
+    21 bits at most (twice that in float64), and multiplied and summed exactly. BLAS uses the
+    threads that the caller has set.
 
     Examples
     --------
@@ -181,9 +181,9 @@ def pairwise_scores(
     for i, j in np.argwhere(np.triu(pairs) if once else pairs):
         x, y = xs[i].states[spec.relation], ys[j].states[spec.relation]
         if spec.measure.symmetric and y.digest < x.digest:
-            x, y = y, x  # the last digits of a decomposition depend on which side each is
+            x, y = y, x  # the last digits of a decomposition depend on the order of the two
         score = measure.compare(x.state, y.state, **settings)
-        for end in spec.measure.range:  # beyond which only rounding may have brought it
+        for end in spec.measure.range:  # rounding may have left the range
             score = end if abs(score - end) <= ROUNDING else score
         values[i, j] = score
         if once:
@@ -285,7 +285,10 @@ def _dense_products(
     ]
     left, right = panels[0][0], panels[-1][0]
     sums = [np.zeros((g.rows.size, count, g.columns.size, count), dtype=np.int64) for g in groups]
-    unknown = [np.flatnonzero([not side[i].own for i in used.tolist()]) for _, side, used in panels]
+    unknown = [
+        np.flatnonzero([side[i].self_product.value is None for i in used.tolist()])
+        for _, side, used in panels
+    ]
     norms = [np.zeros((len(which), count, count), dtype=np.int64) for which in unknown]
     for rows, columns in _tiles(n, height, width):
         for (panel, _, _), which, norm in zip(panels, unknown, norms, strict=True):
@@ -299,7 +302,7 @@ def _dense_products(
         products[np.ix_(group.rows, group.columns)] = joined(added.swapaxes(1, 2), n)
     for (_, side, used), which, norm in zip(panels, unknown, norms, strict=True):
         for i, product in zip(used[which].tolist(), joined(norm, n).tolist(), strict=True):
-            side[i].own[:] = [product]
+            side[i].self_product.value = product
     products = in_units(products, xs, ys)
     return _mirrored(products, groups) if symmetric else products
 
@@ -365,9 +368,9 @@ def shared_neighbours(
 
     Notes
     -----
-    One look-up for each neighbour of Y, in a table of X's: n·k for each pair, however much they
-    share. A sparse product takes the more the more alike representations are. Pairs with ties are
-    products of sparse relations.
+    One look-up in a table of X for each neighbour of Y: n·k for each pair, however many they share.
+    A sparse product would take longer the more similar the representations are. Pairs with ties
+    are products of sparse relations.
     """
     n, k = xs[0].shape
     shared = np.zeros(wanted.shape)
@@ -396,13 +399,13 @@ def shared_neighbours(
 
 
 def fractional_pairs(xs: Sequence[Neighbours], ys: Sequence[Neighbours]) -> Mask:
-    """Tell which pairs have ties on either side, so that what they share is no whole number."""
+    """Find pairs with ties on either side, whose shared neighbours are not an integer."""
     of_x, of_y = ([each.fractional for each in side] for side in (xs, ys))
     return np.asarray(np.logical_or.outer(of_x, of_y))
 
 
 def inner_product(x: scipy.sparse.csr_array, y: scipy.sparse.csr_array) -> float:
-    """Sum up the products of two sparse relations' entries, row by row: the same for (y, x)."""
+    """Sum the products of two sparse relations' entries, row by row; symmetric to the last bit."""
     return float(x.multiply(y).tocsr().data.sum())
 
 

@@ -4,6 +4,10 @@ A pairwise measure prepares each representation once, into a state of its own ki
 states many times. It knows arrays only: no specs, no labels, no store. Every state has a field
 `defined`, false for a representation for which the measure is undefined, such as a constant one.
 Undefined states are not compared, nor are those with an `undefined_reason`.
+
+In every module, ``compare_NAME(x, y)`` takes two states of the same stimuli, prepared with equal
+parameters by the `prepare` of its record, and returns NaN if one of them is undefined. Where the
+measure is not symmetric, its docstring says what x and y are.
 """
 
 from __future__ import annotations
@@ -65,7 +69,7 @@ class Centred:
 
     features: Float64
     noise: float
-    """Bound on the Frobenius norm of what storing the features had rounded away."""
+    """Bound on the Frobenius norm of the rounding error with which the features were stored."""
 
 
 def centred(values: Float64, eps: float) -> Centred | None:

@@ -1,8 +1,8 @@
-"""One tile of many relations, laid out so that a matrix product compares them all.
+"""One tile of many relations, arranged so that one matrix product compares them all.
 
 On the CPU with numpy, whose product of an array with itself takes half the operations; on a GPU
 with torch, where products that form relations keep float32 precision unless `torch.backends` was
-told otherwise. Relations are multiplied as whole numbers (see `pipeline.measures.exact`).
+told otherwise. Relations are multiplied as integers (see `pipeline.measures.exact`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Panel(Protocol):
-    """A tile of M relations in whole numbers, `slices` rows for each."""
+    """A tile of M relations as integers, `slices` rows for each."""
 
     def fill(self, rows: slice, columns: slice) -> None:
-        """Lay out what of each relation's tile lies above the diagonal."""
+        """Fill in each relation's tile, above the diagonal."""
 
     def add_products(self, other: Any, rows: Index, columns: Index, sums: Int64) -> None:
         """Add products of some relations with some of another panel, over the tile.
@@ -36,18 +36,18 @@ class Panel(Protocol):
         """
 
     def add_own(self, which: Index, sums: Int64) -> None:
-        """Add what some relations give with themselves, `(len(which), slices, slices)`."""
+        """Add the products of some relations with themselves, `(len(which), slices, slices)`."""
 
 
 def panel_of(relations: list[Relation], size: int, dtype: np.dtype[Any], device: str) -> Panel:
-    """Make room for tiles of `size` pairs of stimuli."""
+    """Allocate a panel for tiles of `size` pairs of stimuli."""
     if device == "cpu":
         return HostPanel(relations, size, dtype)
     return TorchPanel(relations, size, dtype, device)
 
 
 def resolve_device(device: str) -> str:
-    """Say what `auto` means here: `cuda` where there is a GPU, `cpu` elsewhere."""
+    """Resolve `auto`: `cuda` where there is a GPU, `cpu` elsewhere."""
     if device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists()):
         return "cpu"  # without importing torch
     import torch
@@ -71,7 +71,7 @@ class HostPanel:
         self.values = np.empty((len(relations), slices(dtype), size), dtype=np.float32)
 
     def fill(self, rows: slice, columns: slice) -> None:
-        """Lay out what of each relation's tile lies above the diagonal."""
+        """Fill in each relation's tile, above the diagonal."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self.size = shape[0] * shape[1]
         flat = self.tile[: self.size]
@@ -93,12 +93,12 @@ class HostPanel:
         return take_rows(self.values[:, :, part], which).reshape(-1, part.stop - part.start)
 
     def add_own(self, which: Index, sums: Int64) -> None:
-        """Add what some relations give with themselves."""
+        """Add the products of some relations with themselves."""
         add_own(take_rows(self.values, which)[:, :, : self.size], sums)
 
 
 class TorchPanel:
-    """With torch, on a device: relations that are products of features are formed there."""
+    """With torch, on a device, which also forms relations that are products of features."""
 
     def __init__(
         self, relations: list[Relation], size: int, dtype: np.dtype[Any], device: str
@@ -116,7 +116,7 @@ class TorchPanel:
         self.there = [self._moved(relation) for relation in relations]
 
     def _moved(self, relation: Relation) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Move features and shift to the device, where they are all there is to a relation."""
+        """Move features and shift to the device, if the relation consists of these."""
         storage = relation.storage
         if not (isinstance(storage, LazyRelation) and isinstance(storage.entries, Products)):
             return None
@@ -130,7 +130,7 @@ class TorchPanel:
         return first, second
 
     def fill(self, rows: slice, columns: slice) -> None:
-        """Lay out what of each relation's tile lies above the diagonal."""
+        """Fill in each relation's tile, above the diagonal."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         self.size = shape[0] * shape[1]
         room = np.empty(shape, dtype=self.dtype)
@@ -166,6 +166,6 @@ class TorchPanel:
             sums += product.astype(np.int64).reshape(sums.shape)
 
     def add_own(self, which: Index, sums: Int64) -> None:
-        """Add what some relations give with themselves."""
+        """Add the products of some relations with themselves."""
         for i, own in zip(which.tolist(), sums, strict=True):
             self.add_products(self, np.array([i]), np.array([i]), own[None, :, None, :])

@@ -1,9 +1,9 @@
-"""The same scores again and again, with the stimuli of one side permuted.
+"""Scores under permutations of the stimuli of one side.
 
-A permutation moves the entries of a relation, it does not change them. So the relations of Y are
-laid out once, the pairs of stimuli i < j along the first axis: the entries that all of Y's layers
-have for one pair lie together, and a permutation fetches such rows. The relations of X are formed
-once per chunk of pairs, and all permutations pass over the chunk while it is in cache.
+A permutation moves the entries of a relation without changing them. So the relations of Y are
+written out once, with the pairs of stimuli i < j along the first axis: the entries of all layers of
+Y for one pair are adjacent, and a permutation gathers such rows. The relations of X are formed once
+per chunk of pairs, and all permutations use the chunk while it is in cache.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _dense_products(
         for k, order in enumerate(orders):
             first, second = order[i], order[j]
             position = starts[np.minimum(first, second)] + np.maximum(first, second)
-            # Positions are right by construction; "clip" spares numpy a buffer.
+            # Positions are in range by construction; "clip" avoids a buffer in numpy.
             np.take(laid, position, axis=0, out=fetched, mode="clip")
             for left, (_, columns), added in zip(lefts, places, sums, strict=True):
                 add_products(left, take_rows(fetched.T, columns), added[k])
@@ -177,7 +177,7 @@ def _dense_products(
 
 
 def _chunks(relations: list[Relation], count: int) -> Iterator[tuple[slice, Float32]]:
-    """Give rows, and what stands in them above the diagonal in whole numbers of steps.
+    """Give rows, and their entries above the diagonal as integer multiples of the step.
 
     Arrays are `(len(relations), count, pairs)`, with about `CHUNK_PAIRS` pairs i < j of stimuli.
     """
@@ -212,7 +212,7 @@ def _neighbour_scores(
     """Score neighbours under each permutation; zero outside the groups."""
     n = len(xs[0].indices)
     everyone = slice(0, n)
-    # Where Y's ties were broken by index, other stimuli are neighbours in another order.
+    # Where Y's ties were broken by index, the neighbours depend on the order of the stimuli.
     tied = fractional_pairs(xs, ys) | np.array([y.shares is not None for y in ys])
     shared = _shared_by_ties(xs, ys, orders, mask & tied)
     for group in groups:
@@ -224,7 +224,7 @@ def _neighbour_scores(
         rows, columns = np.divmod(left.indices, n)
         kind = left.indices.dtype
         for result, order in zip(shared, orders.astype(kind), strict=True):
-            # Where X says "j is near i", ask Y about the stimuli that now stand at i and j.
+            # Where j is near i in X, look up in Y the stimuli that are now at i and j.
             asked = order[rows] * kind.type(n) + order[columns]
             moved = scipy.sparse.csr_array((left.data, asked, left.indptr), shape=left.shape)
             result[np.ix_(group.rows, group.columns)] += (moved @ right).toarray() * counted
@@ -234,7 +234,7 @@ def _neighbour_scores(
 def _shared_by_ties(
     xs: list[Neighbours], ys: list[Neighbours], orders: Index, wanted: Mask
 ) -> Float64:
-    """Add up products of relations of which one has ties, `(K, len(xs), len(ys))`."""
+    """Sum the products of relations of which one has ties, `(K, len(xs), len(ys))`."""
     n = len(xs[0].indices)
     shared = np.zeros((len(orders), len(xs), len(ys)))
     for j in np.flatnonzero(wanted.any(axis=0)).tolist():

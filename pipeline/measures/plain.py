@@ -1,4 +1,4 @@
-"""Similarity of plain arrays: the measures without store, labels or cluster."""
+"""Similarity of plain arrays, without store, labels or cluster."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def similarity(
     For relational measures the score is ``⟨R(x), R(y)⟩ / sqrt(⟨R(x), R(x)⟩ ⟨R(y), R(y)⟩)`` with R
     the n × n relation of the measure: the doubly centred Gram matrix (``cka``), the U-centred one
     (``cka_debiased``), centred kernels, distances or dissimilarities, or the shares that nearest
-    neighbours have of k places (``mutual_knn``). What the others are, `list_measures` and
-    ``consilience measures NAME`` say.
+    neighbours have of k places (``mutual_knn``). `list_measures` and ``consilience measures NAME``
+    describe the others.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def similarity(
         A name that `list_measures` gives, or a `MeasureSpec`.
     **parameters
         The measure's parameters, such as ``k=10``, and ``preset="prh"`` for the conventions of the
-        code of Huh et al. 2024, of which `x` and `y` are then taken for encoders of one layer.
+        code of Huh et al. 2024, which then treats `x` and `y` as encoders of one layer.
 
     Returns
     -------
@@ -97,8 +97,8 @@ def compare(
     measure
         A name that `list_measures` gives, or a `MeasureSpec`.
     encoders
-        Of which encoder each array is a layer: M names. Only a ``preset`` asks, which clips an
-        encoder's layers at one threshold; without, each array is an encoder of its own.
+        The encoder of which each array is a layer: M names. Only a ``preset`` uses it, which clips
+        the layers of an encoder at one threshold; by default each array is an encoder of its own.
     **parameters
         The measure's parameters, such as ``k=10``, or ``preset="prh"``.
 
@@ -149,7 +149,7 @@ def compare(
 
 
 def resolved(measure: str | MeasureSpec, parameters: dict[str, Value]) -> MeasureSpec:
-    """Give the spec that a call means."""
+    """Give the spec of a measure given by name or as a spec."""
     if not isinstance(measure, MeasureSpec):
         return measure_spec(measure, **parameters)
     if parameters:
@@ -184,7 +184,7 @@ def prepare_all(
 
 
 def check_defined(prepared: Sequence[Prepared], spec: MeasureSpec, names: Sequence[str]) -> None:
-    """Refuse whatever leaves a score undefined. Costs nothing once scores are computed."""
+    """Refuse representations for which the score is undefined. Free once scores are computed."""
     for each, name in zip(prepared, names, strict=True):
         if reason := each.undefined_reason(spec):
             raise InputError(f"{name} {reason}")

@@ -1,4 +1,4 @@
-"""A representation prepared once, to be compared many times."""
+"""A representation that is prepared once and compared many times."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class State:
     """Machine epsilon of the dtype that the features were stored in."""
     state: Any
     digest: bytes
-    """Of the features in their first order: which of two comes first, whoever asks."""
+    """Of the features in their original order; it decides which of two states is compared first."""
 
     @classmethod
     def of(cls, values: Float64, eps: float, spec: MeasureSpec) -> State:
@@ -50,7 +50,7 @@ class State:
         return cls(measure, parameters, values, eps, state, digest)
 
     def permuted(self, order: Index) -> State:
-        """Prepare the features anew, in another order; which of two comes first stays."""
+        """Prepare the features again in another order; the digest stays."""
         values = self.values[order]
         state = self.measure.prepare(values, eps=self.eps, **self.parameters)
         return replace(self, values=values, state=state)
@@ -58,7 +58,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the measures asked for need of one representation, and no more.
+    """What the requested measures need of one representation.
 
     Build one with `prepare`.
     """

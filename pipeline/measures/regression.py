@@ -88,7 +88,7 @@ def prepare_linear_regression(
         train = np.setdiff1d(order, held_out)
         parts.append(_fold(features, train, held_out, alpha))
     target = features.features
-    if d > n:  # a rotation of the target moves no squared error
+    if d > n:  # rotating the target does not change squared errors
         u, s, _ = linalg.svd(target, full_matrices=False)
         target = u * s
     return Regression(tuple(parts), target, True)
@@ -104,25 +104,20 @@ def _fold(features: Centred, train: Index, held_out: Index, alpha: float) -> Fol
 
 
 def compare_linear_regression(x: Regression, y: Regression) -> float:
-    """Compute how well y is predicted from x by ridge regression, on held-out stimuli.
-
-    Parameters
-    ----------
-    x, y
-        States from `prepare_linear_regression`, of equal parameters: predictor and target.
+    """Compute how well the target y is predicted from x by ridge regression, on held-out stimuli.
 
     Returns
     -------
     float
         R² = 1 − SSE/SST, squared errors summed over features and held-out stimuli of all folds,
         SST about the training mean of the fold. At most 1, 0 for predictions no better than the
-        mean, below for worse. NaN if a state is not defined.
+        mean, below for worse.
 
     Notes
     -----
-    Not symmetric; swap the arguments for the other direction. Features of y count by their
-    variance. Not 1 for equal arguments: the penalty shrinks, and directions may be missing from
-    the training stimuli.
+    Not symmetric; swap the arguments for the other direction. Features of y are weighted by their
+    variance. Not 1 for equal arguments: the penalty shrinks predictions, and training stimuli may
+    lack some directions.
 
     References
     ----------

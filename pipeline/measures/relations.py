@@ -1,17 +1,17 @@
-"""Dense relations: what every relational measure needs to know of one representation.
+"""Dense relations: the form of a representation that relational measures compare.
 
 A relation is a symmetric n × n matrix R of how stimuli relate: products of features, kernels,
 distances. Without its diagonal and its additive row effects it is the *U-centred* relation
 
     U_ij = R_ij − (r_i + r_j)/(n−2) + s/((n−1)(n−2)),    i ≠ j,    U_ii = 0,
 
-with r the row sums of the off-diagonal part and s their total. What U-centring takes away is a
-vector ℓ with zero sum and a number c, so that the inner product of two doubly centred relations,
-diagonals included, or of two mean-centred off-diagonal parts, is
+with r the row sums of the off-diagonal part and s their total. U-centring removes row effects, a
+vector ℓ with zero sum, and a grand effect, a number c. The inner product of two doubly centred
+relations, diagonals included, or of two mean-centred off-diagonal parts, is
 
     ⟨R, R'⟩ = ⟨U, U'⟩ + ℓ·ℓ' + c c'.
 
-The terms are orthogonal, so nothing cancels: what float32 must carry is the small U, not its
+The terms are orthogonal, so nothing cancels: float32 has to represent the small U, not its
 difference from a large R. With W = HRH (H the centring matrix), w = diag W and t = tr W,
 
     doubly centred:   ℓ = √(n/(n−2)) (w − t/n),             c = t/√(n−1);
@@ -48,13 +48,13 @@ from pipeline.measures.neighbours import power_of_two, row_blocks
 from pipeline.types import Float64, Floating, Index, Mask
 
 BLOCK_ROWS = 512
-"""Rows and columns of the blocks in which sums over one representation are made."""
+"""Rows and columns of the blocks in which sums over one representation are computed."""
 DIRECTION_TOLERANCE = 4.0
-"""Units of unit length are told apart beyond so many units in the last place of the features."""
+"""Rows of unit length differ if they do by more than this many machine epsilons."""
 ROUNDING_MARGIN = 1.01
-"""Entries may be so much larger than they were said to be, by their own rounding."""
+"""Factor by which rounding may increase entries beyond their bound."""
 CHECKED_ROWS = 32
-"""Products of so many rows, the longest, are looked at one by one to find the largest."""
+"""The largest entry is searched among all products of this many longest rows."""
 MEDIAN_ROWS = 4096
 """The median distance is taken over all pairs of so many stimuli at most, evenly spaced."""
 
@@ -63,9 +63,19 @@ RelationKey = tuple[str | float, ...]
 ``("rsa", dissimilarity, comparison)``."""
 
 
+@dataclass(eq=False)
+class SelfProduct:
+    """⟨U, U⟩ of one relation above the diagonal, in steps, once it is known.
+
+    The sum is exact, so it does not matter who computed it.
+    """
+
+    value: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """One representation's U-centred relation, with what U-centring took away."""
+    """The U-centred relation of one representation, and the effects that U-centring removed."""
 
     storage: RelationStorage
     dtype: np.dtype[Any]
@@ -75,11 +85,10 @@ class Relation:
     grand_effect: float
     """c."""
     feature_scale: float
-    """What a feature of 1, as it was multiplied, is in its own units."""
+    """Value, in the original units, of a feature that is 1 after scaling."""
     step: float = 1.0
-    """What entries are rounded to whole numbers of when they are multiplied."""
-    own: list[float] = field(default_factory=list, repr=False)
-    """⟨U, U⟩ in steps, once it is known; a sum without rounding, so it does not matter whence."""
+    """Entries are rounded to integer multiples of it before they are multiplied."""
+    self_product: SelfProduct = field(default_factory=SelfProduct, repr=False)
 
     @property
     def n_stimuli(self) -> int:
@@ -87,7 +96,7 @@ class Relation:
         return len(self.row_effects)
 
     def upper(self, rows: slice, columns: slice, out: Floating) -> None:
-        """Write what of U[rows, columns] lies above the diagonal, and zeros, to `out`.
+        """Write the part of U[rows, columns] above the diagonal to `out`, with zeros elsewhere.
 
         Columns begin with the rows, or after them.
         """
@@ -100,19 +109,21 @@ class Relation:
     def permuted(self, order: Index) -> Relation:
         """Reorder the stimuli."""
         storage = self.storage.permuted(order)
-        return replace(self, storage=storage, row_effects=self.row_effects[order], own=[])
+        return replace(
+            self, storage=storage, row_effects=self.row_effects[order], self_product=SelfProduct()
+        )
 
     def spilled(self, folder: Path) -> Relation:
-        """Keep the bulk of it in a file; vectors and norms stay."""
+        """Move most of it to a file; vectors and norms stay in memory."""
         return replace(self, storage=self.storage.spilled(folder))
 
     def squared_norm(self, *, u_centred_only: bool) -> float:
-        """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it cannot be told from rounding."""
-        if not self.own:
-            self.own.append(_own_product(self))
+        """Give ⟨U, U⟩ or ⟨R, R⟩; 0 where it is within rounding error."""
+        if self.self_product.value is None:
+            self.self_product.value = _self_product(self)
         n = self.n_stimuli
         floor = n * (n - 1) * (16 * float(np.finfo(self.storage.dtype).eps)) ** 2
-        norm = float(in_units(np.array(self.own), [self], [self])[0, 0])
+        norm = float(in_units(np.array([self.self_product.value]), [self], [self])[0, 0])
         if u_centred_only:
             return norm if norm > floor else 0.0
         # as `relation_scores` does, so that a relation is 1 with itself
@@ -166,14 +177,19 @@ def relate(
 def _nothing(n: int, kind: np.dtype[Any]) -> Relation:
     empty = np.zeros((n, 1), dtype=kind)
     return Relation(
-        LazyRelation(Products(empty), empty[:, 0]), kind, np.zeros(n), 0.0, 1.0, own=[0.0]
+        LazyRelation(Products(empty), empty[:, 0]),
+        kind,
+        np.zeros(n),
+        0.0,
+        1.0,
+        self_product=SelfProduct(0.0),
     )
 
 
 def _centred(values: Floating, kind: DTypeLike) -> tuple[Floating, Float64, float]:
     """Features centred and scaled to a mean squared length of 1, squared lengths, a length unit.
 
-    No relation here notices the scale, and it keeps float32 far from overflow. Arithmetic is in
+    No relation depends on the scale, which keeps float32 far from overflow. Arithmetic is in
     float64, a few rows at a time.
     """
     # A power of two rounds nothing; squares of 1e200 would overflow.
@@ -208,7 +224,7 @@ def _linear(values: Floating, kind: np.dtype[Any]) -> Relation:
 
 def _distances(values: Floating) -> Distances:
     features: Float64 = _centred(values, np.float64)[0].astype(np.float64, copy=False)
-    # From the very features: equal distances are to stay equal.
+    # From the centred features themselves, so that equal distances stay equal.
     return Distances(features, np.einsum("ij,ij->i", features, features))
 
 
@@ -253,7 +269,7 @@ def _of_dissimilarities(
         spread = np.sqrt(np.einsum("ij,ij->", units, units) / n)
         if spread <= DIRECTION_TOLERANCE * eps:  # directions differ by their own rounding
             return _nothing(n, kind)
-        # Rows with a large feature in common differ little; float32 is to see them all the same.
+        # Rows with a large feature in common differ little; scaled, float32 still resolves them.
         units, mean = units / spread, mean / spread
         bias, unit_of_entries = units @ mean, float(spread**2)
         entries = Products(units if comparison == "spearman" else units.astype(kind))
@@ -310,7 +326,7 @@ def _assembled(
         row_effects = np.sqrt(n / (n - 2)) * (diagonal - trace / n)
         grand_effect = trace / np.sqrt(n - 1)
     storage: RelationStorage = LazyRelation(entries, shift)
-    if packed_bytes(n, kind) <= entries.nbytes:  # then it is the less to keep, and formed once
+    if packed_bytes(n, kind) <= entries.nbytes:  # smaller, and computed only once
         packed = PackedRelation.of(storage, n, kind)
         storage, largest = packed, packed.largest
     elif isinstance(entries, Products):
@@ -334,8 +350,8 @@ def _largest(storage: RelationStorage, n: int, kind: np.dtype[Any]) -> float:
 def _largest_of_products(features: Floating, shift: Floating) -> float:
     """Bound the entries x_i·x_j + s_i + s_j off the diagonal.
 
-    Lengths alone say too much where a few rows are much longer than all others: the square of the
-    longest is on the diagonal, and steps of that size would round away all that is off it.
+    Lengths alone give too large a bound where a few rows are much longer than all others: the
+    square of the longest is on the diagonal, and steps of that size would round away all others.
     """
     lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
     order = np.argsort(lengths)[::-1]
@@ -345,7 +361,7 @@ def _largest_of_products(features: Floating, shift: Floating) -> float:
     entries += shift
     entries[np.arange(len(longest)), longest] = 0.0
     largest = max(float(entries.max()), -float(entries.min()))
-    # what an entry of two rows may be off by, in whatever order it is summed
+    # bound of the rounding error of an entry, for every order of summation
     terms = float(lengths[order[:2]].prod()) + 2 * float(np.abs(shift).max())
     largest += (features.shape[1] + 2) * float(np.finfo(features.dtype).eps) * terms
     if len(others) > 1:
@@ -354,7 +370,7 @@ def _largest_of_products(features: Floating, shift: Floating) -> float:
     return float(largest)
 
 
-def _own_product(relation: Relation) -> float:
+def _self_product(relation: Relation) -> float:
     """⟨U, U⟩ above the diagonal, in steps."""
     n, count = relation.n_stimuli, slices(relation.dtype)
     sums = np.zeros((1, count, count), dtype=np.int64)
@@ -370,7 +386,7 @@ def _own_product(relation: Relation) -> float:
 def in_units(products: Float64, xs: Sequence[Relation], ys: Sequence[Relation]) -> Float64:
     """Give products ⟨U_x, U_y⟩, `(..., len(xs), len(ys))`, from those above the diagonal in steps.
 
-    A step is a power of two: nothing is rounded.
+    Exact, since a step is a power of two.
     """
     return np.asarray(2.0 * products * np.outer([x.step for x in xs], [y.step for y in ys]))
 
@@ -378,7 +394,7 @@ def in_units(products: Float64, xs: Sequence[Relation], ys: Sequence[Relation]) 
 def row_effect_products(
     xs: Sequence[Relation], ys: Sequence[Relation], order: Index | None = None
 ) -> Float64:
-    """Give ℓ_x · ℓ_y, `(len(xs), len(ys))`, each summed in the same order whatever the others are.
+    """Give ℓ_x · ℓ_y, `(len(xs), len(ys))`, each summed in the same order for any others.
 
     Parameters
     ----------
@@ -420,7 +436,7 @@ def relation_scores(
         scores += effects
         scores += np.outer([x.grand_effect for x in xs], [y.grand_effect for y in ys])
     scores /= denominators(xs, ys, wanted=wanted, u_centred_only=u_centred_only, added=added)
-    return np.clip(scores, -1.0, 1.0, out=scores)  # beyond by the rounding of the quotient alone
+    return np.clip(scores, -1.0, 1.0, out=scores)  # only the rounding of the quotient can exceed it
 
 
 def denominators(
@@ -431,7 +447,7 @@ def denominators(
     u_centred_only: bool,
     added: float = 0.0,
 ) -> Float64:
-    """Give what products are divided by, `(len(xs), len(ys))`; NaN where there is no score.
+    """Give the denominators of scores, `(len(xs), len(ys))`; NaN where there is no score.
 
     Parameters
     ----------
@@ -440,9 +456,9 @@ def denominators(
     u_centred_only
         Whether only the U-centred relations are compared.
     added
-        What some code adds to the denominator of CKA, in units of its HSIC: biased, the product of
-        doubly centred relations of the features as they are; unbiased, that of U-centred ones over
-        n(n−3).
+        Number that some code adds to the denominator of CKA, in units of its HSIC: for the biased
+        one, the product of doubly centred relations of the unscaled features; for the unbiased
+        one, that of U-centred relations over n(n−3).
     """
     of_x, of_y = np.zeros(len(xs)), np.zeros(len(ys))
     for side, of, used in ((xs, of_x, wanted.any(axis=1)), (ys, of_y, wanted.any(axis=0))):

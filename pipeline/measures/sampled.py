@@ -1,8 +1,8 @@
 """Minibatch CKA: an estimate from batches of stimuli.
 
 Unbiased HSIC of one batch is the inner product of two U-centred Gram matrices (Székely & Rizzo
-2014, eq. 2.4) over b(b−3). So minibatch CKA is the cosine between two vectors, each the entries of
-all batches' U-centred Gram matrices above the diagonal, weighted; which is what is prepared.
+2014, eq. 2.4) over b(b−3). So minibatch CKA is the cosine between two vectors, which are prepared:
+the weighted entries above the diagonal of all batches' U-centred Gram matrices.
 """
 
 from __future__ import annotations
@@ -117,13 +117,13 @@ def prepare_cka_minibatch(
         scale += spread**2
     entries = np.concatenate(parts)
     norm = float(np.linalg.norm(entries))
-    # What is left of a Gram matrix in which nothing varies is the rounding of its entries.
+    # A Gram matrix in which nothing varies still has the rounding errors of its entries.
     defined = norm > 16 * max(eps, EPS) * np.sqrt(scale)
     return BatchGrams(entries, norm if defined else 0.0, bool(defined))
 
 
 def _u_centred(rows: Float64) -> tuple[Float64, float]:
-    """U-centre the Gram matrix of centred rows, but for its diagonal; give that one's mean too."""
+    """U-centre the Gram matrix of centred rows off the diagonal; also give the diagonal's mean."""
     n = len(rows)
     gram = rows @ rows.T
     diagonal = np.diag(gram).copy()
@@ -138,22 +138,17 @@ def _u_centred(rows: Float64) -> tuple[Float64, float]:
 def compare_cka_minibatch(x: BatchGrams, y: BatchGrams) -> float:
     """Compute linear CKA from batches.
 
-    Parameters
-    ----------
-    x, y
-        States from `prepare_cka_minibatch`, of equal parameters and stimuli.
-
     Returns
     -------
     float
         Mean over batches of HSIC₁(x, y), over the geometric mean of those of HSIC₁(x, x) and of
-        HSIC₁(y, y): from −1 to 1. NaN if a state is not defined.
+        HSIC₁(y, y): from −1 to 1.
 
     Notes
     -----
     Batches count equally, whatever their size; only a pass's last can differ. With one batch of
-    all stimuli this is debiased CKA. Means are taken before the ratio, and are unbiased whatever
-    the size of a batch; so the score depends on it little, unlike an average of batches' CKA.
+    all stimuli this is debiased CKA. Means are taken before the ratio and are unbiased for any
+    batch size; so the score depends little on it, unlike an average of batches' CKA.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Arrays in files, for what does not fit in memory: only the rows asked for are read."""
+"""Arrays in files, for what does not fit in memory: only the requested rows are read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.types import Index
 
 @dataclass(frozen=True)
 class Spilled:
-    """An array in a file, which stays there until somebody removes it."""
+    """An array in a file, which the caller removes."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     nbytes = 0
-    """Memory it takes."""
+    """Memory it takes, in bytes."""
 
     @classmethod
     def of(cls, array: NDArray[Any], folder: Path) -> Spilled:
@@ -58,7 +58,7 @@ class Spilled:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads what was pickled, with something else in the place of arrays in files."""
+    """Reads pickled objects, replacing arrays in files."""
 
     def __init__(self, pickled: Any, instead: Callable[..., Any]) -> None:
         super().__init__(io.BytesIO(pickle.dumps(pickled)))
@@ -70,7 +70,7 @@ class _Reader(pickle.Unpickler):
 
 
 def in_memory(spilled: Any) -> Any:
-    """Copy an object, with the arrays that it has in files read into memory."""
+    """Copy an object, reading its arrays in files into memory."""
     return _Reader(spilled, lambda *described: Spilled(*described)[:]).load()
 
 

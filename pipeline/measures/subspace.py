@@ -1,7 +1,7 @@
 """Measures of how the directions of two feature spaces correspond.
 
-With centred features X = U S Vᵀ, all that Procrustes, canonical correlations and GULP need of a
-pair is the product U_xᵀ U_y and the singular values: `prepare_subspace` is shared by them.
+With centred features X = U S Vᵀ, Procrustes, canonical correlations and GULP need only the
+product U_xᵀ U_y of a pair and the singular values: they share `prepare_subspace`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Subspace:
 
 
 def decomposed(features: Centred) -> tuple[Float64, Float64, Float64]:
-    """Give U, s and Vᵀ without the directions that rounding made."""
+    """Give U, s and Vᵀ without directions that are only rounding errors."""
     u, s, vt = linalg.svd(features.features, full_matrices=False)
     own = EPS * max(features.features.shape) * s[0]
     # Centred rows sum to zero, so that there are n − 1 directions at most.
@@ -53,8 +53,8 @@ def prepare_subspace(values: Float64, *, loadings: bool = False, eps: float = EP
         Keep S Vᵀ too, which only `compare_pwcca` needs.
     eps
         Machine epsilon of the dtype that the features were stored in. It decides the rank:
-        singular values below what storing the features may have rounded away, or below the
-        rounding of the decomposition itself, are left out.
+        singular values below the rounding error of the stored features, or of the decomposition
+        itself, are left out.
 
     Returns
     -------
@@ -86,8 +86,6 @@ def compare_procrustes(x: Subspace, y: Subspace, *, form: str = "angular") -> fl
 
     Parameters
     ----------
-    x, y
-        States from `prepare_subspace`.
     form
         ``"nuclear"``: c = ‖XᵀY‖_* / (‖X‖_F ‖Y‖_F) of centred X and Y, the cosine after the best
         rotation (normalised Bures similarity). ``"angular"``: 1 − (2/π) arccos c, whose complement
@@ -97,7 +95,7 @@ def compare_procrustes(x: Subspace, y: Subspace, *, form: str = "angular") -> fl
     -------
     float
         From 0 to 1, 1 for representations that are equal up to translation, rotation, reflection
-        and scale. NaN if a state is not defined.
+        and scale.
 
     Notes
     -----
@@ -182,8 +180,6 @@ def compare_cca(
 
     Parameters
     ----------
-    x, y
-        States from `prepare_subspace`.
     statistic
         ``"mean"`` for the mean ρ̄ of the canonical correlations, ``"mean_squared"`` for R²_CCA.
     tolerance
@@ -192,7 +188,7 @@ def compare_cca(
     Returns
     -------
     float
-        From 0 to 1. NaN if a state is not defined.
+        From 0 to 1.
 
     Notes
     -----
@@ -217,8 +213,6 @@ def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension
 
     Parameters
     ----------
-    x, y
-        States from `prepare_subspace`.
     variance
         The share of variance that is kept: by as few components as reach it.
     dimension
@@ -228,7 +222,7 @@ def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension
     Returns
     -------
     float
-        From 0 to 1. NaN if a state is not defined.
+        From 0 to 1.
 
     Notes
     -----
@@ -252,7 +246,7 @@ def _kept(x: Subspace, variance: float, dimension: int) -> int:
     if dimension > 0:
         return min(dimension, len(x.singular))
     shares = np.cumsum(x.singular**2)
-    # The bit less is for 0.5 to be reached by one of two equal components.
+    # Slightly less, so that one of two equal components reaches 0.5.
     enough = np.searchsorted(shares, variance * shares[-1] * (1 - 64 * EPS))
     return min(int(enough) + 1, len(x.singular))
 
@@ -262,15 +256,13 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
 
     Parameters
     ----------
-    x, y
-        States from `prepare_pwcca`.
     tolerance
         Directions whose singular value is at most this share of the largest are left out.
 
     Returns
     -------
     float
-        Σ α_i ρ_i / Σ α_i, from 0 to 1. NaN if a state is not defined.
+        Σ α_i ρ_i / Σ α_i, from 0 to 1.
 
     Notes
     -----
@@ -299,19 +291,17 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
 
 
 def compare_gulp(x: Subspace, y: Subspace, *, ridge: float = 0.01) -> float:
-    """Compute how alike ridge regressions on x and on y predict, whatever is to be predicted.
+    """Compute how similar ridge predictions from x and from y are, over all targets.
 
     Parameters
     ----------
-    x, y
-        States from `prepare_subspace`.
     ridge
         λ, for features scaled to a total variance of 1.
 
     Returns
     -------
     float
-        From 0 to 1, 1 for equal arguments. NaN if a state is not defined.
+        From 0 to 1, 1 for equal arguments.
 
     Notes
     -----
@@ -335,7 +325,7 @@ def compare_gulp(x: Subspace, y: Subspace, *, ridge: float = 0.01) -> float:
 
 
 def _shrinkage(x: Subspace, ridge: float) -> Float64:
-    """Give what ridge regression leaves of each direction, the total variance being 1."""
+    """Give the shrinkage of each direction by ridge regression, for a total variance of 1."""
     variances = x.singular**2 / float(x.singular @ x.singular)
     return np.asarray(variances / (variances + ridge))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import zarr
-
 from pipeline.config.registry import Registry
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.stimuli import StimulusSet, Subset
+from pipeline.store import Store
+from pipeline.store.writer import StoreWriter
 from pipeline.training import TrainingRecipe
 from pipeline.workflow.comparisons import Comparison, comparisons_of
 from pipeline.workflow.models import ModelPlan
@@ -23,8 +23,8 @@ class Context:
 
     Attributes
     ----------
-    root
-        The store; None where there is none yet.
+    store
+        The store; None where there is none yet. The driver of a run can write it.
     untrained
         What is trained before anything else.
     models
@@ -39,7 +39,7 @@ class Context:
     """
 
     workflow: Workflow
-    root: zarr.Group | None
+    store: Store | None
     registry: Registry
     stimuli: StimulusSet
     subset: Subset
@@ -70,6 +70,12 @@ class Context:
         """Label → measure with all its parameters."""
         return self.workflow.compare.specs
 
-    def root_of(self, label: str) -> zarr.Group | None:
+    @property
+    def writer(self) -> StoreWriter:
+        """The store of the driver of a run."""
+        assert isinstance(self.store, StoreWriter)
+        return self.store
+
+    def store_of(self, label: str) -> Store | None:
         """Return the store in which to look for a measure's results."""
-        return None if label in self.replaced else self.root
+        return None if label in self.replaced else self.store

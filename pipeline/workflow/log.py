@@ -1,8 +1,7 @@
 """The log of each run, in the store: JSON, a line for each thing that happened.
 
 A line is written as it happens, so that the log of a run that was killed tells how far it came.
-Only a run that has something to do writes one. The files lie in the folder of an empty array: to
-Zarr a folder that is neither group nor array, or a file in a group, is something to warn about.
+Only a run that has something to do writes one.
 """
 
 from __future__ import annotations
@@ -15,23 +14,18 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from pipeline.errors import InputError, StoreError
-from pipeline.schema import LOG
 from pipeline.store import paths
-from pipeline.store.io.chunks import arrays_of
 from pipeline.store.io.lease import Holder, at_work
 from pipeline.store.io.location import Location, locate
-from pipeline.store.io.write_guard import write_errors
-from pipeline.store.layout import create_variable, find_group
+from pipeline.store.writer import StoreWriter
 
 FOLDER = paths.run_logs()
 _SUFFIX = ".jsonl"
@@ -73,30 +67,19 @@ class RunLog:
 
 
 @contextmanager
-def run_log(root: zarr.Group, store: Location, **what: Any) -> Iterator[RunLog]:
+def run_log(store: StoreWriter, **what: Any) -> Iterator[RunLog]:
     """Begin the log of a run, and say how it ended.
 
     Parameters
     ----------
-    root, store
-        The store.
+    store
+        The store, under the run's lease.
     **what
         What the run is about to do, able to be written as JSON.
     """
-    group = find_group(root, paths.RUNS) or root.create_group(paths.RUNS)
-    if LOG.name not in dict(arrays_of(group)):
-        create_variable(group, LOG, (0,), (1,))
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-    with ExitStack() as stack:
-        with write_errors(store):
-            name = f"{FOLDER}/{started}-{uuid.uuid4().hex[:6]}{_SUFFIX}"
-            add = stack.enter_context(store.appending(name))
-
-        def guarded(text: str) -> None:
-            with write_errors(store):
-                add(text)
-
-        log = RunLog(guarded)
+    with store.appending_run_log(f"{started}-{uuid.uuid4().hex[:6]}") as add:
+        log = RunLog(add)
         log.write(
             "start",
             host=socket.gethostname(),

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import zarr
-
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError
 from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimulusSet
-from pipeline.store import paths
+from pipeline.store import Store
 from pipeline.store.activations import TowerGroup
-from pipeline.store.catalog import tower_encoders
-from pipeline.store.layout import find_group
 from pipeline.types import Block
 
 if TYPE_CHECKING:
@@ -78,7 +74,7 @@ def step_of(checkpoint: Checkpoint) -> int:
 
 
 def plan_model(
-    root: zarr.Group | None,
+    store: Store | None,
     spec: ModelSpec,
     stimuli: StimulusSet,
     *,
@@ -114,7 +110,7 @@ def plan_model(
     blocks = _blocks(len(stimuli))
     for tower in spec.towers:
         stimuli.ids(tower)  # raises where there are no captions
-        group = None if replace else stored_tower(root, spec, tower, stimuli)
+        group = None if replace else stored_tower(store, spec, tower, stimuli)
         if group is not None:
             plan.metadata_changed |= {k: group.attrs.get(k) for k in metadata} != metadata
             if not planned_steps:
@@ -145,12 +141,10 @@ def _blocks(n: int) -> list[Block]:
 
 
 def stored_tower(
-    root: zarr.Group | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
+    store: Store | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
 ) -> TowerGroup | None:
     """Return the activations of a model's tower, or None where there are none."""
-    path = paths.tower(stimuli.key, spec.id, tower)
-    group = find_group(root, path, "recipe_digest") if root is not None else None
-    return None if group is None else TowerGroup(group)
+    return None if store is None else store.tower(stimuli.key, spec.id, tower)
 
 
 def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
@@ -190,7 +184,7 @@ def stimuli_fingerprint(stimuli: StimulusSet, tower: str) -> str:
 
 
 def expected_encoders(
-    root: zarr.Group | None, models: Sequence[ModelPlan], stimuli: StimulusSet
+    store: Store | None, models: Sequence[ModelPlan], stimuli: StimulusSet
 ) -> list[Encoder]:
     """Return the encoders that will be in the store once everything is extracted."""
     expected = []
@@ -200,7 +194,7 @@ def expected_encoders(
         for tower in model.spec.towers:
             stored = {
                 e.checkpoint: e
-                for e in stored_encoders(None if model.replace else root, model, tower, stimuli)
+                for e in stored_encoders(None if model.replace else store, model, tower, stimuli)
             }
             if model.towers is not None:
                 layers, widths = model.towers[tower].layers, model.towers[tower].widths
@@ -225,11 +219,10 @@ def expected_encoders(
 
 
 def stored_encoders(
-    root: zarr.Group | None, model: ModelPlan, tower: str, stimuli: StimulusSet
+    store: Store | None, model: ModelPlan, tower: str, stimuli: StimulusSet
 ) -> list[Encoder]:
     """Return the complete encoders of a model's tower that the workflow names."""
-    group = stored_tower(root, model.spec, tower, stimuli)
-    if group is None:
+    if store is None:
         return []
-    found = tower_encoders(model.spec.id, tower, group, stimuli.key)
+    found = store.tower_encoders(stimuli.key, model.spec.id, tower)
     return [e for e in found if e.checkpoint in model.checkpoints]

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import zarr
-
 from pipeline.config.registry import load_registry
 from pipeline.errors import ConsilienceError, InputError
 from pipeline.stimuli import StimulusSet, load_stimuli
-from pipeline.store import paths
+from pipeline.store import Store, open_store
 from pipeline.store.io.location import locate
-from pipeline.store.layout import find_group, open_root
 from pipeline.training import (
     TrainingRecipe,
     is_trained,
@@ -88,9 +85,7 @@ class Plan:
         return not self.context.untrained and not any(p.pending for p in self.stages.values())
 
 
-def plan_workflow(
-    workflow: Workflow, *, replace: Sequence[str] = (), root: zarr.Group | None = None
-) -> Plan:
+def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
     """Check a workflow whole and compare it with its store. Writes nothing.
 
     Raises
@@ -98,7 +93,7 @@ def plan_workflow(
     InputError, StoreError
         For everything that can be known to be wrong before a task runs.
     """
-    ctx = read_context(workflow, replace=replace, root=root)
+    ctx = read_context(workflow, replace=replace)
     stages: dict[str, PlannedStage] = {}
     for stage in STAGES:
         stages[stage.name] = PlannedStage.of(stage, ctx)
@@ -106,9 +101,7 @@ def plan_workflow(
     return Plan(ctx, stages)
 
 
-def read_context(
-    workflow: Workflow, *, replace: Sequence[str] = (), root: zarr.Group | None = None
-) -> Context:
+def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
     """Read and check the files of a workflow, and compare its models with its store.
 
     Raises
@@ -116,8 +109,7 @@ def read_context(
     InputError, StoreError
         As `plan_workflow`.
     """
-    if root is None and not locate(workflow.store).is_empty():
-        root = open_root(workflow.store, "r")
+    store = None if locate(workflow.store).is_empty() else open_store(workflow.store)
     registry = load_registry(workflow.registry)
     try:
         specs = registry.select(
@@ -151,14 +143,14 @@ def read_context(
         )
     untrained = [r for r in recipes if not is_trained(r)]
     to_train = {r.model.id for r in untrained}
-    _check_trainings(workflow, root, stimuli, [r for r in untrained if r.model.id not in replace])
+    _check_trainings(workflow, store, stimuli, [r for r in untrained if r.model.id not in replace])
     kin = registry.related()
     models = []
     for spec in specs:
         try:
             models.append(
                 plan_model(
-                    root,
+                    store,
                     spec,
                     stimuli,
                     related={i for pair in kin if spec.id in pair for i in pair - {spec.id}},
@@ -170,7 +162,7 @@ def read_context(
             raise InputError(f"{registry.entries[spec.id].where}: {error}") from None
     ctx = Context(
         workflow,
-        root,
+        store,
         registry,
         stimuli,
         subset,
@@ -179,28 +171,24 @@ def read_context(
         replaced,
         changing=bool(untrained or replaced),
     )
-    ctx.meet(expected_encoders(root, models, stimuli))
+    ctx.meet(expected_encoders(store, models, stimuli))
     return ctx
 
 
 def _check_trainings(
     workflow: Workflow,
-    root: zarr.Group | None,
+    store: Store | None,
     stimuli: StimulusSet,
     recipes: Sequence[TrainingRecipe],
 ) -> None:
     """Refuse to train anew what the store has as another recipe, or older seeds, made it."""
-    if root is None:
+    if store is None:
         return
     changed = [
         r
         for r in recipes
         if is_trained_otherwise(r)
-        and any(
-            find_group(root, paths.tower(stimuli.key, r.model.id, tower), "recipe_digest")
-            is not None
-            for tower in r.model.towers
-        )
+        and any(store.tower(stimuli.key, r.model.id, tower) is not None for tower in r.model.towers)
     ]
     if changed:
         first = changed[0]

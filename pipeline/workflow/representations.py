@@ -11,7 +11,6 @@ from threading import RLock
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline import __version__
@@ -26,8 +25,8 @@ from pipeline.measures.footprint import (
 )
 from pipeline.schema import rows_per_chunk
 from pipeline.stimuli import Subset
+from pipeline.store import open_store
 from pipeline.store.activations import TowerGroup
-from pipeline.store.layout import open_root, subset_rows
 from pipeline.workflow.scratch import CachedRepresentation, Scratch
 
 
@@ -88,8 +87,8 @@ class PreparedCache:
         budget: Budget,
     ) -> list[Prepared]:
         """Return prepared representations, reading those that are not held."""
-        root = open_root(store, "r")
-        rows = subset_rows(root, subset)
+        opened = open_store(store)
+        rows = opened.rows(subset)
         towers: dict[str, TowerGroup] = {}
         measures = tuple(sorted(map(str, specs.values())))
         keys = [(store, subset, member, measures) for member in members]
@@ -102,9 +101,7 @@ class PreparedCache:
                 each = self.held.pop(key, None)
             if each is None or (each.filed is not None and not self.scratch.has(_name(key))):
                 if member.path not in towers:
-                    group = root[member.path]
-                    assert isinstance(group, zarr.Group)
-                    towers[member.path] = TowerGroup(group)
+                    towers[member.path] = opened.tower_at(member.path)
                 each = self._obtained(key, member, specs, rows, towers[member.path], budget)
             with self.lock:
                 self.held[key] = each  # now the most recent

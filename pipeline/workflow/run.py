@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import zarr
 from rich.console import Console
 
 from pipeline.cluster import (
@@ -35,13 +34,13 @@ from pipeline.errors import InputError
 from pipeline.progress import stage
 from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
-from pipeline.store.layout import has_parts, open_root, sweep_partial
+from pipeline.store.layout import has_parts, open_root
+from pipeline.store.writer import StoreWriter
 from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow.log import RunLog, at, run_log
 from pipeline.workflow.memory import check_memory
 from pipeline.workflow.plan import Plan, PlannedStage, plan_workflow
 from pipeline.workflow.spec import Workflow
-from pipeline.workflow.stages.compare import drop_measure
 from pipeline.workflow.stages.stage import StageTask
 
 
@@ -155,11 +154,11 @@ def run_workflow(
             stack.callback(pool.close)  # workers end before the lease does
             if report_file is not None and plan.needs_workers:
                 stack.enter_context(performance_report(pool.start(), report_file))
-            root = open_root(location, "r+", lease=held)
+            store = StoreWriter(location, lease=held)
             log = None
             if not plan.is_done:
-                log = stack.enter_context(run_log(root, location, **_about(plan, where, held)))
-            _Run(root, plan, pool, console, report, held, log).run_stages()
+                log = stack.enter_context(run_log(store, **_about(plan, where, held)))
+            _Run(store, plan, pool, console, report, held, log).run_stages()
             if log is not None:
                 log.end("failures" if report.failures else "done", failures=report.failures)
     except KeyboardInterrupt as stop:
@@ -208,7 +207,7 @@ class _Run:
 
     def __init__(
         self,
-        root: zarr.Group,
+        store: StoreWriter,
         plan: Plan,
         pool: Executor,
         console: Console,
@@ -219,17 +218,16 @@ class _Run:
         self.plan, self.pool, self.lease = plan, pool, held
         self.console, self.report, self.log = console, report, log
         self.workflow, self.ctx = plan.workflow, plan.context
-        self.ctx.root, self.ctx.changing = root, False
+        self.store, self.ctx.store, self.ctx.changing = store, store, False
         # workers may stand in another folder
         self.site = StoreRef(absolute(plan.workflow.store), held.token)
 
     def run_stages(self) -> None:
         ctx = self.ctx
         if not self.plan.is_done:
-            sweep_partial(self.workflow.store)
-        assert ctx.root is not None
+            self.store.sweep_partial()
         for label in ctx.replaced:
-            drop_measure(ctx.root, label)
+            self.store.drop_measure(label)
         ctx.replaced = frozenset()
         changed = False
         for planned in self.plan.stages.values():
@@ -246,7 +244,7 @@ class _Run:
                 return
         self.write_report()
         if any(self.report.tasks.values()):
-            sweep_partial(self.workflow.store)  # what workers that died have left
+            self.store.sweep_partial()  # what workers that died have left
 
     def run_tasks(self, planned: PlannedStage) -> Iterator[tuple[StageTask, Any]]:
         """Yield (task, result) of those that succeed; note the others as failures."""

@@ -36,12 +36,12 @@ def test_score_pairs__on_a_device_equals_numpy(device, dtype, tile, symmetric):
     xs = prepared(dtype)
     ys = xs if symmetric else xs[::-1]
     expected = score_pairs(xs, ys, SPECS, tile=tile)
-    norms = [r.own[0] for x in xs for r in x.relations.values()]
+    norms = [r.self_product.value for x in xs for r in x.relations.values()]
     found = score_pairs(xs, ys, SPECS, tile=tile, device=device)
     atol = 1e-6 if dtype == np.float32 else 1e-12
     for label in SPECS:
         np.testing.assert_allclose(found[label].values, expected[label].values, atol=atol)
-    there = [r.own[0] for x in xs for r in x.relations.values()]
+    there = [r.self_product.value for x in xs for r in x.relations.values()]
     np.testing.assert_allclose(there, norms, rtol=atol)
 
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 
 from pipeline.analysis import ANALYSES, Analysis, ComparisonResults, Inputs
 from pipeline.calibration import AGGREGATES, VERSION
@@ -19,11 +18,10 @@ from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import SINGLE
 from pipeline.schema import State
 from pipeline.stimuli import Subset
-from pipeline.store.activations import TowerGroup
-from pipeline.store.datasets import inputs_digest, is_current, read_dataset, write_dataset
-from pipeline.store.io.chunks import array_of, read_whole
+from pipeline.store import Store, open_store
+from pipeline.store.datasets import inputs_digest
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import delete, find_group, open_root, subset_rows
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Float64
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison
@@ -35,14 +33,12 @@ from pipeline.workflow.stages.compare import find_grid
 from pipeline.workflow.stages.stage import IDLE, Failure, StageTask, stage_task
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 ENCODERS_PER_TASK = 8
 SAVE_SECONDS = 60.0
 """How much work on columns may be lost with the driver."""
 _DIGEST = "activations_digest"
-_NEW = ".new"
-"""Ends the group of what is being written, until it has been."""
 
 Columns = dict[str, dict[str, Any]]
 """Encoder id → activations_digest, and each column's value."""
@@ -81,7 +77,8 @@ class AnalyseEncoders:
 
     def pending(self, ctx: Context) -> PendingColumns:
         """Compare the encoders that can be measured with the stored columns."""
-        known = {} if ctx.root is None else read_columns(ctx.root, self.analysis, ctx.key)
+        store = ctx.store
+        known = {} if store is None else read_columns(store, self.analysis, ctx.key)
         missing, n_wanted = [], 0
         for comparison, encoders in _measurable(ctx.comparisons):
             n_wanted += len(encoders)
@@ -90,8 +87,7 @@ class AnalyseEncoders:
             ]
             if todo:
                 missing.append((comparison, todo))
-        path = f"{self.name}/{ctx.key}{_NEW}"
-        is_committed = ctx.root is None or find_group(ctx.root, path) is None
+        is_committed = store is None or store.is_committed(self.name, ctx.key)
         return PendingColumns(known, missing, n_wanted, is_committed)
 
     def tasks(self, ctx: Context, pending: PendingColumns) -> Iterator[StageTask]:
@@ -121,8 +117,7 @@ class AnalyseEncoders:
             self._write(ctx, pending)
 
     def _write(self, ctx: Context, pending: PendingColumns) -> None:
-        assert ctx.root is not None
-        write_columns(ctx.root, self.analysis, ctx.key, pending.known)
+        write_columns(ctx.writer, self.analysis, ctx.key, pending.known)
         pending.saved, pending.is_committed = time.monotonic(), True
 
     def summary(self, ctx: Context, pending: PendingColumns) -> tuple[int, int]:
@@ -192,14 +187,12 @@ def columns_task(
 def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
     """Measure the columns of a few encoders on a worker."""
     (analysis,) = (a for a in ANALYSES if a.name == job.analysis)
-    root = open_root(store.place, "r")
-    rows = subset_rows(root, job.subset)
-    labels = read_whole(array_of(root, f"stimuli/{job.set_key}/label")).astype(np.int64)[rows]
+    stored = open_store(store.place)
+    rows = stored.rows(job.subset)
+    labels = stored.stimulus_column(job.set_key, "label").astype(np.int64)[rows]
     found: Columns = {}
     for encoder, path, checkpoint, layer, digest in job.encoders:
-        group = root[path]
-        assert isinstance(group, zarr.Group)
-        x = TowerGroup(group).read(checkpoint, layer, rows)
+        x = stored.tower_at(path).read(checkpoint, layer, rows)
         found[encoder] = {
             _DIGEST: digest,
             **{name: column.measure(x, labels) for name, column in analysis.columns.items()},
@@ -207,44 +200,27 @@ def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
     return found
 
 
-def read_columns(root: zarr.Group, analysis: Analysis, subset_key: str) -> Columns:
+def read_columns(store: Store, analysis: Analysis, subset: str) -> Columns:
     """Return what was measured of encoders, by this version of the analysis."""
     found: Columns = {}
-    path = f"{analysis.name}/{subset_key}"
-    for where in (path, path + _NEW):
-        group = find_group(root, where, "inputs")
-        if group is None or analysis.fault(group.attrs):
+    for dataset in store.column_datasets(analysis.name, subset):
+        if analysis.fault(dataset.attrs):
             continue
-        columns = {
-            name: read_whole(array_of(group, name))
-            for name in ("encoder", _DIGEST, *analysis.columns)
-        }
         found |= {
             str(encoder): {
-                _DIGEST: str(columns[_DIGEST][i]),
-                **{name: float(columns[name][i]) for name in analysis.columns},
+                _DIGEST: str(dataset[_DIGEST].values[i]),
+                **{name: float(dataset[name].values[i]) for name in analysis.columns},
             }
-            for i, encoder in enumerate(columns["encoder"])
+            for i, encoder in enumerate(dataset.encoder.values)
         }
     return found
 
 
-def write_columns(root: zarr.Group, analysis: Analysis, subset_key: str, found: Columns) -> None:
+def write_columns(store: StoreWriter, analysis: Analysis, subset: str, found: Columns) -> None:
     """Write the columns of all encoders, so that a kill at any time loses none. Driver only."""
     dataset = analysis.compute(Inputs([], columns=found))
     dataset[_DIGEST] = ("encoder", [found[str(i)][_DIGEST] for i in dataset.encoder.values])
-    path, inputs = f"{analysis.name}/{subset_key}", inputs_digest(found)
-    for where in (path + _NEW, path):
-        write_analysis(root, where, analysis, dataset, inputs)
-    delete(root, path + _NEW)
-
-
-def write_analysis(
-    root: zarr.Group, path: str, analysis: Analysis, dataset: xr.Dataset, inputs: str
-) -> None:
-    """Write the dataset of an analysis, with what tells its kind. Driver only."""
-    dataset = dataset.assign_attrs(version=analysis.version, **analysis.conventions)
-    write_dataset(root, path, dataset, inputs)
+    store.replace_dataset(analysis.name, subset, analysis.stamped(dataset), inputs_digest(found))
 
 
 class Analyse:
@@ -264,8 +240,8 @@ class Analyse:
             label
             for label in ctx.specs
             if ctx.changing
-            or (root := ctx.root_of(label)) is None
-            or not is_current(root, self._path(ctx, label), self._digest(root, ctx, label))
+            or (store := ctx.store_of(label)) is None
+            or not store.is_current(self.name, ctx.key, label, self._digest(store, ctx, label))
         ]
 
     def tasks(self, ctx: Context, pending: Sequence[str]) -> Iterator[StageTask]:
@@ -283,16 +259,11 @@ class Analyse:
 
     def finish(self, ctx: Context, pending: Sequence[str]) -> None:
         """Make and write the datasets."""
-        assert ctx.root is not None
+        store = ctx.writer
         for label in pending:
-            dataset = self.analysis.compute(self._inputs(ctx, label))
-            write_analysis(
-                ctx.root,
-                self._path(ctx, label),
-                self.analysis,
-                dataset,
-                self._digest(ctx.root, ctx, label),
-            )
+            dataset = self.analysis.stamped(self.analysis.compute(self._inputs(store, ctx, label)))
+            inputs = self._digest(store, ctx, label)
+            store.write_dataset(self.name, ctx.key, label, dataset, inputs)
 
     def summary(self, ctx: Context, pending: Sequence[str]) -> tuple[int, int]:
         """Count measures."""
@@ -306,25 +277,22 @@ class Analyse:
         """Name the size of the subset."""
         return f"Lower subset.n (now {len(ctx.subset)})"
 
-    def _path(self, ctx: Context, label: str) -> str:
-        return f"{self.name}/{ctx.key}/{label}"
-
     @property
     def _needs(self) -> list[Analysis]:
         return [a for a in ANALYSES if a.name in self.analysis.needs]
 
-    def _columns(self, ctx: Context) -> Columns:
+    def _columns(self, store: Store, key: str) -> Columns:
         found: Columns = {}
         for need in self._needs:
-            if need.columns and ctx.root is not None:
-                for encoder, columns in read_columns(ctx.root, need, ctx.key).items():
+            if need.columns:
+                for encoder, columns in read_columns(store, need, key).items():
                     found.setdefault(encoder, {}).update(columns)
         return found
 
-    def _digest(self, root: zarr.Group, ctx: Context, label: str) -> str:
+    def _digest(self, store: Store, ctx: Context, label: str) -> str:
         """Return the identity of what the dataset has to be made from."""
         spec, calibrate = ctx.specs[label], ctx.workflow.calibrate
-        encoders, columns = _encoders(ctx.comparisons), self._columns(ctx)
+        encoders, columns = _encoders(ctx.comparisons), self._columns(store, ctx.key)
         return inputs_digest(
             [(a.name, a.version) for a in (*self._needs, self.analysis)],
             settings_of(label, spec, calibrate),
@@ -344,23 +312,21 @@ class Analyse:
                 for c in ctx.comparisons
             ],
             [columns.get(e.id) for e in encoders],
-            [_progress(root, c, label, spec, calibrate) for c in ctx.comparisons],
+            [_progress(store, c, label, spec, calibrate) for c in ctx.comparisons],
         )
 
-    def _inputs(self, ctx: Context, label: str) -> Inputs:
-        assert ctx.root is not None
+    def _inputs(self, store: Store, ctx: Context, label: str) -> Inputs:
         spec, calibrate = ctx.specs[label], ctx.workflow.calibrate
-        datasets = {}
-        for need in self._needs:
-            if not need.columns:
-                group = find_group(ctx.root, f"{need.name}/{ctx.key}/{label}", "inputs")
-                assert group is not None  # it comes before this one
-                datasets[need.name] = read_dataset(group)
+        datasets = {
+            need.name: store.dataset(need.name, label, ctx.key)
+            for need in self._needs
+            if not need.columns
+        }
         return Inputs(
             _encoders(ctx.comparisons),
-            columns=self._columns(ctx),
+            columns=self._columns(store, ctx.key),
             results=[
-                read_results(ctx.root, c, label, spec, calibrate)
+                read_results(store, c, label, spec, calibrate)
                 for c in ctx.comparisons
                 if "scores" in self.analysis.needs
             ],
@@ -377,14 +343,14 @@ def stage_of(analysis: Analysis) -> Analyse | AnalyseEncoders:
 
 
 def read_results(
-    root: zarr.Group,
+    store: Store,
     comparison: Comparison,
     label: str,
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
 ) -> ComparisonResults:
     """Read the layer scores, and the nulls, of every pair of encoders of a comparison."""
-    grid = find_grid(root, comparison.subset, label, spec)
+    grid = find_grid(store, comparison.subset.key, label, spec)
     assert grid is not None
     encoders = comparison.encoders
     slots = [grid.members[r] for e in encoders for r in e.representations]
@@ -401,7 +367,7 @@ def read_results(
     tails: dict[tuple[str, str], float] = {}
     permuted: set[tuple[str, str]] = set()
     if calibrate is not None and comparison.calibrate_mask.any():
-        null = find_null(root, comparison.subset, label, spec, calibrate)
+        null = find_null(store, comparison.subset.key, label, spec, calibrate)
         assert null is not None
         values, finished = null.values("null"), null.state() == State.DONE
         by_permutation = null.values("permuted").astype(bool)
@@ -443,14 +409,14 @@ def settings_of(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) 
 
 
 def _progress(
-    root: zarr.Group,
+    store: Store,
     comparison: Comparison,
     label: str,
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
 ) -> list[str]:
     """Return what tells a finished grid from one with pairs still missing."""
-    grids = [find_grid(root, comparison.subset, label, spec)]
+    grids = [find_grid(store, comparison.subset.key, label, spec)]
     if calibrate is not None:
-        grids.append(find_null(root, comparison.subset, label, spec, calibrate))
+        grids.append(find_null(store, comparison.subset.key, label, spec, calibrate))
     return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]

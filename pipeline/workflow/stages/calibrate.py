@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.calibration import (
@@ -30,11 +29,12 @@ from pipeline.measures.footprint import (
     permuting_operations,
     scoring_bytes,
 )
-from pipeline.schema import ANALYTIC_CALIBRATION, NULL_GROUP, SCORE_GROUP, GroupKind, State
+from pipeline.schema import ANALYTIC_CALIBRATION, State
 from pipeline.stimuli import Subset
+from pipeline.store import Store
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import find_group, open_root
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Float64, Index, Mask
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison
@@ -70,7 +70,7 @@ class Calibrate:
             digests, wanted = wanted_nulls(c)
             todo = {
                 label: pending_pairs(
-                    find_null(ctx.root_of(label), c.subset, label, spec, settings),
+                    find_null(ctx.store_of(label), c.subset.key, label, spec, settings),
                     digests,
                     wanted,
                     CHUNK,
@@ -92,12 +92,11 @@ class Calibrate:
     def create(self, ctx: Context, pending: PendingGrids) -> None:
         """Give every encoder its place in the grids of nulls."""
         settings = ctx.workflow.calibrate
-        assert ctx.root is not None
         for c, todo in pending:
             assert settings is not None
             digests, _ = wanted_nulls(c)
             for label in todo:
-                ensure_null(ctx.root, c.subset, label, ctx.specs[label], settings).admit(digests)
+                ensure_null(ctx.writer, c.subset, label, ctx.specs[label], settings).admit(digests)
 
     def collect(
         self, ctx: Context, pending: PendingGrids, task: StageTask, result: int
@@ -124,42 +123,34 @@ class Calibrate:
         )
 
 
-def null_path(subset_key: str, label: str, measure: MeasureSpec, spec: CalibrateSpec) -> str:
-    """Return the group of a null: another method, number or seed makes another null."""
+def null_key(measure: MeasureSpec, spec: CalibrateSpec) -> str:
+    """Name the null of a measure: another method, number or seed makes another null."""
     method, count = spec.null_method(measure)
     model = f"-v{VERSION}" if method == "analytic" else ""
-    return f"calibration/{subset_key}/{label}/{method}{model}-{count}-seed{spec.seed}"
+    return f"{method}{model}-{count}-seed{spec.seed}"
 
 
 def find_null(
-    root: zarr.Group | None, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
+    store: Store | None, subset: str, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid | None:
-    """Return the grid of one measure's null, or None where there is none."""
-    path = null_path(subset.key, label, measure, spec)
-    group = find_group(root, path, "chunk") if root is not None else None
-    return None if group is None else Grid(group, NULL_GROUP)
+    """Return the grid of one measure's null on a subset, or None where there is none."""
+    return None if store is None else store.null(subset, label, null_key(measure, spec))
 
 
 def ensure_null(
-    root: zarr.Group, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
+    store: StoreWriter, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid:
     """Return the grid of one measure's null, made if it is not there. Driver only."""
     method, count = spec.null_method(measure)
-    analytic = method == "analytic"
-    return find_null(root, subset, label, measure, spec) or Grid.create(
-        root,
-        null_path(subset.key, label, measure, spec),
-        NULL_GROUP,
-        chunk=CHUNK,
-        attributes={
-            "method": method,
-            **({"version": VERSION} if analytic else {}),
-            "n_permutations": count,
-            "seed": spec.seed,
-            "aggregates": list(AGGREGATES),
-            "n_stimuli": len(subset),
-        },
-    )
+    attributes = {
+        "method": method,
+        **({"version": VERSION} if method == "analytic" else {}),
+        "n_permutations": count,
+        "seed": spec.seed,
+        "aggregates": list(AGGREGATES),
+        "n_stimuli": len(subset),
+    }
+    return store.ensure_null(subset.key, label, null_key(measure, spec), attributes)
 
 
 def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
@@ -305,7 +296,7 @@ def null_job(store: StoreRef, job: NullJob) -> int:
     )
     wanted = job.missing[np.ix_(list(job.left), list(job.right))]
     in_order = _in_order(job)
-    root = open_root(store.place, "r+", lease=store.lease_check())
+    writer = StoreWriter(store.place, lease=store.lease_check())
     for (method, count), specs in _by_method(job).items():
         masks = dict.fromkeys(specs, wanted)
         permuted = dict(masks)
@@ -313,7 +304,7 @@ def null_job(store: StoreRef, job: NullJob) -> int:
         tails: dict[str, Float64] = {}
         if method == "analytic":
             for label, null in nulls_of(xs, ys, x_groups, y_groups, specs).items():
-                best, mask = _best_scores(root, job, label, x_groups, y_groups, wanted)
+                best, mask = _best_scores(writer, job, label, x_groups, y_groups, wanted)
                 masks[label], seed = mask, job.calibrate.seed
                 drawn = draw(null, x_groups, y_groups, mask & in_order, count, seed)
                 turned = draw(
@@ -350,10 +341,7 @@ def null_job(store: StoreRef, job: NullJob) -> int:
             of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
             if label in tails:
                 of_pairs["tail"] = tails[label]
-            grid = _grid(
-                root, null_path(job.subset, label, specs[label], job.calibrate), NULL_GROUP
-            )
-            _write(grid, job, by_aggregate, turned, of_pairs, masks[label])
+            _write(_null(writer, job, label), job, by_aggregate, turned, of_pairs, masks[label])
     return int(job.missing.sum())
 
 
@@ -381,14 +369,14 @@ def _merged(
 
 
 def _best_scores(
-    root: zarr.Group, job: NullJob, label: str, x_groups: Index, y_groups: Index, wanted: Mask
+    store: Store, job: NullJob, label: str, x_groups: Index, y_groups: Index, wanted: Mask
 ) -> tuple[Float64, Mask]:
     """Return the best layer scores of pairs of encoders, and which of those wanted were compared.
 
     A pair that could not be compared has no score to tell the tail of, and its null waits for it.
     """
-    null = _grid(root, null_path(job.subset, label, job.specs[label], job.calibrate), NULL_GROUP)
-    grid = _grid(root, f"measures/{job.subset}/{label}", SCORE_GROUP)
+    null, grid = _null(store, job, label), store.scores(job.subset, label)
+    assert grid is not None  # scores come before nulls
     encoders = {slot: encoder for encoder, slot in null.members.items()}
     rows, columns = (
         [
@@ -406,10 +394,10 @@ def _best_scores(
     return best, compared
 
 
-def _grid(root: zarr.Group, path: str, kind: GroupKind) -> Grid:
-    group = root[path]
-    assert isinstance(group, zarr.Group)
-    return Grid(group, kind)
+def _null(store: Store, job: NullJob, label: str) -> Grid:
+    found = find_null(store, job.subset, label, job.specs[label], job.calibrate)
+    assert found is not None  # the driver has made it
+    return found
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.cluster import Device
@@ -16,19 +15,12 @@ from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.footprint import DOUBLE, SINGLE, scoring_bytes, scoring_operations
 from pipeline.measures.panels import resolve_device
-from pipeline.schema import SCORE_GROUP, SUBSET
 from pipeline.stimuli import Subset
+from pipeline.store import Store
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
 from pipeline.store.io.chunks import read
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import (
-    child_groups,
-    create_variable,
-    delete,
-    ensure_parents,
-    find_group,
-    open_root,
-)
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Mask
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison, expand_to_layers
@@ -60,16 +52,11 @@ class Compare:
         found = PendingGrids()
         for c in ctx.comparisons:
             digests, wanted = wanted_scores(c)
-            found.add(
-                c,
-                {
-                    label: outstanding_scores(
-                        find_grid(ctx.root_of(label), c.subset, label, spec), digests, wanted, spec
-                    )
-                    for label, spec in ctx.specs.items()
-                },
-                wanted,
-            )
+            todo = {}
+            for label, spec in ctx.specs.items():
+                grid = find_grid(ctx.store_of(label), c.subset.key, label, spec)
+                todo[label] = outstanding_scores(grid, digests, wanted, spec)
+            found.add(c, todo, wanted)
         return found
 
     def tasks(self, ctx: Context, pending: PendingGrids) -> Iterator[StageTask]:
@@ -82,21 +69,17 @@ class Compare:
 
     def create(self, ctx: Context, pending: PendingGrids) -> None:
         """Write the rows of subsets, and give every representation its place in the grids."""
-        assert ctx.root is not None
         for c in ctx.comparisons:
-            ensure_subset(ctx.root, c.subset, ctx.key)
+            ctx.writer.ensure_subset(c.subset, ctx.key)
             digests, _ = wanted_scores(c)
             for label, spec in ctx.specs.items():
-                ensure_grid(ctx.root, c.subset, label, spec).admit(digests)
+                ensure_grid(ctx.writer, c.subset, label, spec).admit(digests)
 
     def collect(
         self, ctx: Context, pending: PendingGrids, task: StageTask, result: Diagnostics
     ) -> Iterator[Failure]:
         """Write what there is to say of single representations."""
-        assert ctx.root is not None
-        subset = next(c.subset for c in ctx.comparisons if c.subset.key == task.job.subset)
-        grids = {n: ensure_grid(ctx.root, subset, n, ctx.specs[n]) for n in result}
-        record_diagnostics(grids, result)
+        record_diagnostics(ctx.writer, task.job.subset, result)
         yield from ()
 
     def finish(self, ctx: Context, pending: PendingGrids) -> None:
@@ -119,40 +102,18 @@ class Compare:
         )
 
 
-def ensure_subset(root: zarr.Group, subset: Subset, base: str) -> str:
-    """Write the rows of a subset if they are not there; return its key. Driver only."""
-    path = f"measures/{subset.key}"
-    if find_group(root, path, "fingerprint") is None:
-        ensure_parents(root, path)
-        group = root.require_group(path)
-        delete(root, f"{path}/row")
-        create_variable(group, SUBSET["row"], (len(subset),), (len(subset),), values=subset.rows)
-        group.attrs.update(
-            kind=subset.kind,
-            base=base,
-            set=subset.base.key,
-            n_stimuli=len(subset),
-            fingerprint=subset.fingerprint,  # with the others, last: what marks it as whole
-        )
-    return subset.key
-
-
-def find_grid(
-    root: zarr.Group | None, subset: Subset, label: str, spec: MeasureSpec
-) -> Grid | None:
-    """Return the grid of one measure, or None where there is none.
+def find_grid(store: Store | None, subset: str, label: str, spec: MeasureSpec) -> Grid | None:
+    """Return the grid of one measure on a subset, or None where there is none.
 
     Raises
     ------
     InputError
         Where the label stands for another measure in this store, or an earlier version of it.
     """
-    path = f"measures/{subset.key}/{label}"
-    group = find_group(root, path, "chunk") if root is not None else None
-    if group is None:
+    grid = None if store is None else store.scores(subset, label)
+    if grid is None:
         return None
-    stored: Any = group.attrs["measure"]
-    now = spec.identity()
+    stored, now = grid.attrs["measure"], spec.identity()
     if any(stored[key] != now[key] for key in ("name", "parameters")):
         raise InputError(
             f"measure {label!r}: in the store this label stands for {_phrase(stored)}, now for "
@@ -160,28 +121,18 @@ def find_grid(
             f"with --replace {label}."
         )
     check_version(stored, label)
-    return Grid(group, SCORE_GROUP)
+    return grid
 
 
-def drop_measure(root: zarr.Group, label: str) -> None:
-    """Remove all that is stored of a measure, on every subset. Driver only."""
-    for kind in ("convergence", "alignment", "calibration", "measures"):
-        for subset in child_groups(root, kind):
-            delete(root, f"{kind}/{subset}/{label}")
-
-
-def ensure_grid(root: zarr.Group, subset: Subset, label: str, spec: MeasureSpec) -> Grid:
+def ensure_grid(store: StoreWriter, subset: Subset, label: str, spec: MeasureSpec) -> Grid:
     """Return the grid of one measure, made if it is not there. Driver only."""
-    return find_grid(root, subset, label, spec) or Grid.create(
-        root,
-        f"measures/{subset.key}/{label}",
-        SCORE_GROUP,
-        chunk=CHUNK,
-        attributes={
-            "measure": spec.identity(),
-            "conventions": spec.conventions(),
-            "n_stimuli": len(subset),
-        },
+    attributes = {
+        "measure": spec.identity(),
+        "conventions": spec.conventions(),
+        "n_stimuli": len(subset),
+    }
+    return find_grid(store, subset.key, label, spec) or store.ensure_scores(
+        subset.key, label, attributes
     )
 
 
@@ -352,7 +303,7 @@ def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
     both = left if diagonal else [*left, *right]
     prepared = prepare_representations(store.place, job.subset, both, job.specs, job.budget)
     xs, ys = prepared[: len(left)], prepared if diagonal else prepared[len(left) :]
-    root = open_root(store.place, "r+", lease=store.lease_check())
+    writer = StoreWriter(store.place, lease=store.lease_check())
     diagnostics: Diagnostics = {}
     device = resolve_device(job.device)
     refused: list[str] = []
@@ -373,9 +324,8 @@ def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
             refused.append(f"{', '.join(labels)}: {error}")
             continue
         for label in labels:
-            group = root[f"measures/{job.subset}/{label}"]
-            assert isinstance(group, zarr.Group)
-            grid = Grid(group, SCORE_GROUP)
+            grid = writer.scores(job.subset, label)
+            assert grid is not None  # the driver has made it
             values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
             undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)
@@ -438,11 +388,13 @@ def _placed(
     return out
 
 
-def record_diagnostics(grids: Mapping[str, Grid], diagnostics: Diagnostics) -> None:
+def record_diagnostics(store: StoreWriter, subset: str, diagnostics: Diagnostics) -> None:
     """Write what workers returned about single representations. Driver only."""
     for label, variables in diagnostics.items():
+        grid = store.scores(subset, label)
+        assert grid is not None  # the driver has made it
         for name, of_slot in variables.items():
-            array = grids[label].array(name)
+            array = grid.array(name)
             held = read(array)
             held[list(of_slot)] = list(of_slot.values())
             array[...] = held

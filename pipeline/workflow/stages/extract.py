@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import zarr
-
 from pipeline.allocator import own_pages
 from pipeline.cluster import Device
 from pipeline.cluster.workers import tell
@@ -19,11 +17,9 @@ from pipeline.measures.footprint import SINGLE
 from pipeline.schema import rows_per_chunk
 from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
-from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.io.lease import StoreRef
-from pipeline.store.layout import delete, open_root
-from pipeline.store.stimuli import write_stimuli
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Block, Weights
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.context import Context
@@ -65,10 +61,9 @@ class Extract:
 
     def create(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
         """Write the stimuli, and create or grow the groups of every model."""
-        assert ctx.root is not None
-        write_stimuli(ctx.root, ctx.stimuli)
+        ctx.writer.write_stimuli(ctx.stimuli)
         for model in ctx.models:
-            create_towers(ctx.root, model, ctx.stimuli)
+            create_towers(ctx.writer, model, ctx.stimuli)
 
     def collect(
         self, ctx: Context, pending: Sequence[ModelPlan], task: StageTask, result: dict[str, str]
@@ -84,7 +79,7 @@ class Extract:
                 encoder
                 for model in ctx.models
                 for tower in model.spec.towers
-                for encoder in stored_encoders(ctx.root, model, tower, ctx.stimuli)
+                for encoder in stored_encoders(ctx.store, model, tower, ctx.stimuli)
             ]
         )
 
@@ -158,22 +153,20 @@ def _file_bytes(file: str | None, weights: float) -> float:
     return weights
 
 
-def create_towers(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> None:
+def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusSet) -> None:
     """Create or grow the groups of one model. Driver only."""
-    spec = plan.spec
-    steps = {label: step_of(c) for label, c in plan.checkpoints.items()}
+    spec = model.spec
+    steps = {label: step_of(c) for label, c in model.checkpoints.items()}
     for tower in spec.towers:
-        path = paths.tower(stimuli.key, spec.id, tower)
-        if plan.replace:
-            delete(root, path)
-        group = stored_tower(root, spec, tower, stimuli) or _create(
-            root, path, plan, tower, stimuli
-        )
-        if plan.metadata_changed:
-            group.group.update_attributes(dict(plan.metadata))
+        if model.replace:
+            store.drop_tower(stimuli.key, spec.id, tower)
+        group = store.tower(stimuli.key, spec.id, tower)
+        group = group or _create(store, model, tower, stimuli)
+        if model.metadata_changed:
+            group.group.update_attributes(dict(model.metadata))
         rows: dict[str, tuple[int, Weights]] = {}
         for label in in_training_order(steps.items()):
-            checkpoint = plan.checkpoints[label]
+            checkpoint = model.checkpoints[label]
             if label not in group.checkpoints:
                 rows[label] = (steps[label], weights_identity(spec, checkpoint))
             elif not group.complete[group.checkpoints.index(label)].any():
@@ -185,24 +178,19 @@ def create_towers(root: zarr.Group, plan: ModelPlan, stimuli: StimulusSet) -> No
         group.add_checkpoints(rows)
 
 
-def _create(
-    root: zarr.Group,
-    path: str,
-    plan: ModelPlan,
-    tower: str,
-    stimuli: StimulusSet,
-) -> TowerGroup:
+def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusSet) -> TowerGroup:
     from importlib.metadata import version
 
-    assert plan.towers is not None
-    info, spec = plan.towers[tower], plan.spec
-    return TowerGroup.create(
-        root,
-        path,
+    assert model.towers is not None
+    info, spec = model.towers[tower], model.spec
+    return store.create_tower(
+        stimuli.key,
+        spec.id,
+        tower,
         stimulus_ids=[str(i) for i in stimuli.ids(tower)],
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
-            **plan.metadata,
+            **model.metadata,
             "model": spec.id,
             "tower": tower,
             "recipe": spec.recipe,
@@ -281,7 +269,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    root = open_root(store.place, "r+", lease=store.lease_check())
+    writer = StoreWriter(store.place, lease=store.lease_check())
     errors: dict[str, str] = {}
     done = 0
     source, model = get_source(job.spec.source), None
@@ -293,7 +281,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
             else:
                 model = load_checkpoint(source, job.spec, job.checkpoints[label]).to(device)
             for tower, blocks in towers.items():
-                group = stored_tower(root, job.spec, tower, stimuli)
+                group = stored_tower(writer, job.spec, tower, stimuli)
                 assert group is not None
                 _check_loaded(job.spec, label, job.checkpoints[label], group)
                 for block, values in extract(
