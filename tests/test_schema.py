@@ -137,3 +137,37 @@ def test_import__needs_no_heavy_library() -> None:
         "assert not {'torch', 'timm', 'open_clip', 'zarr', 'xarray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_layouts__tower() -> None:
+    attributes = {"layers": ["stem", "top"], "widths": [3, 5]}
+    found = schema.TOWER_GROUP.layouts(attributes, {"stimulus": 2500, "checkpoint": 4})
+    assert list(found) == [*schema.ACTIVATIONS, "stem", "top"]
+    assert (found["top"].shape, found["top"].chunks) == ((4, 2500, 5), (1, 1024, 5))
+    assert (found["complete"].shape, found["complete"].chunks) == ((4, 3), (1, 1))
+    assert (found["step"].shape, found["step"].chunks) == ((4,), (1024,))
+    assert (found["stimulus"].shape, found["stimulus"].chunks) == ((2500,), (2500,))
+    assert found["top"].variable.attributes == {"layer_index": 1}
+
+
+@pytest.mark.parametrize("version", [{}, {"version": 2}])
+def test_layouts__null(version: dict[str, int]) -> None:
+    """Its other sizes follow from its attributes, and whether it has tail bounds."""
+    attributes = {**version, "chunk": 16, "aggregates": ["max", "mean"], "n_permutations": 99}
+    found = schema.NULL_GROUP.layouts(attributes, {"encoder": 32})
+    assert (found["null"].shape, found["null"].chunks) == ((2, 32, 32, 99), (2, 16, 16, 99))
+    assert (found["state"].shape, found["state"].chunks) == ((32, 32), (16, 16))
+    assert ("tail" in found) == bool(version)
+
+
+def test_layouts__variable_of_unknown_size_is_left_out() -> None:
+    found = schema.STIMULUS_GROUP.layouts({}, {"stimulus": 7})
+    assert "image" not in found
+    assert found["caption"].shape == (7,)
+
+
+@pytest.mark.parametrize(
+    "kind", [schema.TOWER_GROUP, schema.SUBSET_GROUP, schema.SCORE_GROUP, schema.NULL_GROUP]
+)
+def test_group_kinds__are_marked_when_complete(kind: schema.GroupKind) -> None:
+    assert kind.mark

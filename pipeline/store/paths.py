@@ -20,11 +20,6 @@ def stimuli(set_key: str) -> str:
     return f"{STIMULI}/{set_key}"
 
 
-def stimulus_column(set_key: str, name: str) -> str:
-    """Return one array of a stimulus set."""
-    return f"{stimuli(set_key)}/{name}"
-
-
 def tower(set_key: str, model: str, tower: str) -> str:
     """Return the activations of one model's tower (`SOURCE/NAME` is a model) on a set."""
     return f"{ACTIVATIONS}/{set_key}/{model}/{tower}"
@@ -46,14 +41,9 @@ def scores(subset_key: str, label: str) -> str:
     return f"{subset(subset_key)}/{label}"
 
 
-def nulls(subset_key: str, label: str) -> str:
-    """Return what holds the nulls of one measure on a subset."""
-    return f"{NULLS}/{subset_key}/{label}"
-
-
 def null(subset_key: str, label: str, key: str) -> str:
     """Return the grid of one null; method, number of values and seed make the key."""
-    return f"{nulls(subset_key, label)}/{key}"
+    return f"{NULLS}/{subset_key}/{label}/{key}"
 
 
 def dataset(name: str, subset_key: str, label: str | None = None) -> str:

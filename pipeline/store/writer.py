@@ -162,7 +162,7 @@ class StoreWriter(Store):
         final = [each.name for each in reversed(ANALYSES) if each.scope == "measure"]
         for part in (*final, paths.NULLS, paths.SCORES):
             for subset in child_groups(self.root, part):
-                delete(self.root, f"{part}/{subset}/{label}")
+                delete(self.root, paths.dataset(part, subset, label))
 
     def write_dataset(
         self, name: str, subset: str, label: str | None, dataset: xr.Dataset, inputs: str

@@ -140,7 +140,9 @@ class _Tower:
         source = paths.stimuli(paths.tower_parts(self.path)[0])
         column = "stimulus" if self.tower == "image" else "caption_id"
         try:
-            ids = [str(i) for i in read_whole(array_of(self.scan.root, f"{source}/{column}"))]
+            ids = [
+                str(i) for i in read_whole(array_of(self.scan.root, paths.array(source, column)))
+            ]
         except StoreError:
             self.lost(path, bad[0])
             return False
