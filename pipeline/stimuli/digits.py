@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stimuli.base import StimulusSet
+from pipeline.types import Float64
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 N_TRAIN = 1200
@@ -30,7 +31,7 @@ def load_digits(part: str = "test") -> StimulusSet:
     from sklearn.model_selection import train_test_split
 
     bunch = fetch()
-    ink: NDArray[np.float64] = bunch.images  # 0 to 16
+    ink: Float64 = bunch.images  # 0 to 16
     labels = np.asarray(bunch.target, dtype=np.int64)
     captions = np.array(_captions(ink, labels), dtype=object)
     pixels = np.round(ink * (255 / 16)).astype(np.uint8)
@@ -55,7 +56,7 @@ def class_captions() -> list[str]:
     return [f"a handwritten {name}" for name in NAMES]
 
 
-def _captions(ink: NDArray[np.float64], labels: NDArray[np.int64]) -> list[str]:
+def _captions(ink: Float64, labels: NDArray[np.int64]) -> list[str]:
     weight = ink.sum((1, 2))
     ys, xs = np.mgrid[:8, :8].astype(float)
     cx = (ink * xs).sum((1, 2)) / weight
@@ -73,5 +74,5 @@ def _captions(ink: NDArray[np.float64], labels: NDArray[np.int64]) -> list[str]:
     return [f"a {w}, {s}, {b} handwritten {NAMES[c]}" for w, s, b, c in words]
 
 
-def _tercile(values: NDArray[np.float64], words: tuple[str, str, str]) -> list[str]:
+def _tercile(values: Float64, words: tuple[str, str, str]) -> list[str]:
     return [words[i] for i in np.digitize(values, np.quantile(values, [1 / 3, 2 / 3]))]
