@@ -384,11 +384,6 @@ class Store:
         """
         return self.dataset("competence", subset=subset)
 
-    def stored_dataset(self, name: str, subset: str, label: str | None = None) -> xr.Dataset | None:
-        """Return a final dataset as it is stored, of whatever version; None where there is none."""
-        group = find_group(self.root, paths.dataset(name, subset, label), MARK)
-        return None if group is None else read_dataset(group)
-
     def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
         """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
         return is_current(self.root, paths.dataset(name, subset, label), inputs)
