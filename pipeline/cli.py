@@ -280,7 +280,7 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
     Nothing is downloaded.
     """
     from pipeline.config.registry import load_registry
-    from pipeline.sources.torch_describe import describe
+    from pipeline.extraction.describe import describe
 
     known = load_registry(registry or [Path("models.yaml")])
     specs = known.select(sets=names) if names else list(known)

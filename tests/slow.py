@@ -37,5 +37,5 @@ SLOW = (
     "tests/calibration/test_permutation.py::test_permutation_null__false_positives_stay_at_alpha",
     "tests/test_cli.py::test_run__",
     "tests/test_docs.py",
-    "tests/test_extraction.py::test_models_yaml__every_entry_known",
+    "tests/extraction/test_extract.py::test_models_yaml__every_entry_known",
 )

@@ -19,10 +19,10 @@ from zoo import MEASURES, TIMM, VIT, Zoo, inside, tree
 import pipeline
 from pipeline.cli import main
 from pipeline.errors import ModelError
+from pipeline.extraction.torch_source import torch_source
 from pipeline.measures import list_measures
 from pipeline.report import Report
 from pipeline.schema import FORMAT_VERSION
-from pipeline.sources.torch_source import torch_source
 from pipeline.store import Store
 from pipeline.workflow.log import read_runs
 

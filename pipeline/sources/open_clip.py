@@ -16,7 +16,7 @@ class OpenClipSource(ModelSource):
     packages = ("torch", "torchvision", "timm", "open-clip-torch")  # timm: many of its image towers
     towers = ("image", "text")
     objective: Literal["classification", "contrastive"] = "contrastive"
-    torch_module = "pipeline.sources.torch_open_clip"
+    torch_module = "pipeline.extraction.torch_open_clip"
 
     def check_entry(self, entry: Entry) -> None:
         """Accept every key."""

@@ -13,7 +13,7 @@ class TimmSource(ModelSource):
     packages = ("torch", "torchvision", "timm")
     towers = ("image",)
     objective: Literal["classification", "contrastive"] = "classification"
-    torch_module = "pipeline.sources.torch_timm"
+    torch_module = "pipeline.extraction.torch_timm"
 
     def check_entry(self, entry: Entry) -> None:
         """Raise ValueError for open_clip's keys, and for another tower than image."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from pipeline.errors import InputError
-from pipeline.sources.torch_source import torch_source
+from pipeline.extraction.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
 from pipeline.stimuli.digits import class_captions
 from pipeline.training.objective import Objective, image_tensor

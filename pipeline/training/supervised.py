@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.sources.torch_source import torch_source
+from pipeline.extraction.torch_source import torch_source
 from pipeline.stimuli import load_stimuli
 from pipeline.training.objective import Objective, image_tensor
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError
+from pipeline.extraction.weights import weights_identity
 from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
-from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimulusSet
 from pipeline.store import Store
 from pipeline.store.activations import TowerGroup
@@ -126,7 +126,7 @@ def plan_model(
             if todo:
                 plan.missing.setdefault(label, {})[tower] = todo
     if plan.missing:
-        from pipeline.sources.torch_describe import check_fit, describe
+        from pipeline.extraction.describe import check_fit, describe
 
         plan.towers = describe(spec)
         for label in plan.missing:

@@ -46,7 +46,7 @@ def test_published_name__cases(spec: ModelSpec, checkpoint: Checkpoint, name: st
 
 def test_import__loads_no_library() -> None:
     code = (
-        "import sys; import pipeline.sources.weights, pipeline.config.registry\n"
+        "import sys; import pipeline.extraction.weights, pipeline.config.registry\n"
         "print([m for m in ('torch', 'timm', 'open_clip') if m in sys.modules])"
     )
     found = subprocess.run(

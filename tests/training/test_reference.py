@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.config.registry import load_registry
-from pipeline.sources.torch_source import seeded_build, torch_source
+from pipeline.extraction.torch_source import seeded_build, torch_source
 from pipeline.stimuli.digits import class_captions, load_digits
 from pipeline.training import TrainingRecipe, load_recipes
 from pipeline.training.vocabulary import merges, write_merges

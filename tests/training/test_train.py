@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.torch_source import load_checkpoint, seeded_build, torch_source
+from pipeline.extraction.torch_source import load_checkpoint, seeded_build, torch_source
 from pipeline.training import (
     Progress,
     TrainingOptions,

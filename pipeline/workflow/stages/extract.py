@@ -12,12 +12,12 @@ from pipeline.cluster.workers import report_progress
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import in_training_order
 from pipeline.errors import InputError, LostError, ModelError
+from pipeline.extraction.allocator import own_pages
+from pipeline.extraction.weights import weights_identity
 from pipeline.measures.footprint import SINGLE
 from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
 from pipeline.sources import packages
-from pipeline.sources.allocator import own_pages
-from pipeline.sources.weights import weights_identity
 from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
 from pipeline.store.activations import TowerGroup
 from pipeline.store.io.lease import StoreRef
@@ -254,8 +254,8 @@ def extract_job(store: StoreRef, job: ExtractJob) -> dict[str, str]:
 def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     import torch
 
-    from pipeline.extraction import extract
-    from pipeline.sources.torch_source import load_checkpoint, load_weights, torch_source
+    from pipeline.extraction.extract import extract
+    from pipeline.extraction.torch_source import load_checkpoint, load_weights, torch_source
 
     stimuli = _stimuli(job.stimuli)
     if stimuli.key != job.set_key:

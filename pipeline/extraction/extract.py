@@ -13,9 +13,9 @@ import torch
 
 from pipeline.config.model import ModelSpec
 from pipeline.errors import ModelError
+from pipeline.extraction.reader import LayerReader
+from pipeline.extraction.torch_source import torch_source
 from pipeline.lru import LruCache
-from pipeline.sources.torch_reader import LayerReader
-from pipeline.sources.torch_source import torch_source
 from pipeline.stimuli import StimulusSet
 from pipeline.stimuli.images import as_image
 from pipeline.types import Block, Float32, Modality

@@ -15,8 +15,8 @@ import torch
 from open_clip.factory import load_state_dict as read_open_clip_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.torch_source import Tokens, first_line, uninitialised
-from pipeline.sources.torch_timm import gives_prefix_tokens, timm_blocks
+from pipeline.extraction.torch_source import Tokens, first_line, uninitialised
+from pipeline.extraction.torch_timm import gives_prefix_tokens, timm_blocks
 from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.config.model import ModelSpec
 from pipeline.errors import ConsilienceError, InputError, ModelError
-from pipeline.lru import LruCache
-from pipeline.modality import modality_of
-from pipeline.sources.source import TowerInfo
-from pipeline.sources.torch_reader import LayerReader
-from pipeline.sources.torch_source import (
+from pipeline.extraction.reader import LayerReader
+from pipeline.extraction.torch_source import (
     TorchSource,
     differences,
     first_line,
     misfit_message,
     torch_source,
 )
+from pipeline.lru import LruCache
+from pipeline.modality import modality_of
+from pipeline.sources.source import TowerInfo
 
 
 @dataclass(frozen=True)

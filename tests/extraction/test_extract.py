@@ -13,16 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import extraction
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.config.registry import load_registry
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction import extract
+from pipeline.extraction import extract as extraction
+from pipeline.extraction.describe import _jsonable, check_fit, describe
+from pipeline.extraction.extract import extract
+from pipeline.extraction.reader import LayerReader
+from pipeline.extraction.torch_source import load_checkpoint, torch_source
 from pipeline.lru import LruCache
 from pipeline.sources import TowerInfo
-from pipeline.sources.torch_describe import _jsonable, check_fit, describe
-from pipeline.sources.torch_reader import LayerReader
-from pipeline.sources.torch_source import load_checkpoint, torch_source
 from pipeline.stimuli import StimulusSet
 from pipeline.stimuli.digits import load_digits
 from pipeline.stimuli.images import as_image
@@ -469,7 +469,7 @@ def test_describe__weights_that_are_handed_from_module_to_module(
 def test_describe__whatever_a_library_raises(
     monkeypatch: pytest.MonkeyPatch, method: str, doing: str, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr("pipeline.sources.torch_describe._architectures", LruCache(1))
+    monkeypatch.setattr("pipeline.extraction.describe._architectures", LruCache(1))
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error("lost\nand more")
@@ -484,7 +484,7 @@ def test_describe__whatever_a_library_raises(
 
 
 def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.torch_describe._architectures", LruCache(1))
+    monkeypatch.setattr("pipeline.extraction.describe._architectures", LruCache(1))
 
     def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor) -> Any:
         return inputs.max().item()

@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import load_state_dict as read_timm_checkpoint
 
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.torch_source import (
+from pipeline.extraction.torch_source import (
     Tokens,
     first_line,
     no_tower,

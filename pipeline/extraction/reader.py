@@ -10,8 +10,8 @@ import torch
 
 from pipeline.config.model import EveryN, ModelSpec
 from pipeline.errors import InputError, ModelError
+from pipeline.extraction.torch_source import Tokens, torch_source
 from pipeline.modality import modality_of
-from pipeline.sources.torch_source import Tokens, torch_source
 from pipeline.suggest import did_you_mean
 
 

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.torch_describe import check_fit, describe
-from pipeline.sources.torch_open_clip import SOURCE
-from pipeline.sources.torch_reader import LayerReader
-from pipeline.sources.torch_source import load_checkpoint, seeded_build
+from pipeline.extraction.describe import check_fit, describe
+from pipeline.extraction.reader import LayerReader
+from pipeline.extraction.torch_open_clip import SOURCE
+from pipeline.extraction.torch_source import load_checkpoint, seeded_build
 from pipeline.training.vocabulary import write_merges
 
 CAPTIONS = ["a thin seven", "a bold handwritten seven", "seven", "a thin, thin, thin seven"]

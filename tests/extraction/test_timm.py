@@ -18,10 +18,15 @@ from safetensors.torch import save_file
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.sources.torch_describe import check_fit, describe
-from pipeline.sources.torch_reader import LayerReader
-from pipeline.sources.torch_source import differences, load_checkpoint, seeded_build, torch_source
-from pipeline.sources.torch_timm import SOURCE
+from pipeline.extraction.describe import check_fit, describe
+from pipeline.extraction.reader import LayerReader
+from pipeline.extraction.torch_source import (
+    differences,
+    load_checkpoint,
+    seeded_build,
+    torch_source,
+)
+from pipeline.extraction.torch_timm import SOURCE
 
 TINY: dict[str, Any] = {"num_classes": 5}
 VIT = {**TINY, "img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 3, "num_heads": 3}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
-from pipeline.sources.weights import weights_identity
+from pipeline.extraction.weights import weights_identity
 from pipeline.types import Weights
 
 SPEC = ModelSpec(source="timm", name="resnet18.a1_in1k")

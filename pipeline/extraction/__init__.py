@@ -1,0 +1,1 @@
+"""Build models, and extract their activations. All but `weights` imports torch."""
