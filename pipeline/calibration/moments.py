@@ -133,7 +133,7 @@ def u_centred_moments(
     Mantel 1967, Cancer Research 27, for mean and variance; Siemiatycki 1978, J. Stat. Comput.
     Simul. 7, for the third and fourth moments of any relations.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     variance = 2 / (n * (n - 3)) * np.outer(xs.squares, ys.squares)
     third = permutation_moment(U_CENTRED_THIRD, n, *((s.triangles, s.cubes) for s in (xs, ys)))
     fourth = permutation_moment(
@@ -178,7 +178,7 @@ def coupling_moments(n: int, xs: CouplingScalars, ys: CouplingScalars) -> tuple[
     Kazi-Aoual et al. 1995, Comput. Stat. Data Anal. 20, for moments of the RV coefficient, which is
     biased CKA, in other invariants.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     l2r = permutation_moment(("a b ab",), n, *((s.forms,) for s in (xs, ys)))
     lr2 = permutation_moment(("a ab ab",), n, *((s.energies,) for s in (xs, ys)))
     return l2r, lr2
@@ -281,7 +281,7 @@ def _both_halves(x: Floating, y: Floating) -> float:
 # Checks
 
 
-def check_stimuli(n: int) -> None:
+def check_moments_exist(n: int) -> None:
     """Refuse fewer stimuli than the moments are defined for."""
     if n < 4:
         raise InputError(f"There are {n} stimuli; moments under permutation need at least 4.")

@@ -16,7 +16,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike
 
 from pipeline.calibration.graphs import permutation_moment
-from pipeline.calibration.moments import Scalars, check_stimuli
+from pipeline.calibration.moments import Scalars, check_moments_exist
 from pipeline.errors import InputError
 from pipeline.types import Float64
 
@@ -232,7 +232,7 @@ def neighbour_moments(
     ----------
     Huh et al. 2024 for mutual k-NN; Mantel 1967 and Siemiatycki 1978 as in `u_centred_moments`.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     mean = n / (n - 1) * np.outer(xs.neighbours, ys.neighbours)
     variance = np.zeros_like(mean)
     for weight, x, y in zip(
@@ -271,7 +271,7 @@ def neighbour_coupling_moments(
     InputError
         If `n` is below 4.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     factor = (n - 1) / (n * (n - 2))
     sides = xs, ys
     cubes = factor**3 * permutation_moment(("a a a",), n, *((s.degree_cubes,) for s in sides))
@@ -338,7 +338,7 @@ def neighbour_grams(
     ----------
     Mantel 1967, Cancer Research 27, in orthogonal parts.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     a, b, d = (np.asarray(x, dtype=np.float64) for x in (same, swapped, degrees))
     expected = n / (n - 1) * np.asarray(k, dtype=np.float64) ** 2
     symmetric = (a + b) / 2 - expected - d / (2 * (n - 2))
@@ -364,7 +364,7 @@ def neighbour_weights(n: int) -> tuple[float, float, float]:
     InputError
         If `n` is below 4.
     """
-    check_stimuli(n)
+    check_moments_exist(n)
     return 2 / (n * (n - 3)), 2 / ((n - 1) * (n - 2)), (n - 1) / (n * (n - 2)) ** 2
 
 
@@ -397,7 +397,7 @@ def _checked_neighbours(relation: scipy.sparse.csr_array) -> float:
         raise InputError(
             f"The relation of neighbours has shape {relation.shape}; it must be (n, n)."
         )
-    check_stimuli(relation.shape[0])
+    check_moments_exist(relation.shape[0])
     sums = relation.sum(axis=1)
     if relation.diagonal().any() or not np.allclose(sums, sums[0], rtol=1e-9, atol=0.0):
         raise InputError(

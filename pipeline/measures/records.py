@@ -21,11 +21,11 @@ _K = Parameter("k", 10, "number of nearest neighbours")
 _TIES = ("ties", "share the last places equally")
 _LISTS = (("self_is_neighbour", False), _TIES)
 _SHARED_PLACES = (
-    "stimuli that are equally near share the last places, where the lowest index had them in "
-    "every representation alike and made alignment out of nothing"
+    "stimuli that are equally near share the last places; before, the lowest index had them, the "
+    "same in every representation, which created alignment where there is none"
 )
-_LEFT_OUT = "stimuli whose nearest are equally near are left out: their order was that of the rows"
-_SAME_BITS = "scores no longer depend on what else is compared, nor leave their range by rounding"
+_LEFT_OUT = "stimuli with tied neighbours are left out; before, ties took the order of the rows"
+_SAME_BITS = "scores no longer depend on what else is compared, and rounding keeps them in range"
 _ORDERED = (("self_is_neighbour", False), ("ties", "lists that tie are left out"))
 
 RELATIONAL = (
@@ -120,7 +120,7 @@ RELATIONAL = (
         name="rsa",
         kind="relational",
         version=2,
-        changed=_SAME_BITS + "; ranks take for equal what differs by rounding to float32",
+        changed=_SAME_BITS + "; values that differ by float32 rounding alone have equal ranks",
         relation=("rsa", "dissimilarity", "comparison"),
         engine="dense",
         symmetric=True,
