@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def select_layers(
-    layers: Mapping[str, ArrayLike], stimulus: Sequence[str], compared: Sequence[str]
+    layers: Mapping[str, ArrayLike],
+    stimulus: Sequence[str],
+    compared: Sequence[str],
+    *,
+    may_repeat: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Return the rows of each layer that belong to the stimuli compared, in their order.
 
@@ -32,6 +36,8 @@ def select_layers(
         The n ids of the rows, in any order.
     compared
         Ids of the stimuli that the store compares.
+    may_repeat
+        Whether an id may be given more than once, as that of a caption: then its first row counts.
 
     Raises
     ------
@@ -41,7 +47,7 @@ def select_layers(
     """
     from pipeline.measures.checks import checked_array
 
-    rows = _rows_of(stimulus, compared)
+    rows = _rows_of(stimulus, compared, may_repeat)
     if not layers:
         raise InputError("no layer was given: pass {'name': activations}.")
     found = {}
@@ -116,10 +122,10 @@ def score_layers(
     )
 
 
-def _rows_of(given: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
+def _rows_of(given: Sequence[str], wanted: Sequence[str], may_repeat: bool) -> NDArray[np.int64]:
     """Return the position of each wanted id among the given."""
-    at = {g: i for i, g in enumerate(given)}
-    if len(at) != len(given):
+    at = {g: i for i, g in reversed([*enumerate(given)])}
+    if len(at) != len(given) and not may_repeat:
         twice = next(g for i, g in enumerate(given) if at[g] != i)
         raise InputError(
             f"stimulus id {twice} is given more than once: give each row once, since duplicates "

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline import schema
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError, StoreError
-from pipeline.modality import modality_of
+from pipeline.modality import MODALITIES, modality_of
 from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
@@ -28,7 +28,7 @@ from pipeline.store.io.chunks import array_of, read_whole, remedy
 from pipeline.store.io.location import Folder, Location, locate
 from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
 from pipeline.suggest import did_you_mean
-from pipeline.types import Float32, Float64
+from pipeline.types import Float32, Float64, Modality
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -384,11 +384,6 @@ class Store:
         """
         return self.dataset("competence", subset=subset)
 
-    def stored_dataset(self, name: str, subset: str, label: str | None = None) -> xr.Dataset | None:
-        """Return a final dataset as it is stored, of whatever version; None where there is none."""
-        group = find_group(self.root, paths.dataset(name, subset, label), MARK)
-        return None if group is None else read_dataset(group)
-
     def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
         """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
         return is_current(self.root, paths.dataset(name, subset, label), inputs)
@@ -463,6 +458,7 @@ class Store:
         measure: str,
         *,
         encoders: str | Iterable[str] = "final",
+        modality: Modality | None = None,
         subset: str | None = None,
     ) -> xr.Dataset:
         """Compare your own model with the encoders of the store.
@@ -472,12 +468,15 @@ class Store:
         layers
             Layer name → activations `(n, features)` of your model, from input to output.
         stimulus
-            The n stimulus ids of the rows, as `stimuli()` returns them. Rows may be in any order,
-            and may include more than the subset needs.
+            The n ids of what the rows were computed from, as `stimuli()` returns them: `stimulus`
+            for images, `caption_id` for captions, which may repeat. Rows may be in any order, and
+            may include more than the subset needs.
         measure
             A label of this store.
         encoders
-            `final` (every image tower's last checkpoint), `all`, or encoder ids.
+            `final` (the last checkpoint of every tower), `all`, or encoder ids.
+        modality
+            With the towers of which modality; default: image, where there are any.
 
         Returns
         -------
@@ -493,26 +492,34 @@ class Store:
         spec = self.measure(measure, subset)
         key = self.subset(subset)
         set_key = str(self.group(paths.subset(key)).attrs["set"])
-        rows = self.rows(key)
-        compared = [str(s) for s in self.stimulus_column(set_key, "stimulus")[rows]]
-        own = select_layers(layers, [str(s) for s in stimulus], compared)
+        present = {e.modality for e in self.encoders(set_key)}
+        default = next((m for m in MODALITIES if m in present), MODALITIES[0])
+        chosen = self.select_encoders(encoders, modality or default, set_key)
+        of_text = (modality or default) == "text"
+        rows = self.rows((self.captions_subset(key) or key) if of_text else key)
+        column = "caption_id" if of_text else "stimulus"
+        compared = [str(s) for s in self.stimulus_column(set_key, column)[rows]]
+        given = [str(s) for s in stimulus]
+        own = select_layers(layers, given, compared, may_repeat=of_text)
 
-        def stored() -> Iterator[tuple[Encoder, list[Float32]]]:
-            for encoder in self.image_encoders(encoders, set_key):
+        def stored_layers() -> Iterator[tuple[Encoder, list[Float32]]]:
+            for encoder in chosen:
                 tower = self.tower_at(encoder.path)
                 yield encoder, [tower.read(encoder.checkpoint, n, rows) for n in encoder.layers]
 
-        return score_layers(own, stored(), measure, spec)
+        return score_layers(own, stored_layers(), measure, spec)
 
-    def image_encoders(self, chosen: str | Iterable[str], set: str | None = None) -> list[Encoder]:
-        """Return image encoders: `final`, `all`, or by their ids.
+    def select_encoders(
+        self, chosen: str | Iterable[str], modality: Modality, set: str | None = None
+    ) -> list[Encoder]:
+        """Return encoders of a modality: `final`, `all`, or by their ids.
 
         Raises
         ------
         InputError
             Where there is no such encoder, with the nearest.
         """
-        known = [e for e in self.encoders(set) if e.tower == "image"]
+        known = [e for e in self.encoders(set) if e.modality == modality]
         if chosen == "all":
             return known
         if chosen == "final":
@@ -522,7 +529,7 @@ class Store:
         for i in ids:
             if i not in by_id:
                 raise InputError(
-                    f"there is no image encoder {i!r} in {self.path}.{did_you_mean(i, by_id)}"
+                    f"there is no {modality} encoder {i!r} in {self.path}.{did_you_mean(i, by_id)}"
                 )
         return [by_id[i] for i in ids]
 

@@ -114,10 +114,14 @@ def test_run__results_do_not_depend_on_other_modalities(
     xr.testing.assert_equal(mixed.competence().sel(encoder=measured.encoder), measured)
 
 
-def test_score__of_text_towers(text: tuple[Store, str]) -> None:
-    """One's own layers are compared with encoders of the modality whose ids are given."""
+def test_score__of_text_towers(text: tuple[Store, str], both: tuple[Store, str]) -> None:
+    """One's own layers are compared with encoders of the modality, on its distinct stimuli."""
     store, _ = text
     own = store.activations("open_clip/c0", checkpoint="init", layer="resblocks.1").compute()
-    found = store.score({"mine": own.values}, own.stimulus.values, "cka")
-    best = found.alignment.sel(encoder="open_clip/c0@init#text")
-    assert float(best) == pytest.approx(1.0)
+    best = [
+        each.score({"mine": own.values}, own.stimulus.values, "cka", modality=modality)
+        for each, modality in ((store, None), (both[0], "text"))
+    ]
+    xr.testing.assert_equal(*best)
+    assert best[0].encoder.values.tolist() == [f"open_clip/c{seed}@init#text" for seed in SEEDS]
+    assert float(best[0].alignment.sel(encoder="open_clip/c0@init#text")) == pytest.approx(1.0)

@@ -35,6 +35,7 @@ from pipeline.store import datasets
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
 from pipeline.store.verify import verify
+from pipeline.store.writer import StoreWriter
 from pipeline.workflow import Plan, RunReport
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages import calibrate

@@ -18,7 +18,6 @@ from pipeline.measures.panels import resolve_device
 from pipeline.stimuli import Subset
 from pipeline.store import Store
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
-from pipeline.store.io.chunks import read
 from pipeline.store.io.lease import StoreRef
 from pipeline.store.writer import StoreWriter
 from pipeline.types import Mask
@@ -172,7 +171,7 @@ def _has_diagnostics(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.b
     """Return, for each slot, whether all there is to say of it is written."""
     has = np.ones(length, bool)
     for name in _diagnostic_names(spec):
-        held = read(grid.array(name))[:length]  # what is lost counts as not written
+        held = grid.column(name)[:length]  # what is lost counts as not written
         has[: len(held)] &= ~np.isnan(held) if held.dtype.kind == "f" else held >= 0
     return has
 
@@ -394,7 +393,4 @@ def record_diagnostics(store: StoreWriter, subset: str, diagnostics: Diagnostics
         grid = store.scores(subset, label)
         assert grid is not None  # the driver has made it
         for name, of_slot in variables.items():
-            array = grid.array(name)
-            held = read(array)
-            held[list(of_slot)] = list(of_slot.values())
-            array[...] = held
+            grid.write_column(name, of_slot)

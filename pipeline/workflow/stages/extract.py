@@ -164,7 +164,7 @@ def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusSet) ->
         group = store.tower(stimuli.key, spec.id, tower)
         group = group or _create(store, model, tower, stimuli)
         if model.metadata_changed:
-            group.group.update_attributes(dict(model.metadata))
+            group.update_metadata(model.metadata)
         rows: dict[str, tuple[int, Weights]] = {}
         for label in in_training_order(steps.items()):
             checkpoint = model.checkpoints[label]
