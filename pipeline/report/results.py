@@ -118,14 +118,10 @@ def load_results(store: Store, subset: str | None = None, names: Sequence[str] =
     return Results(
         store,
         key,
-        {name: {label: _read(store, name, label, key) for label in ready} for name in names},
+        {name: {label: store.dataset(name, label, key) for label in ready} for name in names},
         tuple(label for label in labels if label not in made),
         faults,
     )
-
-
-def _read(store: Store, name: str, label: str, key: str) -> xr.Dataset:
-    return {"alignment": store.alignment, "convergence": store.convergence}[name](label, key)
 
 
 def _fault(store: Store, key: str, label: str, names: Sequence[str]) -> str:
