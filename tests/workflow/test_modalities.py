@@ -117,7 +117,7 @@ def test_run__results_do_not_depend_on_other_modalities(
 def test_score__of_text_towers(text: tuple[Store, str], both: tuple[Store, str]) -> None:
     """One's own layers are compared with encoders of the modality, on its distinct stimuli."""
     store, _ = text
-    own = store.activations("open_clip/c0", checkpoint="init", layer="resblocks.1").compute()
+    own = store.activations("open_clip/c0", checkpoint="init", layer="blocks.1").compute()
     best = [
         each.score({"mine": own.values}, own.stimulus.values, "cka", modality=modality)
         for each, modality in ((store, None), (both[0], "text"))
