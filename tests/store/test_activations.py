@@ -193,9 +193,11 @@ def test_replace_weights__only_before_the_first_block(tower: TowerGroup) -> None
 def test_read__not_extracted(tower: TowerGroup) -> None:
     add(tower, "one")
     tower.write_block("one", (0, 4), values(tower, (0, 4)))
-    with pytest.raises(StoreError, match=r"m/image@one/a: these activations are not \(wholly\)"):
+    with pytest.raises(
+        StoreError, match=r"m/image@one/a: these activations are not completely extracted"
+    ):
         reopened(tower).read("one", "a")
-    with pytest.raises(StoreError, match=r"not \(wholly\) extracted"):
+    with pytest.raises(StoreError, match=r"not completely extracted"):
         tower.read("two", "a")
 
 

@@ -19,8 +19,8 @@ from pipeline.store.activations import TowerGroup
 from pipeline.store.catalog import tower_groups
 from pipeline.store.grid import Grid, pending_pairs
 from pipeline.store.layout import delete, find_group, open_root
+from pipeline.store.writer import StoreWriter
 from pipeline.types import Weights
-from pipeline.workflow.stages import compare
 
 CHUNK = 4
 PATH = "activations/set-0/timm/m/image"
@@ -129,11 +129,11 @@ def test_delete__killed(tmp_path: Path) -> None:
 
 def test_ensure_subset__killed_before_its_rows(tmp_path: Path) -> None:
     """Rows that were never written read as the first row, over and over."""
-    root = open_root(tmp_path / "s.zarr", "a")
+    writer = StoreWriter(tmp_path / "s.zarr", create=True)
     subset = Subset(load_digits("test"), np.array([3, 5, 8]))
     with killed_at(zarr.Array, "__setitem__", 0):
-        compare.ensure_subset(root, subset, subset.key)
-    assert compare.ensure_subset(root, subset, subset.key) == subset.key
-    rows = root[f"measures/{subset.key}/row"]
+        writer.ensure_subset(subset, subset.key)
+    writer.ensure_subset(subset, subset.key)
+    rows = writer.root[f"measures/{subset.key}/row"]
     assert isinstance(rows, zarr.Array)
     assert np.asarray(rows[...]).tolist() == [3, 5, 8]
