@@ -15,6 +15,7 @@ SLOW = (
     "tests/measures/test_same_bits.py::test_nulls__alone_and_in_company",
     "tests/measures/test_same_bits.py::test_score_pairs__with_little_memory_and_from_files",
     "tests/training/test_train.py::test_train_all__goes_on_after_a_failure",
+    "tests/workflow/test_cost.py",
     "tests/workflow/test_train_stage.py",
     "tests/workflow/test_versions.py",
     "tests/workflow/test_representations.py",
