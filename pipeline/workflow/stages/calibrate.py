@@ -190,7 +190,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
     scores = 0.0
     for (method, count), specs in by_method.items():
-        transposed = {k: s for k, s in specs.items() if not s.measure.symmetric}
+        directed = {k: s for k, s in specs.items() if not s.measure.symmetric}
         if method == "analytic":  # pairs that moments do not determine are permuted too
             relations = len({s.relation for s in specs.values()})
             operations += 2.0 * n**3 * len(members) * relations + 2.0 * n * count * pairs
@@ -202,7 +202,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
                 n, n_xs, n_xs, specs, alike=True, spilled=prepared.spilled))  # fmt: skip
         else:
             operations += permuting_operations(n, count, prepared.widths, pairs, specs)
-        operations += permuting_operations(n, count, prepared.widths, pairs, transposed)
+        operations += permuting_operations(n, count, prepared.widths, pairs, directed)
         working = max(working, permuting_bytes(n, count, n_xs, widths_y, specs))
         nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
         cells = float(len(AGGREGATES) * job.missing.size * count)
