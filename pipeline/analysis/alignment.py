@@ -17,6 +17,7 @@ from pipeline.analysis.analysis import Analysis, ComparisonResults, Inputs
 from pipeline.analysis.competence import COLUMNS
 from pipeline.calibration import (
     VERSION,
+    BestPair,
     benjamini_hochberg,
     best_pair,
     calibrate_score,
@@ -35,43 +36,31 @@ _OF_ENCODERS = ENCODER | {name: column.variable for name, column in COLUMNS.item
 
 
 @dataclass(frozen=True)
-class LayerAggregate:
+class LayerAggregate(BestPair):
     """What a layer × layer block of scores comes to."""
 
-    score: float
-    layer_x: int
-    layer_y: int
     mean: float
+    """Over the pairs of layers that have a score."""
     matched: float
+    """Over layers at equal relative depth: every layer of the deeper encoder, with the nearest of
+    the other."""
 
 
 def aggregate_block(block: Float64) -> LayerAggregate:
-    """Aggregate the scores of all layer pairs of two encoders.
-
-    Parameters
-    ----------
-    block
-        `(layers of x, layers of y)`; NaN where the measure is undefined.
-
-    Returns
-    -------
-    LayerAggregate
-        The best pair's score and layer indices (the first of equals), the mean over pairs, and
-        the mean over layers at equal relative depth: for the deeper encoder every layer, with
-        the nearest layer of the other.
-    """
+    """Aggregate the scores `(layers of x, layers of y)` of two encoders, NaN where undefined."""
     best = best_pair(block)
-    if best.layer_x < 0:
-        return LayerAggregate(best.score, -1, -1, np.nan, np.nan)
-    matched = block[matched_depths(*block.shape)]
-    matched = matched[~np.isnan(matched)]
     return LayerAggregate(
         best.score,
         best.layer_x,
         best.layer_y,
-        float(block[~np.isnan(block)].mean()),
-        float(matched.mean()) if len(matched) else np.nan,
+        _mean(block),
+        _mean(block[matched_depths(*block.shape)]),
     )
+
+
+def _mean(scores: Float64) -> float:
+    defined = scores[~np.isnan(scores)]
+    return float(defined.mean()) if len(defined) else np.nan
 
 
 @lru_cache(maxsize=1024)

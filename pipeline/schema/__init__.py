@@ -13,7 +13,6 @@ from pipeline.schema.groups import (
 )
 from pipeline.schema.variables import (
     ACTIVATIONS,
-    AGGREGATES,
     ALIGNMENT,
     ANALYTIC_CALIBRATION,
     CALIBRATION,
@@ -33,7 +32,6 @@ from pipeline.schema.variables import (
 
 __all__ = [
     "ACTIVATIONS",
-    "AGGREGATES",
     "ALIGNMENT",
     "ANALYTIC_CALIBRATION",
     "CALIBRATION",

@@ -184,8 +184,6 @@ ANALYTIC_CALIBRATION = CALIBRATION | _table(
 )
 """Of nulls that are sampled from moments."""
 
-AGGREGATES = ("max", "mean")
-
 ALIGNMENT = _table(
     Variable("encoder_x", ("encoder_x",), "str", "MODEL@CHECKPOINT#TOWER."),
     Variable("encoder_y", ("encoder_y",), "str", "MODEL@CHECKPOINT#TOWER."),

@@ -215,11 +215,11 @@ class PreparedFootprint:
         n, base = len(subset), len(subset.base)
         self.widths = np.array([m.width for m in members], dtype=np.int64)
         kept = kept_bytes(n, self.widths, specs)
-        movable, fixed = float(kept.spillable.sum()), float(kept.resident.sum())
-        self.spilled = movable + fixed > budget.memory
-        self.held = movable + fixed
+        spillable, resident = float(kept.spillable.sum()), float(kept.resident.sum())
+        self.spilled = spillable + resident > budget.memory
+        self.held = spillable + resident
         if self.spilled:
-            left = fixed + max(0.0, movable - budget.scratch)
+            left = resident + max(0.0, spillable - budget.scratch)
             self.held = max(float(budget.memory), left)
             self.held += float((kept.spillable + kept.resident).max())  # before it is moved
         widest = int(self.widths.max())

@@ -30,7 +30,7 @@ from pipeline.workflow.representations import reading_bytes, stored_rows
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages.calibrate import find_null
 from pipeline.workflow.stages.compare import find_grid
-from pipeline.workflow.stages.stage import IDLE, Failure, StageTask, stage_task
+from pipeline.workflow.stages.stage import Failure, Stage, StageTask, stage_task
 
 if TYPE_CHECKING:
     pass
@@ -64,13 +64,11 @@ class PendingColumns:
         return self.n_missing > 0 or not self.is_committed
 
 
-class AnalyseEncoders:
+class AnalyseEncoders(Stage[PendingColumns]):
     """An analysis with columns: a task measures a few encoders, on their last layers."""
 
     unit = "encoders"
     counted = "encoders"
-    worker_baseline = IDLE
-    leaves_memory = False
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis, self.name = analysis, analysis.name
@@ -98,9 +96,6 @@ class AnalyseEncoders:
                     self.analysis, comparison.subset, encoders[i : i + ENCODERS_PER_TASK], k
                 )
 
-    def create(self, ctx: Context, pending: PendingColumns) -> None:
-        """Do nothing: a dataset is written whole."""
-
     def collect(
         self, ctx: Context, pending: PendingColumns, task: StageTask, result: Columns
     ) -> Iterator[Failure]:
@@ -123,14 +118,6 @@ class AnalyseEncoders:
     def summary(self, ctx: Context, pending: PendingColumns) -> tuple[int, int]:
         """Count encoders."""
         return pending.n_missing, pending.n_wanted
-
-    def resident(self, ctx: Context) -> float:
-        """Return 0: nothing is kept."""
-        return 0.0
-
-    def remedy(self, ctx: Context) -> str:
-        """Name the size of the subset."""
-        return f"Lower subset.n (now {len(ctx.subset)})"
 
 
 def _measurable(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, list[Encoder]]]:
@@ -223,13 +210,11 @@ def write_columns(store: StoreWriter, analysis: Analysis, subset: str, found: Co
     store.replace_dataset(analysis.name, subset, analysis.stamped(dataset), inputs_digest(found))
 
 
-class Analyse:
+class Analyse(Stage[list[str]]):
     """An analysis that the driver makes, one dataset for each measure."""
 
     unit = "measures"
     counted = "measures"
-    worker_baseline = IDLE
-    leaves_memory = False
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis, self.name = analysis, analysis.name
@@ -244,20 +229,7 @@ class Analyse:
             or not store.is_current(self.name, ctx.key, label, self._digest(store, ctx, label))
         ]
 
-    def tasks(self, ctx: Context, pending: Sequence[str]) -> Iterator[StageTask]:
-        """Yield nothing: the driver does it."""
-        yield from ()
-
-    def create(self, ctx: Context, pending: Sequence[str]) -> None:
-        """Do nothing: a dataset is written whole."""
-
-    def collect(
-        self, ctx: Context, pending: Sequence[str], task: StageTask, result: Any
-    ) -> Iterator[Failure]:
-        """Do nothing: there are no tasks."""
-        yield from ()
-
-    def finish(self, ctx: Context, pending: Sequence[str]) -> None:
+    def finish(self, ctx: Context, pending: list[str]) -> None:
         """Make and write the datasets."""
         store = ctx.writer
         for label in pending:
@@ -265,17 +237,9 @@ class Analyse:
             inputs = self._digest(store, ctx, label)
             store.write_dataset(self.name, ctx.key, label, dataset, inputs)
 
-    def summary(self, ctx: Context, pending: Sequence[str]) -> tuple[int, int]:
+    def summary(self, ctx: Context, pending: list[str]) -> tuple[int, int]:
         """Count measures."""
         return len(pending), len(ctx.specs)
-
-    def resident(self, ctx: Context) -> float:
-        """Return 0: there are no tasks."""
-        return 0.0
-
-    def remedy(self, ctx: Context) -> str:
-        """Name the size of the subset."""
-        return f"Lower subset.n (now {len(ctx.subset)})"
 
     @property
     def _needs(self) -> list[Analysis]:

@@ -29,7 +29,7 @@ from pipeline.measures.footprint import (
     permuting_operations,
     scoring_bytes,
 )
-from pipeline.schema import ANALYTIC_CALIBRATION, State
+from pipeline.schema import ANALYTIC_CALIBRATION, NULL_GROUP, State
 from pipeline.stimuli import Subset
 from pipeline.store import Store
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
@@ -48,19 +48,15 @@ from pipeline.workflow.representations import (
 )
 from pipeline.workflow.spec import CalibrateSpec
 from pipeline.workflow.stages.compare import Compare
-from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
-
-CHUNK = 16  # encoders on a side of a chunk
+from pipeline.workflow.stages.stage import PendingGrids, Stage, StageTask, stage_task
 
 
-class Calibrate:
+class Calibrate(Stage[PendingGrids]):
     """One task a block of pairs of encoders, for all measures that lack the same ones."""
 
     name = "calibrate"
     unit = "pairs"
     counted = "pairs of encoders"
-    worker_baseline = IDLE
-    leaves_memory = False  # what is prepared is kept within one budget, through all stages
 
     def pending(self, ctx: Context) -> PendingGrids:
         """Compare the wanted pairs with the nulls of each measure."""
@@ -73,7 +69,7 @@ class Calibrate:
                     find_null(ctx.store_of(label), c.subset.key, label, spec, settings),
                     digests,
                     wanted,
-                    CHUNK,
+                    NULL_GROUP.chunk,
                 )
                 for label, spec in ctx.specs.items()
             }
@@ -97,15 +93,6 @@ class Calibrate:
             digests, _ = wanted_nulls(c)
             for label in todo:
                 ensure_null(ctx.writer, c.subset, label, ctx.specs[label], settings).admit(digests)
-
-    def collect(
-        self, ctx: Context, pending: PendingGrids, task: StageTask, result: int
-    ) -> Iterator[Failure]:
-        """Do nothing: workers have written all there is."""
-        yield from ()
-
-    def finish(self, ctx: Context, pending: PendingGrids) -> None:
-        """Do nothing."""
 
     def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
         """Count unordered pairs, over subsets and measures."""
@@ -203,7 +190,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
     scores = 0.0
     for (method, count), specs in by_method.items():
-        turned = {k: s for k, s in specs.items() if not s.measure.symmetric}
+        directed = {k: s for k, s in specs.items() if not s.measure.symmetric}
         if method == "analytic":  # pairs that moments do not determine are permuted too
             relations = len({s.relation for s in specs.values()})
             operations += 2.0 * n**3 * len(members) * relations + 2.0 * n * count * pairs
@@ -215,7 +202,7 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
                 n, n_xs, n_xs, specs, alike=True, spilled=prepared.spilled))  # fmt: skip
         else:
             operations += permuting_operations(n, count, prepared.widths, pairs, specs)
-        operations += permuting_operations(n, count, prepared.widths, pairs, turned)
+        operations += permuting_operations(n, count, prepared.widths, pairs, directed)
         working = max(working, permuting_bytes(n, count, n_xs, widths_y, specs))
         nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
         cells = float(len(AGGREGATES) * job.missing.size * count)
@@ -307,10 +294,10 @@ def null_job(store: StoreRef, job: NullJob) -> int:
                 best, mask = _best_scores(writer, job, label, x_groups, y_groups, wanted)
                 masks[label], seed = mask, job.calibrate.seed
                 drawn = draw(null, x_groups, y_groups, mask & in_order, count, seed)
-                turned = draw(
+                transposed = draw(
                     null.transposed(), y_groups, x_groups, (mask & ~in_order).T, count, seed
                 )
-                nulls[label] = _merged(in_order, drawn, turned)
+                nulls[label] = _merged(in_order, drawn, transposed)
                 permuted[label] = flagged_encoders(null, x_groups, y_groups, mask)
                 tails[label] = tail_bounds(null, x_groups, y_groups, best)
                 tails[label][permuted[label]] = np.nan
@@ -333,15 +320,15 @@ def null_job(store: StoreRef, job: NullJob) -> int:
                     for how in AGGREGATES
                 }
         for label, by_aggregate in nulls.items():
-            turned = {how: found.swapaxes(0, 1) for how, found in by_aggregate.items()}
+            transposed = {how: found.swapaxes(0, 1) for how, found in by_aggregate.items()}
             if not specs[label].measure.symmetric:
-                turned = permutation_null(
+                transposed = permutation_null(
                     ys, xs, y_groups, x_groups, {label: specs[label]}, orders, wanted=wanted.T
                 )[label]
             of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
             if label in tails:
                 of_pairs["tail"] = tails[label]
-            _write(_null(writer, job, label), job, by_aggregate, turned, of_pairs, masks[label])
+            _write(_null(writer, job, label), job, by_aggregate, transposed, of_pairs, masks[label])
     return int(job.missing.sum())
 
 
@@ -421,7 +408,7 @@ def _write(
     grid: Grid,
     job: NullJob,
     nulls: Mapping[str, Float64],
-    turned: Mapping[str, Float64],
+    transposed: Mapping[str, Float64],
     of_pairs: Mapping[str, NDArray[Any]],
     computed: Mask,
 ) -> None:
@@ -429,7 +416,7 @@ def _write(
 
     Parameters
     ----------
-    nulls, turned
+    nulls, transposed
         Aggregate → values of this direction and of the other.
     of_pairs
         Variable of the grid → its value for each pair of encoders.
@@ -440,7 +427,7 @@ def _write(
     mask = np.zeros_like(job.missing)
     mask[np.ix_(rows, columns)] = computed
     above = _chunk(job, nulls, of_pairs, rows, columns)
-    below = _chunk(job, turned, {n: v.T for n, v in of_pairs.items()}, columns, rows)
+    below = _chunk(job, transposed, {n: v.T for n, v in of_pairs.items()}, columns, rows)
     if job.i == job.j:
         both = {
             name: np.where(mask[..., None] if name == "null" else mask, found, below[name])

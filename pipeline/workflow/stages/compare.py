@@ -15,6 +15,7 @@ from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
 from pipeline.measures.footprint import DOUBLE, SINGLE, scoring_bytes, scoring_operations
 from pipeline.measures.panels import resolve_device
+from pipeline.schema import SCORE_GROUP
 from pipeline.stimuli import Subset
 from pipeline.store import Store
 from pipeline.store.grid import Grid, PendingPairs, pending_pairs
@@ -32,19 +33,15 @@ from pipeline.workflow.representations import (
     prepared_bytes,
     representation_refs,
 )
-from pipeline.workflow.stages.stage import IDLE, Failure, PendingGrids, StageTask, stage_task
-
-CHUNK = 128  # representations on a side of a chunk: one task computes 128 × 128 pairs
+from pipeline.workflow.stages.stage import Failure, PendingGrids, Stage, StageTask, stage_task
 
 
-class Compare:
+class Compare(Stage[PendingGrids]):
     """One task a block of pairs, for all measures that lack some of them."""
 
     name = "compare"
     unit = "pairs"
     counted = "pairs of representations"
-    worker_baseline = IDLE
-    leaves_memory = False  # what is prepared is kept within one budget, through all stages
 
     def pending(self, ctx: Context) -> PendingGrids:
         """Compare the wanted pairs with the grid of each measure."""
@@ -80,9 +77,6 @@ class Compare:
         """Write what there is to say of single representations."""
         record_diagnostics(ctx.writer, task.job.subset, result)
         yield from ()
-
-    def finish(self, ctx: Context, pending: PendingGrids) -> None:
-        """Do nothing."""
 
     def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
         """Count unordered pairs, over subsets and measures."""
@@ -156,7 +150,7 @@ def outstanding_scores(
     driver. Where a driver was killed in between, the pairs are done and it is lost: one pair of
     such a representation is then asked for again.
     """
-    todo = pending_pairs(grid, digests, wanted, CHUNK)
+    todo = pending_pairs(grid, digests, wanted, SCORE_GROUP.chunk)
     if grid is None:
         return todo
     slots = np.array([todo.members[m] for m in digests], dtype=np.int64)
@@ -313,12 +307,12 @@ def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
         specs = {n: job.specs[n] for n in labels}
         try:
             scores = score_pairs(xs, ys, specs, wanted=inner, device=device)
-            turned = {
+            transposed = {
                 label: Scores(found.values.T, found.undefined.T) for label, found in scores.items()
             }
             if not diagonal:
                 other = {n: s for n, s in specs.items() if not s.measure.symmetric}
-                turned |= score_pairs(ys, xs, other, wanted=inner.T) if other else {}
+                transposed |= score_pairs(ys, xs, other, wanted=inner.T) if other else {}
         except InputError as error:  # of one measure: the others are not to suffer
             refused.append(f"{', '.join(labels)}: {error}")
             continue
@@ -330,8 +324,8 @@ def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)
             if not diagonal:
                 shape = mask.T.shape
-                values = _placed(turned[label].values, shape, at_right, at_left, np.nan)
-                undefined = _placed(turned[label].undefined, shape, at_right, at_left, False)
+                values = _placed(transposed[label].values, shape, at_right, at_left, np.nan)
+                undefined = _placed(transposed[label].undefined, shape, at_right, at_left, False)
                 grid.write_chunk(job.j, job.i, {"score": values}, mask.T, undefined)
             by_slot = {
                 chunk * grid.chunk + k: p

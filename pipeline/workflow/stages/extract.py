@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,13 +31,13 @@ from pipeline.workflow.models import (
     stored_encoders,
     stored_tower,
 )
-from pipeline.workflow.stages.stage import Failure, StageTask, stage_task
+from pipeline.workflow.stages.stage import Failure, Stage, StageTask, stage_task
 
 DECODED = 256 * 2**20
 """What a worker keeps of decoded images."""
 
 
-class Extract:
+class Extract(Stage[list[ModelPlan]]):
     """One task a model: its missing checkpoints, one after the other."""
 
     name = "extract"
@@ -51,7 +51,7 @@ class Extract:
         """Return the models that lack something, or whose metadata have changed."""
         return [m for m in ctx.models if m.missing or m.metadata_changed]
 
-    def tasks(self, ctx: Context, pending: Sequence[ModelPlan]) -> Iterator[StageTask]:
+    def tasks(self, ctx: Context, pending: list[ModelPlan]) -> Iterator[StageTask]:
         """Yield one task a model. Workers may stand in another folder: paths are absolute."""
         settings, stimuli = ctx.workflow.extract, ctx.workflow.stimuli
         for model in pending:
@@ -60,20 +60,20 @@ class Extract:
                     model, ctx.stimuli, stimuli, settings.batch_size, settings.device
                 )
 
-    def create(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
+    def create(self, ctx: Context, pending: list[ModelPlan]) -> None:
         """Write the stimuli, and create or grow the groups of every model."""
         ctx.writer.write_stimuli(ctx.stimuli)
         for model in ctx.models:
             create_towers(ctx.writer, model, ctx.stimuli)
 
     def collect(
-        self, ctx: Context, pending: Sequence[ModelPlan], task: StageTask, result: dict[str, str]
-    ) -> Iterable[Failure]:
-        """Return the checkpoints that failed."""
+        self, ctx: Context, pending: list[ModelPlan], task: StageTask, result: dict[str, str]
+    ) -> Iterator[Failure]:
+        """Yield the checkpoints that failed."""
         model = task.name.removeprefix("extract ")
-        return [Failure(f"{model}@{label}", why) for label, why in result.items()]
+        yield from (Failure(f"{model}@{label}", why) for label, why in result.items())
 
-    def finish(self, ctx: Context, pending: Sequence[ModelPlan]) -> None:
+    def finish(self, ctx: Context, pending: list[ModelPlan]) -> None:
         """Take the encoders that are in the store now."""
         ctx.meet(
             [
@@ -84,13 +84,9 @@ class Extract:
             ]
         )
 
-    def summary(self, ctx: Context, pending: Sequence[ModelPlan]) -> tuple[int, int]:
+    def summary(self, ctx: Context, pending: list[ModelPlan]) -> tuple[int, int]:
         """Count models."""
         return sum(bool(m.missing) for m in ctx.models), len(ctx.models)
-
-    def resident(self, ctx: Context) -> float:
-        """Return 0: what is decoded is counted with each task."""
-        return 0.0
 
     def remedy(self, ctx: Context) -> str:
         """Name the size of a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -93,33 +93,39 @@ class Stage(Protocol[Pending]):
     """Of the tasks' sizes, in the plural."""
     counted: str
     """What `summary` counts, in the plural."""
-    worker_baseline: int
+    worker_baseline: int = IDLE
     """Bytes of an idle worker with what the stage imports."""
-    leaves_memory: bool
+    leaves_memory: bool = False
     """Whether what its tasks hold stays in the workers through later stages."""
 
     def pending(self, ctx: Context) -> Pending:
         """Compare what is wanted with the store; falsy where nothing is to be done."""
 
     def tasks(self, ctx: Context, pending: Pending) -> Iterator[StageTask]:
-        """Yield the tasks that do what is pending."""
+        """Yield the tasks that do what is pending; none where the driver does it all."""
+        yield from ()
 
     def create(self, ctx: Context, pending: Pending) -> None:
         """Make what the tasks write into; also where there are none."""
+        return
 
     def collect(
         self, ctx: Context, pending: Pending, task: StageTask, result: Any
-    ) -> Iterable[Failure]:
-        """Take in what a task returned; return what failed within it."""
+    ) -> Iterator[Failure]:
+        """Take in what a task returned; yield what failed within it."""
+        yield from ()
 
     def finish(self, ctx: Context, pending: Pending) -> None:
         """Do what remains for the driver once all tasks have ended."""
+        return
 
     def summary(self, ctx: Context, pending: Pending) -> tuple[int, int]:
         """Return how much is missing, and how much is wanted, as `counted`."""
 
     def resident(self, ctx: Context) -> float:
         """Return the bytes that a worker may hold from other tasks of the stage."""
+        return 0.0
 
     def remedy(self, ctx: Context) -> str:
         """Say which settings to lower where workers have not the memory, without a full stop."""
+        return f"Lower subset.n (now {len(ctx.subset)})"
