@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
 from zoo import Zoo
 
 from pipeline.errors import InputError
@@ -175,7 +176,7 @@ def test_get__two_processes_prepare_each_once_between_them(zoo_store: Store, dis
         assert other.stdout is not None
         found = [each.readline().split() for each in (one.stdout, other.stdout)]
         for process in (one, other):
-            process.communicate(timeout=120)
+            process.communicate(timeout=PATIENCE)
     assert sum(int(count) for count, _ in found) == len(members(zoo_store))
     assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-6)
     assert list(disk.glob("consilience-*")) == []  # the last one out has cleared away
@@ -183,11 +184,11 @@ def test_get__two_processes_prepare_each_once_between_them(zoo_store: Store, dis
 
 def test_get__what_a_killed_process_leaves_is_cleared_away(zoo_store: Store, disk: Path) -> None:
     with worker(zoo_store, "die") as killed:
-        killed.communicate(timeout=120)
+        killed.communicate(timeout=PATIENCE)
     assert killed.returncode < 0
     assert len(files(disk)) == len(members(zoo_store))
     with worker(zoo_store) as following:
-        count, _ = following.communicate(timeout=120)[0].split()
+        count, _ = following.communicate(timeout=PATIENCE)[0].split()
     assert int(count) == len(members(zoo_store))  # nothing of unknown origin is used
     assert list(disk.glob("consilience-*")) == []
 

@@ -243,7 +243,7 @@ def test_run__competence_by_another_probe(copied: Zoo, zoo: Zoo) -> None:
     group = open_root(copied.path, "a")[f"competence/{metadata.parent.name}"]
     del group.attrs["probe"]
     with pytest.raises(
-        StoreError, match=r"its probe is another .*`consilience run WORKFLOW` measures"
+        StoreError, match=r"its probe is another .*`consilience run WORKFLOW` makes it anew"
     ):
         copied.store().competence()
     assert counts(copied.plan(), "competence") == (10, 10)
@@ -531,7 +531,7 @@ def test_run__weights_that_change_while_it_runs(
     copied: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was recorded of a file is not what was loaded: nothing is stored."""
-    from pipeline.sources import torch_source
+    from pipeline.extraction import torch_source
 
     folder, load = copied.folder / "run" / "late", torch_source.load_weights
 
