@@ -1,4 +1,4 @@
-"""Encoders: what is aligned with what."""
+"""Encoders: the units that are compared."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from pipeline.types import Mask
 
 @dataclass(frozen=True)
 class Encoder:
-    """One tower of one checkpoint of a model.
-
-    `digest` identifies its activations; it is empty where they are not extracted yet.
-    """
+    """One tower of one checkpoint of a model."""
 
     model: str
     checkpoint: str
     tower: str
     step: int
+    """Training step; 0 at initialisation, -1 if unknown."""
     layers: tuple[str, ...]
+    """From input to output."""
     initial: bool
+    """Whether this is the untrained checkpoint."""
     final: bool
+    """Whether this is the model's last checkpoint."""
     digest: str = ""
+    """Identity of the activations; empty if they are not extracted yet."""
     set_key: str = ""
+    """Key of the stimulus set."""
     path: str = ""
+    """Path of the activations in the store."""
     attributes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def modality(self) -> str:
-        """What the tower takes: as recorded, else what the tower is called."""
+        """Modality of the tower's input: as stored, else the name of the tower."""
         return str(self.attributes.get("modality", self.tower))
 
     @property
@@ -47,10 +51,10 @@ class Encoder:
 
     @property
     def samples_seen(self) -> float:
-        """Stimuli seen in training up to this checkpoint; NaN where unknown.
+        """Training stimuli seen up to this checkpoint; NaN if unknown.
 
-        The published figure belongs to the final checkpoint; an earlier one gets the fraction of
-        it that its share of the training steps makes.
+        The published figure is that of the final checkpoint; earlier ones get a share of it
+        proportional to their training step.
         """
         total = self.attributes.get("metadata", {}).get("samples_seen")
         if self.initial:
@@ -64,14 +68,21 @@ class Encoder:
 
 
 def in_training_order(checkpoints: Iterable[tuple[str, int]]) -> list[str]:
-    """Sort (label, step) by step; labels without a step (-1) come last, in their own order."""
+    """Return the labels of (label, step) by step; those without one (-1) last, in given order."""
     return [label for label, step in sorted(checkpoints, key=lambda c: (c[1] < 0, c[1]))]
 
 
 def related(encoders: Sequence[Encoder]) -> Mask:
-    """Return which pairs of encoders were not trained independently, as the registry recorded."""
-    kin = {e.model: {e.model, *e.attributes.get("related", ())} for e in encoders}
-    models = list(kin)
-    pairs = np.array([[a in kin[b] or b in kin[a] for b in models] for a in models])
+    """Return which pairs of encoders are related: not trained independently.
+
+    Returns
+    -------
+    numpy.ndarray
+        Symmetric mask `(n_encoders, n_encoders)`, from the relations declared in the registry.
+        True for two encoders of one model.
+    """
+    relatives = {e.model: {e.model, *e.attributes.get("related", ())} for e in encoders}
+    models = list(relatives)
+    pairs = np.array([[a in relatives[b] or b in relatives[a] for b in models] for a in models])
     at = [models.index(e.model) for e in encoders]
     return np.asarray(pairs[np.ix_(at, at)])

@@ -1,4 +1,4 @@
-"""Which modality a tower takes."""
+"""The modality of each tower's input."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ MODALITY: Mapping[str, Modality] = {"image": "image", "text": "text"}
 """Tower → modality, for every tower that a model may have."""
 
 MODALITIES = tuple(dict.fromkeys(MODALITY.values()))
-"""All modalities, in the order in which they are shown."""
+"""All modalities; the first one that a store holds is the default."""
 
 
 def modality_of(tower: str) -> Modality:
-    """Return what a tower takes."""
+    """Return the modality of a tower's input.
+
+    Raises
+    ------
+    KeyError
+        If there is no tower of this name.
+    """
     return MODALITY[tower]

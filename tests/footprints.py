@@ -172,8 +172,8 @@ def show(case: str, store: str, task: StageTask) -> None:
         "read": after.read_chars - moved.read_chars,
         "written": written_since(store, start),
     }
-    takes = task.takes
-    said = {"memory": takes.memory, "read": takes.read, "written": takes.written}
+    estimate = task.estimate
+    said = {"memory": estimate.memory, "read": estimate.read, "written": estimate.written}
     line = {"case": case, "stage": task.name.split()[0], "measured": measured, "said": said}
     print(json.dumps(line), flush=True)
 

@@ -6,6 +6,6 @@ from pipeline.analysis.competence import COMPETENCE
 from pipeline.analysis.convergence import CONVERGENCE
 
 ANALYSES: tuple[Analysis, ...] = (COMPETENCE, ALIGNMENT, CONVERGENCE)
-"""All final datasets of a store, those that others need before these."""
+"""All analyses, in dependency order: each after those that it needs."""
 
 __all__ = ["ALIGNMENT", "ANALYSES", "Analysis", "Column", "ComparisonResults", "Inputs"]

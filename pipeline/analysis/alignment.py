@@ -1,6 +1,6 @@
-"""From layer × layer to encoder × encoder: best layers, calibration, p and q, joined with metadata.
+"""From layer × layer to encoder × encoder: best layers, calibration, p and q, and metadata.
 
-Kernels take bare arrays; `alignment_dataset` puts the labels on.
+Arithmetic is on bare arrays; `alignment_dataset` adds the labels.
 """
 
 from __future__ import annotations
@@ -37,17 +37,23 @@ _OF_ENCODERS = ENCODER | {name: column.variable for name, column in COLUMNS.item
 
 @dataclass(frozen=True)
 class LayerAggregate(BestPair):
-    """What a layer × layer block of scores comes to."""
+    """Aggregates of a layer × layer block of scores."""
 
     mean: float
-    """Over the pairs of layers that have a score."""
+    """Mean over the pairs of layers with a defined score; NaN without any."""
     matched: float
-    """Over layers at equal relative depth: every layer of the deeper encoder, with the nearest of
-    the other."""
+    """Mean over layers at equal relative depth: each layer of the deeper encoder with the nearest
+    one of the other."""
 
 
 def aggregate_block(block: Float64) -> LayerAggregate:
-    """Aggregate the scores `(layers of x, layers of y)` of two encoders, NaN where undefined."""
+    """Aggregate the layer scores of two encoders.
+
+    Parameters
+    ----------
+    block
+        `(layers of x, layers of y)`, NaN where undefined.
+    """
     best = best_pair(block)
     return LayerAggregate(
         best.score,
@@ -65,7 +71,20 @@ def _mean(scores: Float64) -> float:
 
 @lru_cache(maxsize=1024)
 def matched_depths(n_x: int, n_y: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the layer indices of both encoders at equal relative depth (first and last meet)."""
+    """Return the layer indices of two encoders at equal relative depth.
+
+    The first layers are matched with each other, and so are the last.
+
+    Parameters
+    ----------
+    n_x, n_y
+        Number of layers of each encoder.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        One index per encoder, `(max(n_x, n_y),)` each.
+    """
     n = max(n_x, n_y)
     depth = np.linspace(0.0, 1.0, n) if n > 1 else np.ones(1)
     at = [np.rint(depth * (m - 1)).astype(np.int64) for m in (n_x, n_y)]
@@ -86,17 +105,19 @@ def alignment_dataset(
     Parameters
     ----------
     alpha
-        Level of the threshold.
+        Significance level of the threshold, in (0, 1).
     maximum
-        The highest score of the measure, which calibrates to 1.
+        The measure's highest possible score, which is calibrated to 1.
     columns
-        Encoder id → column → what was measured of the encoder.
+        Encoder id → column → measured value.
+    attributes
+        Attributes of the dataset.
 
     Returns
     -------
     xarray.Dataset
-        Dimensions `encoder_x, encoder_y`; variables as `pipeline.schema.ALIGNMENT` declares;
-        coordinates `<name>_x` and `<name>_y` for each variable of `pipeline.schema.ENCODER`, and
+        Dimensions `(encoder_x, encoder_y)`; variables as declared in `pipeline.schema.ALIGNMENT`;
+        coordinates `<name>_x` and `<name>_y` for each variable of `pipeline.schema.ENCODER` and
         for each column of competence.
     """
     import xarray as xr
@@ -120,7 +141,7 @@ def alignment_dataset(
     tested = np.isfinite(found["p"]) & ~np.eye(n, dtype=bool)
     symmetric = np.array_equal(found["p"], found["p"].T, equal_nan=True)
     if symmetric:
-        tested = np.triu(tested)  # each unordered pair counts once
+        tested = np.triu(tested)  # each unordered pair is one test
     if tested.any():
         found["q"][tested] = benjamini_hochberg(found["p"][tested])
         if symmetric:
@@ -142,17 +163,17 @@ def alignment_dataset(
 
 
 def calibration_fault(attributes: Mapping[str, Any]) -> str:
-    """Say what is wrong with the calibration of a stored alignment dataset.
+    """Return what is wrong with the calibration of a stored alignment dataset.
 
     Parameters
     ----------
     attributes
-        Of the dataset.
+        Attributes of the dataset.
 
     Returns
     -------
     str
-        Empty where nothing is: where it was not calibrated, too.
+        Empty if nothing is wrong, or if the dataset is not calibrated.
     """
     if attributes.get("method") == "analytic" and attributes.get("null_version") != VERSION:
         return "it was calibrated against an older model of the null"
@@ -194,7 +215,13 @@ def _calibrate(
 def encoder_columns(
     encoders: Sequence[Encoder], columns: Mapping[str, Mapping[str, float]]
 ) -> dict[str, list[Any]]:
-    """Return the declared metadata of encoders, and what was measured of them, by column."""
+    """Return one list per column: metadata of the encoders, and their measured competence.
+
+    Parameters
+    ----------
+    columns
+        Encoder id → column → measured value; NaN where missing.
+    """
     nan = float("nan")
     return {
         "model": [e.model for e in encoders],

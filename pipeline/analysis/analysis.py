@@ -1,6 +1,6 @@
-"""What an analysis is: a record from which its dataset is planned, made, written, read and checked.
+"""The record of an analysis. Its dataset is planned, computed, written, read and verified from it.
 
-Analyses are pure: they see encoders, scores and nulls as arrays, and other analyses' datasets.
+Analyses are pure functions of arrays (encoders, scores, nulls) and of other analyses' datasets.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparisonResults:
-    """One subset's results: which encoder pairs, their layer scores, their nulls."""
+    """The results of one measure on one subset: layer scores and nulls of encoder pairs."""
 
     n_stimuli: int
     scores: Mapping[tuple[str, str], Float64]
-    """(encoder x, encoder y) → layer × layer scores."""
+    """(encoder x, encoder y) → scores `(layers of x, layers of y)`, NaN where undefined."""
     nulls: Mapping[tuple[str, str], Float64]
     """(encoder x, encoder y) → `(aggregate, permutation)`; pairs without one are not calibrated."""
     permuted: Collection[tuple[str, str]] = ()
     """Pairs whose null was estimated by permutation."""
     tails: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(encoder x, encoder y) → upper bound of p from moments; NaN, or not there, without one."""
+    """(encoder x, encoder y) → upper bound of p from moments; NaN or absent if there is none."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a dataset is made from.
+    """What a dataset is computed from.
 
     Attributes
     ----------
     encoders
-        All that were compared, or measured.
+        All encoders that were compared.
     columns
-        Encoder id → column → what was measured of the encoder, by every analysis that has columns.
+        Encoder id → column → measured value, of all needed analyses with columns.
     results
-        Of one measure, for each subset: empty for an analysis of a whole subset.
+        Results of one measure, one for each subset; empty unless the analysis needs `scores`.
     datasets
-        Name of an analysis that is needed → its dataset, for the same measure.
+        Name of a needed analysis → its dataset for the same measure.
     alpha
-        Level of the calibration.
+        Significance level of the calibration.
     maximum
-        The highest score of the measure, which calibrates to 1.
+        The measure's highest possible score, which is calibrated to 1.
     attributes
-        The measure's conventions and the settings of the calibration.
+        Conventions of the measure, and settings of the calibration.
     """
 
     encoders: Sequence[Encoder]
@@ -66,48 +66,48 @@ class Inputs:
 
 
 class Column(NamedTuple):
-    """What is measured of each encoder, on its last layer."""
+    """A value measured on the last layer of each encoder."""
 
     variable: Variable
     measure: Callable[[Float32, NDArray[np.int64]], float]
-    """Takes activations `(stimulus, feature)` and class numbers `(stimulus,)`."""
+    """Function of activations `(n_stimuli, n_features)` and class numbers `(n_stimuli,)`."""
 
 
 class Footprint(NamedTuple):
-    """What measuring the columns of some encoders takes, beside reading them."""
+    """Cost of measuring the columns of some encoders, reading not included."""
 
     operations: float
     memory: float
-    """Bytes."""
+    """Bytes added to an idle worker, at most."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One final dataset of the store.
+    """One kind of final dataset of the store.
 
     Attributes
     ----------
     name
-        Of the dataset and of its part of the store.
+        Name of the dataset, and of its group in the store.
     version
-        Goes up where the same inputs give other numbers; other versions are made anew.
+        Raised when the same inputs give other numbers; datasets of other versions are computed
+        again.
     scope
-        One dataset for a subset, or one for each measure on it.
+        One dataset per `subset`, or one per `measure` on it.
     variables
-        Those that the dataset has to have, declared.
+        Declarations of the variables that the dataset must have.
     compute
-        Makes the dataset.
+        Computes the dataset.
     needs
-        `scores`, for the layer scores and nulls of a measure, and names of analyses that come
-        before it.
+        `scores`, for the layer scores and nulls of a measure, and names of earlier analyses.
     columns
-        What workers measure of each encoder; the others are made by the driver alone.
+        Values that workers measure of each encoder. Without any, the driver does all the work.
     footprint
-        Number of stimuli, widths of the encoders → what their columns take.
+        Number of stimuli, widths of the encoders → cost of measuring their columns.
     conventions
-        Attributes of the dataset: with others than these, it is made anew.
+        Attributes that the dataset must have; with others, it is computed again.
     fault_of
-        Says what is wrong with a dataset by its attributes; empty where nothing is.
+        Returns what is wrong with a dataset, from its attributes; empty if nothing is.
     """
 
     name: str
@@ -122,15 +122,15 @@ class Analysis:
     fault_of: Callable[[Mapping[str, Any]], str] = lambda attributes: ""
 
     def stamped(self, dataset: xr.Dataset) -> xr.Dataset:
-        """Return a dataset with what tells this version of the analysis from others."""
+        """Return a dataset with this analysis's version and conventions as attributes."""
         return dataset.assign_attrs(version=self.version, **self.conventions)
 
     def fault(self, attributes: Mapping[str, Any]) -> str:
-        """Say why a stored dataset cannot be used, by its attributes; empty where it can."""
+        """Return why a stored dataset cannot be used, from its attributes; empty if it can."""
         version = attributes.get("version", 1)
         if version != self.version:
-            return f"it is of version {version} of this analysis, and now there is {self.version}"
-        for name, now in self.conventions.items():
-            if attributes.get(name) != now:
-                return f"its {name} is another than this version's ({now})"
+            return f"it is of version {version} of this analysis; the current one is {self.version}"
+        for name, expected in self.conventions.items():
+            if attributes.get(name) != expected:
+                return f"its {name} is not this version's ({expected})"
         return self.fault_of(attributes)

@@ -1,4 +1,4 @@
-"""How much of the labels a representation makes available: nearest neighbours, linear probe."""
+"""How well labels can be decoded from a representation: nearest neighbours, linear probe."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 FOLDS = 5
 NEIGHBOURS = 10
 DIGITS = 9
-"""To which votes are equal: shares of votes are rounded, and their sums."""
+"""Decimals to which votes are compared: sums of shared votes have rounding errors."""
 PENALTIES = tuple(10 ** (e / 2) for e in range(-4, 11))
-"""From 1e-2 to 1e5, two to a power of ten."""
+"""From 1e-2 to 1e5, two per power of ten."""
 
 
 def knn_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], k: int = NEIGHBOURS) -> float:
@@ -36,8 +36,12 @@ def knn_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], k: int = NEI
     Returns
     -------
     float
-        In [0, 1]. NaN with fewer than k + 2 stimuli. Neighbours that are tied for the last places
-        share their votes. Equal votes go to the lowest class.
+        In [0, 1]. NaN with fewer than k + 2 stimuli.
+
+    Notes
+    -----
+    Neighbours that are tied for the last places share their votes. Ties between classes go to the
+    lowest class number.
     """
     if len(x) < k + 2:
         return float("nan")
@@ -50,11 +54,11 @@ def knn_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], k: int = NEI
 def probe_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], seed: int = 0) -> float:
     """Return the cross-validated accuracy of a linear probe.
 
-    A ridge classifier (one-hot least squares) on standardised features, five stratified folds
-    drawn with `seed`. Standardised, and the penalty chosen, on the training folds only: of
-    `PENALTIES` the one with the least squared error when each training stimulus is left out. With
-    one penalty for all, the accuracy would follow the number of features, and be worst where
-    that is about the number of training stimuli.
+    A ridge classifier (one-hot least squares) on standardised features, with five stratified
+    folds. Features are standardised and the penalty is chosen on the training folds only: the one
+    of `PENALTIES` with the least leave-one-out squared error. With a fixed penalty, accuracy would
+    depend on the number of features, and be worst when it is close to the number of training
+    stimuli.
 
     Parameters
     ----------
@@ -63,12 +67,12 @@ def probe_accuracy(x: NDArray[np.float32], labels: NDArray[np.int64], seed: int 
     labels
         Class numbers `(n_stimuli,)`.
     seed
-        Of the folds.
+        Seed of the folds.
 
     Returns
     -------
     float
-        In [0, 1]. NaN where a class has fewer members than folds, or there is one class.
+        In [0, 1]. NaN if a class has fewer members than there are folds, or there is one class.
 
     References
     ----------
@@ -112,11 +116,11 @@ COLUMNS = {
     )
 }
 PROBE = "ridge on standardised features, penalty by leave-one-out within the training folds"
-"""How `probe_accuracy` is measured; recorded with it, so that no other kind is mixed with it."""
+"""How `probe_accuracy` is measured; stored with it, so that different probes are never mixed."""
 
 
 def competence_dataset(inputs: Inputs) -> xr.Dataset:
-    """Put what was measured of encoders into one dataset, `(encoder,)`."""
+    """Return the measured columns as a dataset with dimension `encoder`, sorted by id."""
     import xarray as xr
 
     ids = sorted(inputs.columns)
@@ -135,9 +139,9 @@ def competence_dataset(inputs: Inputs) -> xr.Dataset:
 
 def _footprint(n: int, widths: NDArray[np.int64]) -> Footprint:
     spec = {"knn": measure_spec("mutual_knn")}
-    least = np.minimum(n, widths)
-    # a decomposition of each fold's training part serves all penalties
-    fits = float((FOLDS * (2 * n * widths * least + 10 * least**3)).sum())
+    rank = np.minimum(n, widths)
+    # one decomposition per training fold serves all penalties
+    fits = float((FOLDS * (2 * n * widths * rank + 10 * rank**3)).sum())
     widest = int(widths.max())
     probe = DOUBLE * (6.0 * n * widest + 3.0 * min(n, widest) ** 2)
     return Footprint(

@@ -1,9 +1,9 @@
 """How alignment changes with scale, with competence and over training.
 
-Pairs that share a model are not independent. Intervals therefore come from a bootstrap over
-*models* (each draw weighs a pair by the product of its models' multiplicities), and tests from
-node permutations (QAP, Krackhardt 1988): never from treating pairs as samples. Related models,
-which were not trained apart, are left out.
+Pairs that share a model are not independent, so pairs are never treated as samples. Intervals come
+from a bootstrap over *models* (each draw weights a pair by the product of its models'
+multiplicities), and tests from node permutations (QAP, Krackhardt 1988). Pairs of related models,
+which were not trained independently, are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MINIMUM_MODELS = 4
 
 @dataclass(frozen=True)
 class Trend:
-    """A straight line through pairs, with what it is worth."""
+    """A straight line through pairs, its rank correlation, intervals and p-value."""
 
     slope: float = np.nan
     slope_low: float = np.nan
@@ -64,25 +64,29 @@ TREND_PROSE = {
 def trend(
     values: Float64, predictor: Float64, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> Trend:
-    """Regress the alignment of pairs on a predictor of their models.
+    """Regress the alignment of pairs on a predictor of their models, by least squares.
 
     Parameters
     ----------
     values
-        Symmetric `(n_models, n_models)`; NaN for pairs to be left out. The diagonal is.
+        Alignment, symmetric `(n_models, n_models)`; NaN for pairs to leave out. The diagonal is
+        ignored.
     predictor
-        `(n_models,)`. A pair's value is the mean of its two models'.
+        `(n_models,)`, NaN for models to leave out. A pair's value is the mean over its two models.
     n_bootstrap
-        Draws of models with replacement, and permutations of models.
+        Number of bootstrap draws of models, and number of permutations of models.
+    seed
+        Seed of the draws and permutations.
 
     Returns
     -------
     Trend
-        All NaN with fewer than 4 models or a constant predictor.
+        With intervals of 95%. Statistics are NaN with fewer than 4 models or a constant predictor.
 
     Notes
     -----
-    Rank correlations in the bootstrap weigh the ranks of the whole sample.
+    Rank correlations in the bootstrap weight the ranks of the whole sample; ranks are not
+    recomputed for each draw.
     """
     usable = np.isfinite(predictor)
     i, j = np.triu_indices(len(predictor), 1)
@@ -103,9 +107,9 @@ def trend(
     rhos = _correlation(rank_x, rank_y, weights)
     shuffled = np.tile(predictor, (n_bootstrap, 1))
     shuffled[:, models] = rng.permuted(shuffled[:, models], axis=1)
-    moved = (shuffled[:, i] + shuffled[:, j]) / 2
-    moved -= moved.mean(1, keepdims=True)
-    null = moved @ (y - y.mean()) / np.sum(moved**2, axis=1)
+    permuted_x = (shuffled[:, i] + shuffled[:, j]) / 2
+    permuted_x -= permuted_x.mean(1, keepdims=True)
+    null = permuted_x @ (y - y.mean()) / np.sum(permuted_x**2, axis=1)
     p = (1 + np.sum(np.abs(null) >= np.abs(slope[0]) * (1 - 1e-12))) / (n_bootstrap + 1)
     return Trend(
         float(slope[0]),
@@ -127,9 +131,23 @@ def pair_weights(
     n_bootstrap: int,
     rng: np.random.Generator,
 ) -> Float64:
-    """Return `(n_bootstrap, pairs)`: how often each pair occurs among models drawn anew.
+    """Return how often each pair occurs when models are resampled with replacement.
 
-    A model paired with a second copy of itself says nothing and is not counted.
+    A model paired with its own copy is not counted: such a pair carries no information.
+
+    Parameters
+    ----------
+    n
+        Number of all models.
+    models
+        Indices of the models to resample.
+    i, j
+        Indices of each pair's models `(n_pairs,)`.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(n_bootstrap, n_pairs)`, whole numbers ≥ 0.
     """
     draws = rng.multinomial(len(models), np.full(len(models), 1 / len(models)), size=n_bootstrap)
     counts = np.zeros((n_bootstrap, n))
@@ -138,7 +156,7 @@ def pair_weights(
 
 
 def _line(x: Float64, y: Float64, weights: Float64) -> tuple[Float64, Float64]:
-    """Return weighted least-squares slopes and intercepts, one for each row of weights."""
+    """Return weighted least-squares slopes and intercepts, one per row of weights."""
     total = weights.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mx, my = weights @ x / total, weights @ y / total
@@ -150,8 +168,8 @@ def _line(x: Float64, y: Float64, weights: Float64) -> tuple[Float64, Float64]:
 
 def _correlation(x: Float64, y: Float64, weights: Float64) -> Float64:
     slope, _ = _line(x, y, weights)
-    back, _ = _line(y, x, weights)
-    return np.sign(slope) * np.sqrt(np.clip(slope * back, 0, 1))
+    reverse_slope, _ = _line(y, x, weights)
+    return np.sign(slope) * np.sqrt(np.clip(slope * reverse_slope, 0, 1))
 
 
 def _ranks(values: Float64) -> Float64:
@@ -171,12 +189,25 @@ def _interval(draws: Float64) -> tuple[float, float]:
 def mean_alignment(
     values: Float64, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
 ) -> tuple[float, float, float, int]:
-    """Return the mean over pairs, its 95% interval over the bootstrap of models, and the pairs.
+    """Return the mean alignment over pairs, with a bootstrap interval over models.
 
     Parameters
     ----------
     values
-        Symmetric `(n_models, n_models)`; NaN for pairs to be left out. The diagonal is.
+        Alignment, symmetric `(n_models, n_models)`; NaN for pairs to leave out. The diagonal is
+        ignored.
+    n_bootstrap
+        Number of bootstrap draws of models.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    mean, low, high
+        Mean, and bounds of its 95% interval. The mean is NaN without pairs, the bounds with fewer
+        than 4 models.
+    n_pairs
+        Number of pairs.
     """
     i, j = np.triu_indices(len(values), 1)
     keep = np.isfinite(values[i, j])
@@ -189,8 +220,8 @@ def mean_alignment(
         return float(y.mean()), np.nan, np.nan, len(i)
     weights = pair_weights(len(values), models, i, j, n_bootstrap, np.random.default_rng(seed))
     total = weights.sum(1)
-    drawn = total > 0
-    low, high = _interval((weights @ y)[drawn] / total[drawn])
+    nonzero = total > 0
+    low, high = _interval((weights @ y)[nonzero] / total[nonzero])
     return float(y.mean()), low, high, len(i)
 
 
@@ -199,27 +230,32 @@ def convergence_dataset(
 ) -> xr.Dataset:
     """Summarise an alignment dataset: trends over models, and means over training.
 
+    Each modality is summarised separately; pairs of encoders of different modalities are left out.
+
     Parameters
     ----------
     alignment
-        As `pipeline.analysis.alignment.alignment_dataset` gives it.
+        As returned by `pipeline.analysis.alignment.alignment_dataset`.
+    n_bootstrap, seed
+        As for `trend`.
 
     Returns
     -------
     xarray.Dataset
-        Each modality has its own: pairs of encoders of two are left out. `(modality, condition,
-        value, predictor)`: the fields of `Trend`. `condition` is `final`, or `init`, the
-        random-init control; `value` is `raw` or `calibrated`. `(modality, stage, value)`: `mean`,
-        `mean_low`, `mean_high` and `n_pairs_stage` of unrelated models at equal training step,
-        and at the end of each. `(modality, stage)`: `to_final`, the raw alignment of a model with
-        its own end, `probe_accuracy`, and `step`. A modality lacks stages that only others have.
+        The fields of `Trend` have dimensions `(modality, condition, value, predictor)`:
+        `condition` is `final`, or `init`, the control at random initialisation; `value` is `raw`
+        or `calibrated`. `mean`, `mean_low`, `mean_high` and `n_pairs_stage` have `(modality,
+        stage, value)`: mean alignment of unrelated models at equal training step, and at `end`,
+        the final checkpoints. `(modality, stage)`: `to_final`, the mean raw alignment of a model
+        with its own final checkpoint, `probe_accuracy`, and `step`. Stages that a modality does
+        not have are NaN, or 0 for `n_pairs_stage` and -1 for `step`.
     """
     import xarray as xr
 
     modality = alignment.modality_x.values.astype(str)
     modalities = list(dict.fromkeys(modality.tolist()))
     found = [
-        _of_modality(
+        _summarise_modality(
             alignment.isel(encoder_x=(modality == each), encoder_y=(modality == each)),
             n_bootstrap,
             seed,
@@ -227,7 +263,7 @@ def convergence_dataset(
         for each in modalities
     ]
     names = {str(stage) for each in found for stage in each.stage.values}
-    # steps in their order, and then the end
+    # in order of steps, then the end
     stages = sorted(
         names, key=lambda n: (n == "end", int(n.removeprefix("step ") if n != "end" else 0))
     )
@@ -245,17 +281,17 @@ def convergence_dataset(
     )
 
 
-def _of_modality(same: xr.Dataset, n_bootstrap: int, seed: int) -> xr.Dataset:
+def _summarise_modality(alignment: xr.Dataset, n_bootstrap: int, seed: int) -> xr.Dataset:
     """Summarise the encoders of one modality."""
     import xarray as xr
 
-    masks = {"final": same.final_x.values, "init": same.initial_x.values}
+    masks = {"final": alignment.final_x.values, "init": alignment.initial_x.values}
     trends = [
         [
             [
                 trend(
-                    _apart(same, masks[condition], name),
-                    _predictor(same, predictor, masks[condition]),
+                    _unrelated(alignment, masks[condition], name),
+                    _predictor(alignment, predictor, masks[condition]),
                     n_bootstrap=n_bootstrap,
                     seed=seed,
                 )
@@ -274,7 +310,7 @@ def _of_modality(same: xr.Dataset, n_bootstrap: int, seed: int) -> xr.Dataset:
         )
         for field, prose in TREND_PROSE.items()
     }
-    variables.update(_training(same, n_bootstrap, seed))
+    variables.update(_training_variables(alignment, n_bootstrap, seed))
     return xr.Dataset(
         variables,
         coords={
@@ -291,24 +327,25 @@ def _of_modality(same: xr.Dataset, n_bootstrap: int, seed: int) -> xr.Dataset:
     )
 
 
-def _apart(same: xr.Dataset, mask: NDArray[np.bool_], name: str) -> Float64:
-    """Return the values among the chosen encoders, NaN for related pairs."""
-    values = np.where(same.related.values.astype(bool), np.nan, same[name].values)
+def _unrelated(alignment: xr.Dataset, mask: NDArray[np.bool_], name: str) -> Float64:
+    """Return the values among the selected encoders, NaN for related pairs."""
+    values = np.where(alignment.related.values.astype(bool), np.nan, alignment[name].values)
     return np.asarray(values[np.ix_(mask, mask)], dtype=np.float64)
 
 
-def _predictor(same: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float64:
-    values = np.asarray(same[f"{name}_x"].values[mask], dtype=np.float64)
+def _predictor(alignment: xr.Dataset, name: str, mask: NDArray[np.bool_]) -> Float64:
+    values = np.asarray(alignment[f"{name}_x"].values[mask], dtype=np.float64)
     if name in LOGARITHMIC:
         with np.errstate(divide="ignore"):
             values = np.where(values > 0, np.log10(values), np.nan)
     return values
 
 
-def _training(same: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
-    step, final = same.step_x.values, same.final_x.values
-    models = same.model_x.values.astype(str)
-    # a step that some models lack, like each one's own last, would compare other populations
+def _training_variables(alignment: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
+    step, final = alignment.step_x.values, alignment.final_x.values
+    models = alignment.model_x.values.astype(str)
+    # keep only the steps with the most models: a mean over fewer, as at one model's own last step,
+    # would be of another population
     counts = {int(s): int((step == s).sum()) for s in np.unique(step[step >= 0])}
     common = [s for s, n in counts.items() if n >= max([2, *counts.values()])]
     stages = {f"step {s}": (step == s, s) for s in sorted(common)}
@@ -318,16 +355,16 @@ def _training(same: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
     to_final, accuracy = [], []
     for mask, _ in stages.values():
         found = [
-            mean_alignment(_apart(same, mask, name), n_bootstrap=n_bootstrap, seed=seed)
+            mean_alignment(_unrelated(alignment, mask, name), n_bootstrap=n_bootstrap, seed=seed)
             for name in VALUES.values()
         ]
         for k, name in enumerate(rows):
             rows[name].append([f[k] for f in found])
-        own = models[mask][:, None] == models[final]
-        to_own = same.score.values[np.ix_(mask, final)][own]
-        to_own = to_own[np.isfinite(to_own)]
-        to_final.append(float(to_own.mean()) if len(to_own) else np.nan)
-        probes = same.probe_accuracy_x.values[mask]
+        same_model = models[mask][:, None] == models[final]
+        to_own_final = alignment.score.values[np.ix_(mask, final)][same_model]
+        to_own_final = to_own_final[np.isfinite(to_own_final)]
+        to_final.append(float(to_own_final.mean()) if len(to_own_final) else np.nan)
+        probes = alignment.probe_accuracy_x.values[mask]
         probes = probes[np.isfinite(probes)]
         accuracy.append(float(probes.mean()) if len(probes) else np.nan)
     prose = {
@@ -344,7 +381,7 @@ def _training(same: xr.Dataset, n_bootstrap: int, seed: int) -> dict[str, Any]:
         "to_final": (
             "stage",
             to_final,
-            {"description": "Mean raw alignment of a model with its own end."},
+            {"description": "Mean raw alignment of a model with its own final checkpoint."},
         ),
         "probe_accuracy": ("stage", accuracy, {"description": "Mean linear-probe accuracy."}),
         "step": (

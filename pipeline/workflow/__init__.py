@@ -1,4 +1,7 @@
-"""Workflows: the spec, the plan, one module per stage. The sole composer of the rooms above."""
+"""Workflows: the spec, the plan, the run, and one module per stage.
+
+The only package that brings the others together.
+"""
 
 from pipeline.workflow.memory import check_memory, memory_of_stages
 from pipeline.workflow.plan import Plan, plan_workflow

@@ -1,8 +1,8 @@
-"""What tasks take: operations, bytes, and the memory of the worker that runs them.
+"""Estimated cost of tasks: operations, bytes of I/O, and memory of the worker.
 
-Memory is what a task adds to an idle worker, as an upper bound: what preparing takes for a moment
-is added to what comparing takes afterwards, because memory that is given back between arrays that
-stay is seldom of use to larger ones.
+Memory is an upper bound on what a task adds to an idle worker. The temporary memory of preparing
+is added to that of comparing afterwards: blocks freed between arrays that stay alive are fragmented
+and can seldom be reused for larger arrays.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 OVERHEAD = 24 * 2**20
-"""What BLAS and the threads in which zarr reads and writes keep for themselves, as measured."""
+"""Measured bytes that BLAS and zarr's I/O threads keep for themselves."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one task takes."""
+    """Estimated cost of one task."""
 
     operations: float
     read: float
-    """Bytes of the store, if nothing is held of what was read before."""
+    """Bytes read from the store if nothing is cached."""
     written: float
-    """Bytes of the store."""
+    """Bytes written to the store."""
     working: float
-    """Bytes of memory while it runs, beside what is held."""
+    """Bytes of memory used only while the task runs."""
     held: float = 0.0
-    """Bytes of memory for what is kept for later tasks too."""
+    """Bytes of memory that stay allocated for later tasks."""
 
     @property
     def memory(self) -> float:
-        """Bytes that the task adds to an idle worker."""
+        """Bytes that the task adds to an idle worker, at most."""
         return self.working + self.held + OVERHEAD
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the tasks of a stage take together, and the memory of the worker that runs them."""
+    """Total cost of a stage's tasks, and the memory of the worker that runs them."""
 
     operations: float
     read: float
     written: float
     memory: float
-    """Bytes that one task at a time adds to an idle worker at most."""
+    """Bytes that one task at a time adds to an idle worker, at most."""
     held: float
-    """Bytes of these that stay when a task has ended."""
+    """Bytes of these that stay allocated after a task has ended."""
 
     @classmethod
     def of(cls, costs: Sequence[Cost], resident: float = 0.0) -> Needs:
@@ -54,6 +54,11 @@ class Needs:
         ----------
         resident
             Bytes that a worker holds from other tasks of the stage.
+
+        Returns
+        -------
+        Needs
+            Operations and I/O summed over tasks; memory as the maximum.
         """
         held = max(resident, *(c.held for c in costs))
         return cls(

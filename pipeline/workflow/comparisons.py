@@ -1,4 +1,4 @@
-"""Which encoders meet which, and on which rows."""
+"""Which encoders are compared with which, and on which rows."""
 
 from __future__ import annotations
 
@@ -19,40 +19,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One subset with the encoders that meet on it."""
+    """One subset with the encoders that are compared on it."""
 
     subset: Subset
     encoders: Sequence[Encoder]
     compare_mask: Mask
-    """`(encoder, encoder)`: the pairs that are compared."""
+    """`(n_encoders, n_encoders)`, symmetric: the pairs to compare."""
     calibrate_mask: Mask
-    """The pairs among them whose null is wanted too."""
+    """Same shape: those of the compared pairs that need a null too."""
 
 
 def comparisons_of(
     workflow: Workflow, subset: Subset, encoders: Sequence[Encoder]
 ) -> list[Comparison]:
-    """Return who meets whom on which rows.
+    """Return which pairs of encoders are compared on which rows.
 
-    Pairs of encoders meet on the subset. Those with a text tower meet on its distinct captions,
-    since repeated captions would be exact ties.
+    Pairs without a text tower are compared on the whole subset. Pairs with one are compared on its
+    distinct captions, since repeated captions would be exact ties.
 
     Raises
     ------
     InputError
-        Where the distinct captions are fewer than the measures need.
+        If there are fewer distinct captions than the measures need.
     """
     pairs = workflow.compare.pairs
-    pairs_of_null = workflow.calibrate.pairs if workflow.calibrate else ()
+    null_pairs = workflow.calibrate.pairs if workflow.calibrate else ()
 
-    def comparison(subset: Subset, some: Sequence[Encoder], only: Any = True) -> Comparison:
-        calibrated = wanted_pairs(some, pairs_of_null) & ~np.eye(len(some), dtype=bool) & only
-        # what is calibrated is also compared: a null says nothing without its score
-        return Comparison(subset, some, wanted_pairs(some, pairs) & only | calibrated, calibrated)
+    def comparison(subset: Subset, selected: Sequence[Encoder], allowed: Any = True) -> Comparison:
+        calibrated = (
+            wanted_pairs(selected, null_pairs) & ~np.eye(len(selected), dtype=bool) & allowed
+        )
+        # a null is useless without its score, so calibrated pairs are compared as well
+        return Comparison(
+            subset, selected, wanted_pairs(selected, pairs) & allowed | calibrated, calibrated
+        )
 
     text = with_modality(encoders, "text")
-    apart = [e for e, is_text in zip(encoders, text.diagonal(), strict=True) if not is_text]
-    found = [comparison(subset, apart)] if apart else []
+    non_text = [e for e, is_text in zip(encoders, text.diagonal(), strict=True) if not is_text]
+    found = [comparison(subset, non_text)] if non_text else []
     if text.any():
         captions = subset.distinct_captions()
         needed = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
@@ -66,23 +70,26 @@ def comparisons_of(
 
 
 def wanted_pairs(encoders: Sequence[Encoder], kinds: Iterable[str]) -> Mask:
-    """Return a symmetric mask `(encoder, encoder)`: the union of the kinds of pairs.
+    """Return the union of selected kinds of pairs as a symmetric mask `(n_encoders, n_encoders)`.
 
-    `final` and `init` pair the last, or the initial, checkpoints of all models; `same_step` those
-    at equal training step; `within_model` everything of one model, each encoder with itself
-    included; `all` everything.
+    Parameters
+    ----------
+    kinds
+        `final` and `init` pair the last, or the initial, checkpoints of all models; `same_step`
+        pairs checkpoints at equal training step; `within_model` pairs all encoders of a model,
+        each with itself included; `all` pairs everything.
     """
     n = len(encoders)
     final = np.array([e.final for e in encoders], dtype=bool)
     initial = np.array([e.initial for e in encoders], dtype=bool)
     step = np.array([e.step for e in encoders])
     model = np.array([e.model for e in encoders], dtype=object)
-    apart = ~np.eye(n, dtype=bool)
+    distinct = ~np.eye(n, dtype=bool)
     of_kind: dict[str, Callable[[], Mask]] = {
         "all": lambda: np.ones((n, n), bool),
-        "final": lambda: final[:, None] & final & apart,
-        "init": lambda: initial[:, None] & initial & apart,
-        "same_step": lambda: (step[:, None] == step) & (step >= 0) & apart,
+        "final": lambda: final[:, None] & final & distinct,
+        "init": lambda: initial[:, None] & initial & distinct,
+        "same_step": lambda: (step[:, None] == step) & (step >= 0) & distinct,
         "within_model": lambda: np.asarray(model[:, None] == model),
     }
     wanted = np.zeros((n, n), bool)
@@ -92,11 +99,24 @@ def wanted_pairs(encoders: Sequence[Encoder], kinds: Iterable[str]) -> Mask:
 
 
 def with_modality(encoders: Sequence[Encoder], modality: Modality) -> Mask:
-    """Return the pairs `(encoder, encoder)` in which at least one is of a modality."""
-    of_it = np.array([e.modality == modality for e in encoders], dtype=bool)
-    return np.asarray(of_it[:, None] | of_it)
+    """Return the mask `(n_encoders, n_encoders)` of pairs with at least one of a modality."""
+    has_modality = np.array([e.modality == modality for e in encoders], dtype=bool)
+    return np.asarray(has_modality[:, None] | has_modality)
 
 
 def expand_to_layers(mask: Mask, counts: Sequence[int]) -> Mask:
-    """Repeat a mask over encoders for the layers of each."""
+    """Expand a mask over encoders to their layers.
+
+    Parameters
+    ----------
+    mask
+        `(n_encoders, n_encoders)`.
+    counts
+        Number of layers of each encoder.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(sum(counts), sum(counts))`.
+    """
     return np.repeat(np.repeat(mask, counts, axis=0), counts, axis=1)

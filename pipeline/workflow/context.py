@@ -1,4 +1,4 @@
-"""What a workflow comes to, once its files have been read: what every stage asks."""
+"""A workflow whose files have been read: the shared state of all stages."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Context:
     Attributes
     ----------
     store
-        The store; None where there is none yet. The driver of a run can write it.
+        The store; None if it does not exist yet. Writable in the driver of a run.
     untrained
-        What is trained before anything else.
+        Recipes to train before the first stage.
     models
-        What each model has in the store, and what it lacks.
+        What each model has in the store, and what is missing.
     replaced
-        Labels of measures of which all that is stored counts as not there.
+        Labels of measures whose stored results are ignored.
     encoders
-        Before extraction: all that will be in the store; after it: those that are.
+        Before extraction: all that will be in the store. After it: those that are.
     changing
-        Whether what is pending of an earlier stage changes what later ones are made from: then a
-        plan takes these for missing.
+        Whether pending work of an earlier stage will change the inputs of later stages. A plan
+        then counts their results as missing.
     """
 
     workflow: Workflow
@@ -50,19 +50,25 @@ class Context:
     changing: bool = False
     _comparisons: list[Comparison] = field(default_factory=list, repr=False)
 
-    def meet(self, encoders: Sequence[Encoder]) -> None:
-        """Take encoders for those that there are, and work out who meets whom on which rows."""
+    def set_encoders(self, encoders: Sequence[Encoder]) -> None:
+        """Set the encoders, and work out which of them are compared on which rows.
+
+        Raises
+        ------
+        InputError
+            As `comparisons_of`.
+        """
         self.encoders = encoders
         self._comparisons = comparisons_of(self.workflow, self.subset, encoders)
 
     @property
     def comparisons(self) -> Sequence[Comparison]:
-        """Who meets whom, on which rows."""
+        """Pairs of encoders to compare, by subset."""
         return self._comparisons
 
     @property
     def key(self) -> str:
-        """Key of the subset under which results of all comparisons stand."""
+        """Key of the subset under which the results of all comparisons are stored."""
         return self.comparisons[0].subset.key
 
     @property
@@ -72,10 +78,10 @@ class Context:
 
     @property
     def writer(self) -> StoreWriter:
-        """The store of the driver of a run."""
+        """The store, writable; only in the driver of a run."""
         assert isinstance(self.store, StoreWriter)
         return self.store
 
     def store_of(self, label: str) -> Store | None:
-        """Return the store in which to look for a measure's results."""
+        """Return the store in which to look for a measure's results, or None to ignore them."""
         return None if label in self.replaced else self.store

@@ -1,7 +1,7 @@
-"""The log of each run, in the store: JSON, a line for each thing that happened.
+"""The log of each run, kept in the store as JSON lines, one per event.
 
-A line is written as it happens, so that the log of a run that was killed tells how far it came.
-Only a run that has something to do writes one.
+Each line is written when its event occurs, so that the log of a killed run shows how far it got.
+A run with nothing to do writes no log.
 """
 
 from __future__ import annotations
@@ -41,39 +41,41 @@ _PACKAGES = (
     "scipy",
     "scikit-learn",
 )
-LOST = "ended without a word"
-"""Outcome of a run whose log has no end, and that does not run: it was killed."""
+LOST = "killed"
+"""Outcome of a run that is no longer running and whose log has no end."""
 RUNNING = "running"
 """Outcome of the run that holds the store's lock."""
 
 
 class RunLog:
-    """The log of the run that is being made."""
+    """The log of the current run."""
 
     def __init__(self, add: Callable[[str], None]) -> None:
         self._add = add
         self._started = time.monotonic()
 
-    def write(self, event: str, **what: Any) -> None:
-        """Add a line."""
-        line = {"event": event, "time": now(), **what}
+    def write(self, event: str, **fields: Any) -> None:
+        """Add a line, with fields that JSON can hold."""
+        line = {"event": event, "time": now(), **fields}
         self._add(json.dumps(line, default=str) + "\n")
 
-    def end(self, outcome: str, **what: Any) -> None:
-        """Say how the run ended."""
-        self.write("end", outcome=outcome, seconds=_short(time.monotonic() - self._started), **what)
+    def end(self, outcome: str, **fields: Any) -> None:
+        """Record how the run ended."""
+        self.write(
+            "end", outcome=outcome, seconds=_rounded(time.monotonic() - self._started), **fields
+        )
 
 
 @contextmanager
-def run_log(store: StoreWriter, **what: Any) -> Iterator[RunLog]:
-    """Begin the log of a run, and say how it ended.
+def run_log(store: StoreWriter, **fields: Any) -> Iterator[RunLog]:
+    """Open the log of a run, and record how it ended if it ends with an exception.
 
     Parameters
     ----------
     store
         The store, under the run's lease.
-    **what
-        What the run is about to do, able to be written as JSON.
+    **fields
+        What the run is about to do, as values that JSON can hold.
     """
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
     with store.appending_run_log(f"{started}-{uuid.uuid4().hex[:6]}") as add:
@@ -88,32 +90,32 @@ def run_log(store: StoreWriter, **what: Any) -> Iterator[RunLog]:
             python=platform.python_version(),
             platform=platform.platform(),
             versions=_versions(),
-            **what,
+            **fields,
         )
         try:
             yield log
         except KeyboardInterrupt as stop:
-            how = "terminated" if type(stop) is not KeyboardInterrupt else "interrupted"
+            outcome = "terminated" if type(stop) is not KeyboardInterrupt else "interrupted"
             with suppress(StoreError):
-                log.end(how)
+                log.end(outcome)
             raise
         except BaseException as error:
-            with suppress(StoreError):  # which may be what this is about
+            with suppress(StoreError):  # the store itself may be what failed
                 log.end("error", error=f"{type(error).__name__}: {error}")
             raise
 
 
 def now() -> str:
-    """Return the time, UTC, to the millisecond."""
+    """Return the current time in UTC, to the millisecond, as ISO 8601."""
     return at(time.time())
 
 
 def at(seconds: float) -> str:
-    """Return a time given in seconds since 1970, UTC."""
+    """Return a Unix time in seconds as ISO 8601, UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def _short(seconds: float) -> float:
+def _rounded(seconds: float) -> float:
     return round(seconds, 3)
 
 
@@ -122,7 +124,7 @@ def _user() -> str:
 
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's process may belong to no one
+    except (OSError, KeyError):  # in a container, the user id may have no name
         return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
@@ -138,7 +140,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class RunRecord:
-    """What a log says of a run."""
+    """What the log of a run says."""
 
     name: str
     start: dict[str, Any] = field(default_factory=dict)
@@ -149,12 +151,12 @@ class RunRecord:
 
     @property
     def outcome(self) -> str:
-        """How it ended."""
+        """How the run ended, or that it is still running."""
         return str(self.end.get("outcome", RUNNING if self.running else LOST))
 
     @property
     def seconds(self) -> float:
-        """How long it took, to the last line."""
+        """Duration in seconds, up to the last line of the log."""
         if "seconds" in self.end:
             return float(self.end["seconds"])
         lines = [self.start, *self.stages, *self.tasks]
@@ -163,32 +165,32 @@ class RunRecord:
 
     @property
     def n_failed(self) -> int:
-        """Tasks that failed, or something in them."""
+        """Number of tasks that failed, wholly or in part."""
         return sum(bool(task.get("errors")) for task in self.tasks)
 
 
 def read_runs(store: str | Path | Location) -> list[RunRecord]:
-    """Read the logs of a store, the oldest first."""
+    """Read the logs of a store, oldest first."""
     location = locate(store)
     holder = at_work(location)
     return [_record(location, name, holder) for name in _names(location)]
 
 
 def read_run(store: str | Path | Location, name: str) -> RunRecord:
-    """Read the log of one run, by its name or the beginning of it.
+    """Read the log of one run, by its name or a prefix of it.
 
     Raises
     ------
     InputError
-        Where there is none, or several.
+        If no run, or more than one, matches.
     """
     location = locate(store)
     known = _names(location)
-    found = [each for each in known if each.startswith(name)]
+    found = [run for run in known if run.startswith(name)]
     if len(found) != 1:
-        which = "several runs begin" if found else "no run begins"
+        problem = "several runs begin" if found else "no run begins"
         raise InputError(
-            f"{location}: {which} with {name!r}. Runs: {', '.join(found or known) or 'none'}."
+            f"{location}: {problem} with {name!r}. Runs: {', '.join(found or known) or 'none'}."
         )
     return _record(location, found[0], at_work(location))
 
@@ -203,7 +205,7 @@ def _record(location: Location, name: str, holder: Holder | None) -> RunRecord:
     for text in found.content.decode().splitlines() if found else ():
         try:
             line = json.loads(text)
-        except ValueError:  # the last line of a run that was killed while it wrote
+        except ValueError:  # a run killed while writing leaves an incomplete last line
             continue
         if line["event"] == "start":
             record.start = line

@@ -1,4 +1,4 @@
-"""Refuse a plan that its workers have not the memory for, before anything runs."""
+"""Refuse a plan that needs more memory than its workers have, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pipeline.cluster.workers import WorkerResources
 from pipeline.errors import InputError
 from pipeline.workflow.plan import Plan
 
-ENDS, PAUSES = 0.95, 0.8
-"""Shares of its memory at which Dask ends a worker, and gives it nothing more to do."""
+TERMINATE, PAUSE = 0.95, 0.8
+"""Dask's defaults: fractions of its memory at which a worker is killed, or gets no new tasks."""
 
 
 def memory_of_stages(plan: Plan, threads: int = 1) -> dict[str, float]:
-    """Return, by stage, the memory that a worker has to have, in bytes.
+    """Return the memory that a worker needs, by stage, in bytes; stages without tasks left out.
 
     Parameters
     ----------
     threads
-        Tasks that it runs at a time.
+        Tasks that a worker runs at a time.
 
     Notes
     -----
-    With what an idle worker takes and what earlier stages have left, so that Dask neither ends the
-    worker in the middle of a task nor leaves it idle for ever after one.
+    Counts an idle worker and what earlier stages leave in memory, so that Dask neither kills the
+    worker in the middle of a task nor pauses it for ever after one.
     """
     found = {}
     idle, left = 0.0, 0.0
@@ -35,42 +35,42 @@ def memory_of_stages(plan: Plan, threads: int = 1) -> dict[str, float]:
         if needs is None:
             continue
         idle = max(idle, float(planned.stage.worker_baseline))
-        resting = idle + left + needs.held
-        peak = resting + threads * (needs.memory - needs.held)
-        found[name] = max(peak / ENDS, resting / PAUSES)
+        after_task = idle + left + needs.held
+        peak = after_task + threads * (needs.memory - needs.held)
+        found[name] = max(peak / TERMINATE, after_task / PAUSE)
         if planned.stage.leaves_memory:
             left += needs.held
     return found
 
 
-def check_memory(plan: Plan, rooms: Sequence[WorkerResources], cluster: ClusterSpec) -> None:
-    """Raise where the workers have not the memory that a plan takes.
+def check_memory(plan: Plan, workers: Sequence[WorkerResources], cluster: ClusterSpec) -> None:
+    """Raise if a plan needs more memory than the workers have.
 
     Parameters
     ----------
-    rooms
-        What each worker has; none where nothing is known.
+    workers
+        Memory and threads of each worker; empty if unknown.
     cluster
-        Whose workers they are: of a local one a person can change the settings.
+        The cluster that the workers belong to. It decides which settings the message names.
 
     Raises
     ------
     InputError
-        With both numbers, and the settings to change.
+        If a worker has too little memory; with both numbers, and the settings to change.
     """
     local = cluster if isinstance(cluster, LocalSpec) else None
-    for room in rooms:
-        for name, needed in memory_of_stages(plan, room.threads).items():
-            if needed <= room.memory:
+    for worker in workers:
+        for name, needed in memory_of_stages(plan, worker.threads).items():
+            if needed <= worker.memory:
                 continue
             raise InputError(
                 f"{name}: a worker needs up to {format_bytes(round(needed))} of memory, and "
-                f"{'each' if local else 'one'} has {format_bytes(room.memory)}"
-                + (f" for {room.threads} tasks at a time" if room.threads > 1 else "")
+                f"{'each' if local else 'one'} has {format_bytes(worker.memory)}"
+                + (f" for {worker.threads} tasks at a time" if worker.threads > 1 else "")
                 + f". {plan.stages[name].stage.remedy(plan.context)}, "
                 + (
                     f"raise cluster.memory_limit (now {local.memory_limit}), or run "
-                    f"fewer workers (cluster.n_workers, now {len(rooms)})."
+                    f"fewer workers (cluster.n_workers, now {len(workers)})."
                     if local
                     else "or start workers with more (cluster.memory, or `dask worker "
                     "--memory-limit`) or with fewer threads (`--nthreads 1`)."

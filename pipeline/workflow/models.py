@@ -1,4 +1,4 @@
-"""What a store has of each model, and what it lacks."""
+"""What the store holds of each model, and what is missing."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelPlan:
-    """What one model has in the store, and what it lacks."""
+    """What the store holds of one model, and what is missing."""
 
     spec: ModelSpec
     checkpoints: dict[str, Checkpoint]
     towers: Mapping[str, TowerInfo] | None
-    """From the architecture; None where the store has it all."""
+    """Described from the architecture; None if nothing is missing."""
     metadata: Mapping[str, Any]
-    """What the registry says of the model; it may change, unlike the recipe."""
+    """The model's metadata in the registry; they may change, unlike the recipe."""
     replace: bool = False
     missing: dict[str, dict[str, list[Block]]] = field(default_factory=dict)
     """Checkpoint → tower → blocks to extract."""
     metadata_changed: bool = False
-    """Whether the store has other metadata."""
+    """Whether the metadata in the store differ."""
 
     @property
     def n_missing(self) -> int:
-        """Blocks to extract, over checkpoints and towers."""
+        """Number of blocks to extract, summed over checkpoints and towers."""
         return sum(len(b) for towers in self.missing.values() for b in towers.values())
 
     def bytes_to_write(self, n_stimuli: int) -> int:
-        """Bytes of activations that are missing."""
+        """Return the bytes of the missing activations."""
         if self.towers is None:
             return 0
         rows = rows_per_chunk(n_stimuli)
         return sum(
-            # the last chunk is as long as the others
+            # the last chunk is stored at full length
             4 * rows * len(blocks) * sum(self.towers[tower].widths)
             for towers in self.missing.values()
             for tower, blocks in towers.items()
         )
 
     def flops(self, n_stimuli: int) -> float:
-        """Floating-point operations of what is missing."""
+        """Return the floating-point operations that extract the missing activations."""
         if self.towers is None:
             return 0.0
         rows = rows_per_chunk(n_stimuli)
@@ -68,7 +68,7 @@ class ModelPlan:
 
 
 def step_of(checkpoint: Checkpoint) -> int:
-    """Return the training step: given, 0 for an initialisation, else -1."""
+    """Return the training step: as given, else 0 for an initialisation, else -1 (unknown)."""
     if checkpoint.step is not None:
         return checkpoint.step
     return 0 if checkpoint.init is not None else -1
@@ -88,17 +88,18 @@ def plan_model(
     Parameters
     ----------
     related
-        Ids of the models that were not trained apart from this one.
+        Ids of the models that were not trained independently of this one.
     replace
-        Whether what is stored is to be dropped and extracted anew.
+        Whether to drop what is stored and extract it again.
     planned_steps
-        Steps whose checkpoints a training will write first; they are compared after it.
+        Steps whose checkpoints a training will write first. Recipe and weights are checked against
+        the store only after that training.
 
     Raises
     ------
     InputError
-        Where the recipe, the captions or the weights under this id have changed, a checkpoint
-        file is missing or does not fit, or the model is unknown.
+        If the recipe, the stimuli or the weights under this id have changed, a checkpoint file is
+        missing or does not fit the architecture, or the library does not know the model.
     """
     checkpoints = spec.checkpoint_map(planned_steps)
     metadata = {
@@ -110,7 +111,7 @@ def plan_model(
     plan = ModelPlan(spec, checkpoints, None, metadata, replace)
     blocks = _blocks(len(stimuli))
     for tower in spec.towers:
-        stimuli.items(modality_of(tower))  # raises where there are none
+        stimuli.items(modality_of(tower))  # raises if there are none
         group = None if replace else stored_tower(store, spec, tower, stimuli)
         if group is not None:
             plan.metadata_changed |= {k: group.attrs.get(k) for k in metadata} != metadata
@@ -144,7 +145,7 @@ def _blocks(n: int) -> list[Block]:
 def stored_tower(
     store: Store | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
 ) -> TowerGroup | None:
-    """Return the activations of a model's tower, or None where there are none."""
+    """Return the stored activations of a model's tower, or None."""
     return None if store is None else store.tower(stimuli.key, spec.id, tower)
 
 
@@ -159,12 +160,12 @@ def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: St
         )
         raise InputError(
             f"model {spec.id}: its recipe is not the one in the store: {changes}. One id is one "
-            f"recipe: give the new one another `id:`, or extract it anew with --replace {spec.id}."
+            f"recipe: give the new one another `id:`, or extract it again with --replace {spec.id}."
         )
     if attributes["stimuli_fingerprint"] != stimuli.fingerprint_of(modality_of(tower)):
         raise InputError(
             f"model {spec.id}, {tower} tower: the stimuli are not those in the store (other "
-            f"content under the same key). Extract it anew with --replace {spec.id}."
+            f"content under the same key). Extract it again with --replace {spec.id}."
         )
 
 
@@ -175,7 +176,7 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
         raise InputError(
             f"model {spec.id}, checkpoint {label}: its weights are not those in the store (were "
             f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
-            f"or extract it anew with --replace {spec.id}."
+            f"or extract it again with --replace {spec.id}."
         )
 
 
@@ -217,7 +218,7 @@ def expected_encoders(
 def stored_encoders(
     store: Store | None, model: ModelPlan, tower: str, stimuli: StimulusSet
 ) -> list[Encoder]:
-    """Return the complete encoders of a model's tower that the workflow names."""
+    """Return the fully extracted encoders of a model's tower, of the workflow's checkpoints."""
     if store is None:
         return []
     found = store.tower_encoders(stimuli.key, model.spec.id, tower)

@@ -1,4 +1,4 @@
-"""Plan a workflow whole: what is wrong with it, what is done already, what is left to do."""
+"""Plan a whole workflow: check it, and find what is done and what is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.workflow.stages.stage import StageTask
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What one stage has to do."""
+    """The pending work of one stage."""
 
     stage: Stage[Any]
     pending: Any
@@ -36,34 +36,34 @@ class PlannedStage:
     n_missing: int
     n_wanted: int
     needs: Needs | None
-    """What its tasks take; None where there are none."""
+    """Total cost of its tasks; None without tasks."""
 
     @classmethod
     def of(cls, stage: Stage[Any], ctx: Context) -> PlannedStage:
-        """Ask a stage. Reads only."""
+        """Plan a stage. Reads only."""
         pending = stage.pending(ctx)
         tasks = list(stage.tasks(ctx, pending))
-        costs = [task.takes for task in tasks]
+        costs = [task.estimate for task in tasks]
         needs = Needs.of(costs, stage.resident(ctx)) if costs else None
         return cls(stage, pending, tasks, *stage.summary(ctx, pending), needs)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a workflow has done already and what it will do."""
+    """What a workflow has done already, and what it will do."""
 
     context: Context
     stages: Mapping[str, PlannedStage] = field(default_factory=dict)
-    """By name, in the order in which they run."""
+    """Name → stage, in the order in which they run."""
 
     @property
     def workflow(self) -> Workflow:
-        """What is planned."""
+        """The workflow that is planned."""
         return self.context.workflow
 
     @property
     def n_tasks(self) -> dict[str, int]:
-        """Stage → tasks to run, training included."""
+        """Stage → number of tasks to run, training included."""
         return {
             "train": len(self.context.untrained),
             **{name: len(planned.tasks) for name, planned in self.stages.items()},
@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def needs(self) -> dict[str, Needs]:
-        """Stage → what its tasks take; stages with no tasks are left out."""
+        """Stage → total cost of its tasks; stages without tasks are left out."""
         return {name: p.needs for name, p in self.stages.items() if p.needs is not None}
 
     @property
     def needs_workers(self) -> bool:
-        """Whether there is something to run on a cluster."""
+        """Whether any task runs on the cluster."""
         return any(planned.tasks for planned in self.stages.values())
 
     @property
@@ -86,12 +86,18 @@ class Plan:
 
 
 def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
-    """Check a workflow whole and compare it with its store. Writes nothing.
+    """Check a whole workflow and compare it with its store. Writes nothing.
+
+    Parameters
+    ----------
+    replace
+        Ids of models, and labels of measures, whose stored results are planned to be dropped and
+        computed again.
 
     Raises
     ------
     InputError, StoreError
-        For everything that can be known to be wrong before a task runs.
+        For every error that can be found before a task runs.
     """
     ctx = read_context(workflow, replace=replace)
     stages: dict[str, PlannedStage] = {}
@@ -103,6 +109,11 @@ def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
 
 def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
     """Read and check the files of a workflow, and compare its models with its store.
+
+    Parameters
+    ----------
+    replace
+        As for `plan_workflow`.
 
     Raises
     ------
@@ -121,7 +132,7 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
     for model in sorted(set(replace) - replaced):
         if model not in {spec.id for spec in specs}:
             if "/" in model:
-                registry[model]  # says where there is none
+                registry[model]  # raises, with suggestions, if unknown
                 raise InputError(f"--replace {model}: the workflow does not select this model.")
             raise InputError(
                 f"--replace {model}: the workflow has no such measure; its measures are "
@@ -135,16 +146,16 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
     steps = {r.model.id: planned_steps(r) for r in recipes}
     stimuli = load_stimuli(workflow.stimuli)
     subset = stimuli.subset(workflow.subset.n, workflow.subset.seed)
-    fewest = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
-    if len(subset) < fewest:
+    n_required = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
+    if len(subset) < n_required:
         raise InputError(
-            f"subset: {len(subset)} rows are too few for these measures, which need {fewest}. "
+            f"subset: {len(subset)} rows are too few for these measures, which need {n_required}. "
             "Raise subset.n, or lower k."
         )
     untrained = [r for r in recipes if not is_trained(r)]
-    to_train = {r.model.id for r in untrained}
+    ids_to_train = {r.model.id for r in untrained}
     _check_trainings(workflow, store, stimuli, [r for r in untrained if r.model.id not in replace])
-    kin = registry.related()
+    related_pairs = registry.related()
     models = []
     for spec in specs:
         try:
@@ -153,9 +164,11 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
                     store,
                     spec,
                     stimuli,
-                    related={i for pair in kin if spec.id in pair for i in pair - {spec.id}},
+                    related={
+                        i for pair in related_pairs if spec.id in pair for i in pair - {spec.id}
+                    },
                     replace=spec.id in replace,
-                    planned_steps=steps[spec.id] if spec.id in to_train else (),
+                    planned_steps=steps[spec.id] if spec.id in ids_to_train else (),
                 )
             )
         except ConsilienceError as error:
@@ -171,7 +184,7 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
         replaced,
         changing=bool(untrained or replaced),
     )
-    ctx.meet(expected_encoders(store, models, stimuli))
+    ctx.set_encoders(expected_encoders(store, models, stimuli))
     return ctx
 
 
@@ -181,7 +194,7 @@ def _check_trainings(
     stimuli: StimulusSet,
     recipes: Sequence[TrainingRecipe],
 ) -> None:
-    """Refuse to train anew what the store has as another recipe, or older seeds, made it."""
+    """Refuse to retrain models that the store has from another recipe or another seed rule."""
     if store is None:
         return
     changed = [
@@ -194,7 +207,8 @@ def _check_trainings(
         first = changed[0]
         raise InputError(
             f"{workflow.train}: {len(changed)} reference models in {workflow.store} were trained "
-            f"by another recipe, or with seeds by an older rule; the first is {first.model.id}, in "
-            f"{first.directory}. Trained anew they get other weights: name another store with "
-            f"--store, or drop what is stored of each with --replace {first.model.id}."
+            f"with another recipe, or with seeds from an older rule; the first is "
+            f"{first.model.id}, in {first.directory}. Training them again gives other weights: "
+            f"name another store with --store, or drop each stored model with --replace "
+            f"{first.model.id}."
         )

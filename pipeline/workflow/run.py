@@ -1,4 +1,4 @@
-"""Run a workflow: plan it whole, refuse what is wrong, then do what is missing, stage by stage."""
+"""Run a workflow: plan it, refuse what is wrong, then compute what is missing, stage by stage."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class RunReport:
     store: str
     seconds: float = 0.0
     tasks: dict[str, int] = field(default_factory=dict)
-    """Stage → tasks that were run."""
+    """Stage → number of tasks submitted."""
     finished: dict[str, int] = field(default_factory=dict)
-    """Stage → tasks among them that came to an end and are kept."""
+    """Stage → number of tasks that finished; their results are kept."""
     failures: dict[str, str] = field(default_factory=dict)
-    """What failed → why; the rest was finished and kept."""
+    """What failed → why; everything else was finished and kept."""
     report: Path | None = None
     figures: list[Path] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -64,12 +64,12 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where something failed."""
+        """0, or 1 if something failed."""
         return 1 if self.failures else 0
 
     @property
     def kept(self) -> str:
-        """What was finished in this run, stage by stage, in words."""
+        """Message with the finished tasks of this run, by stage; empty if there were none."""
         parts = [
             f"{stage} {self.finished.get(stage, 0)} of {n}" for stage, n in self.tasks.items() if n
         ]
@@ -85,17 +85,17 @@ def run_workflow(
     wait: float | None = None,
     report_file: Path | None = None,
 ) -> RunReport:
-    """Do what a workflow asks and its store lacks.
+    """Compute what a workflow asks for and its store does not hold yet.
 
     Parameters
     ----------
     cluster
-        What replaces the workflow's `cluster:`: a scheduler's address, `local`, or a YAML file.
+        Replaces the workflow's `cluster:`: a scheduler's address, `local`, or a YAML file.
     replace
-        Ids of models whose stored activations are dropped and extracted anew, and labels of
-        measures whose stored results are dropped and computed anew.
+        Ids of models whose stored activations are dropped and extracted again, and labels of
+        measures whose stored results are dropped and computed again.
     console
-        Where progress goes; default: standard error.
+        Where progress is printed; default: standard error.
     wait
         Seconds to wait for another run on the store to end; default: the workflow's.
     report_file
@@ -104,61 +104,64 @@ def run_workflow(
     Returns
     -------
     RunReport
-        With what failed; one model that fails does not fail the run.
+        Failures included: a model that fails does not stop the run.
 
     Raises
     ------
     ConsilienceError
-        For everything that is known to be wrong before a task runs; the store is left as it was.
+        For every error that is found before a task runs; the store is then unchanged.
     KeyboardInterrupt
-        Where the run was interrupted; a note says what was finished before.
+        If the run is interrupted; a note on it says what was finished.
     """
     started = time.monotonic()
     console = console or Console(stderr=True)
     report = RunReport(workflow.store)
     location = locate(workflow.store)
-    where = override(workflow.cluster, cluster)
+    cluster_spec = override(workflow.cluster, cluster)
     if report_file is not None:
         check_report_file(report_file)
 
-    def told(holder: str) -> None:
+    def on_wait(holder: str) -> None:
         console.print(f"{location} is in use by {holder}: waiting for it to end")
 
     try:
         with ExitStack() as stack:
-            patience = workflow.wait if wait is None else wait
-            take = partial(lease, location, wait=patience, on_wait=told)
-            held = None
+            wait_seconds = workflow.wait if wait is None else wait
+            take_lease = partial(lease, location, wait=wait_seconds, on_wait=on_wait)
+            held_lease = None
             if not location.is_empty():
-                open_root(location)  # what is no store of ours is left alone
-                held = stack.enter_context(take())  # a plan is of what no other run is changing
+                open_root(location)  # refuses a folder that is not a store
+                # taken before planning: no other run may change the store meanwhile
+                held_lease = stack.enter_context(take_lease())
             plan = plan_workflow(workflow, replace=replace)
             if plan.needs:
-                check_memory(plan, planned_worker_resources(where), where)
+                check_memory(plan, planned_worker_resources(cluster_spec), cluster_spec)
             untrained = plan.context.untrained
             if untrained:
                 report.tasks["train"] = len(untrained)
                 _train(untrained, console)
                 report.finished["train"] = len(untrained)
                 plan = plan_workflow(workflow, replace=replace)
-            pool = stack.enter_context(executor(where))
+            pool = stack.enter_context(executor(cluster_spec))
             if plan.needs_workers:
-                client = pool.start()  # a wrong address is known before the store is touched
+                client = pool.start()  # a wrong address raises before the store is created
                 _check_shared(location, client)
-                check_memory(plan, worker_resources(client), where)
-            if held is None:
+                check_memory(plan, worker_resources(client), cluster_spec)
+            if held_lease is None:
                 open_root(location, "a")
-                held = stack.enter_context(take())
-                if has_parts(location):  # another run has been quicker
+                held_lease = stack.enter_context(take_lease())
+                if has_parts(location):  # another run filled it meanwhile
                     plan = plan_workflow(workflow, replace=replace)
             stack.callback(pool.close)  # workers end before the lease does
             if report_file is not None and plan.needs_workers:
                 stack.enter_context(performance_report(pool.start(), report_file))
-            store = StoreWriter(location, lease=held)
+            store = StoreWriter(location, lease=held_lease)
             log = None
             if not plan.is_done:
-                log = stack.enter_context(run_log(store, **_about(plan, where, held)))
-            _Run(store, plan, pool, console, report, held, log).run_stages()
+                log = stack.enter_context(
+                    run_log(store, **_log_header(plan, cluster_spec, held_lease))
+                )
+            _Run(store, plan, pool, console, report, held_lease, log).run_stages()
             if log is not None:
                 log.end("failures" if report.failures else "done", failures=report.failures)
     except KeyboardInterrupt as stop:
@@ -172,15 +175,15 @@ def run_workflow(
 def _check_shared(location: Location, client: Any) -> None:
     if not location.is_shared and {*client.run(os.getpid).values()} != {os.getpid()}:
         raise InputError(
-            f"store: {location} is the memory of one process, and the workers are others. Name a "
-            "folder, or a URL that all of them see."
+            f"store: {location} is the memory of one process, and the workers are other processes. "
+            "Name a folder, or a URL that all of them can reach."
         )
 
 
-def _about(plan: Plan, spec: ClusterSpec, held: Lease) -> dict[str, Any]:
-    """Return what the log of a run begins with."""
+def _log_header(plan: Plan, spec: ClusterSpec, held_lease: Lease) -> dict[str, Any]:
+    """Return the fields of the first line of a run's log."""
     return {
-        "lock": held.token,
+        "lock": held_lease.token,
         "workflow": plan.workflow.model_dump(mode="json"),
         "cluster": spec.model_dump(mode="json"),
         "stimuli": plan.context.stimuli.key,
@@ -193,10 +196,10 @@ def _about(plan: Plan, spec: ClusterSpec, held: Lease) -> dict[str, Any]:
 def _train(recipes: Sequence[TrainingRecipe], console: Console) -> None:
     total = sum(r.options.steps for r in recipes)
     before: dict[str, int] = {}
-    with stage(console, "train", total, f"steps of {len(recipes)} models") as shown:
+    with stage(console, "train", total, f"steps of {len(recipes)} models") as bar:
 
         def show(event: Any) -> None:
-            shown.advance(event.step - before.get(event.model, 0))
+            bar.advance(event.step - before.get(event.model, 0))
             before[event.model] = event.step
 
         train_all(recipes, workers=cpu_count(), on_progress=show)
@@ -212,15 +215,15 @@ class _Run:
         pool: Executor,
         console: Console,
         report: RunReport,
-        held: Lease,
+        held_lease: Lease,
         log: RunLog | None,
     ) -> None:
-        self.plan, self.pool, self.lease = plan, pool, held
+        self.plan, self.pool, self.lease = plan, pool, held_lease
         self.console, self.report, self.log = console, report, log
         self.workflow, self.ctx = plan.workflow, plan.context
         self.store, self.ctx.store, self.ctx.changing = store, store, False
-        # workers may stand in another folder
-        self.site = StoreRef(absolute(plan.workflow.store), held.token)
+        # workers may have another working directory
+        self.store_ref = StoreRef(absolute(plan.workflow.store), held_lease.token)
 
     def run_stages(self) -> None:
         ctx = self.ctx
@@ -232,7 +235,7 @@ class _Run:
         changed = False
         for planned in self.plan.stages.values():
             stage = planned.stage
-            # what an earlier stage has written changes what is pending of this one
+            # results of an earlier stage change what is pending in this one
             now = PlannedStage.of(stage, ctx) if changed else planned
             changed = changed or bool(now.pending)
             stage.create(ctx, now.pending)
@@ -240,14 +243,14 @@ class _Run:
                 for failure in stage.collect(ctx, now.pending, task, result):
                     self.report.failures[failure.what] = failure.why
             stage.finish(ctx, now.pending)
-            if not ctx.encoders:  # every model failed: the report names them
+            if not ctx.encoders:  # every model failed, and is listed in the failures
                 return
         self.write_report()
         if any(self.report.tasks.values()):
-            self.store.sweep_partial()  # what workers that died have left
+            self.store.sweep_partial()  # files left by workers that died
 
     def run_tasks(self, planned: PlannedStage) -> Iterator[tuple[StageTask, Any]]:
-        """Yield (task, result) of those that succeed; note the others as failures."""
+        """Yield (task, result) of each task that succeeds; record the others as failures."""
         name, tasks, report = planned.stage.name, planned.tasks, self.report
         report.tasks[name] = len(tasks)
         if not tasks:
@@ -256,26 +259,26 @@ class _Run:
         cost = sum(task.cost for task in tasks)
         self.note("stage", stage=name, tasks=len(tasks))
         topic = f"consilience-{uuid.uuid4().hex[:8]}"
-        known = {task.name: task for task in tasks}
-        measured = [
+        by_name = {task.name: task for task in tasks}
+        timed_tasks = [
             replace(
                 task,
                 function=timed(task.function, topic, task.name),
-                arguments=(self.site, task.job),
+                arguments=(self.store_ref, task.job),
             )
             for task in tasks
         ]
 
-        def on_progress(part: str, done: int) -> None:
-            task = known[part]
-            shown.within(part, done, task.cost * done / task.size)
+        def on_progress(task_name: str, done: int) -> None:
+            task = by_name[task_name]
+            bar.within(task_name, done, task.cost * done / task.size)
 
         client = self.pool.start()
         with (
-            stage(self.console, name, total, planned.stage.unit, cost=cost) as shown,
+            stage(self.console, name, total, planned.stage.unit, cost=cost) as bar,
             subscribe_progress(client, topic, on_progress),
         ):
-            for outcome in self.pool.run(measured):
+            for outcome in self.pool.run(timed_tasks):
                 self.lease.check()
                 task, before = outcome.task, set(report.failures)
                 assert isinstance(task, StageTask)
@@ -286,13 +289,13 @@ class _Run:
                     yield task, outcome.result.result
                     report.finished[name] = report.finished.get(name, 0) + 1
                     errors = [report.failures[each] for each in report.failures.keys() - before]
-                shown.advance(task.size, cost=task.cost, failed=len(errors), part=task.name)
-                self.note("task", **_record(name, task, outcome.result, errors))
+                bar.advance(task.size, cost=task.cost, failed=len(errors), part=task.name)
+                self.note("task", **_task_fields(name, task, outcome.result, errors))
 
-    def note(self, event: str, **what: Any) -> None:
-        """Add a line to the log of the run, where it has one."""
+    def note(self, event: str, **fields: Any) -> None:
+        """Add a line to the log of the run, if it has one."""
         if self.log is not None:
-            self.log.write(event, **what)
+            self.log.write(event, **fields)
 
     def write_report(self) -> None:
         from pipeline.report import default_folder, findings, is_current, notes, write_report
@@ -301,9 +304,9 @@ class _Run:
         store, subset = open_store(self.workflow.store), self.ctx.key
         folder = default_folder(store, subset)
         if not is_current(store, folder, subset):
-            with stage(self.console, "report", 1, "page") as shown:
+            with stage(self.console, "report", 1, "page") as bar:
                 written = write_report(store, folder, subset=subset)
-                shown.advance(1)
+                bar.advance(1)
             self.report.figures, self.report.report = list(written.figures), written.html
         else:
             self.report.figures = sorted(folder.glob("*.png"))
@@ -312,17 +315,19 @@ class _Run:
         self.report.notes = notes(store, subset=subset)
 
 
-def _record(stage: str, task: StageTask, measured: Any, errors: Sequence[str]) -> dict[str, Any]:
-    """Return what the log says of a task."""
+def _task_fields(
+    stage: str, task: StageTask, timed_result: Any, errors: Sequence[str]
+) -> dict[str, Any]:
+    """Return the fields of a task's line in the log."""
     found: dict[str, Any] = {"stage": stage, "name": task.name, "operations": task.cost}
-    if measured is not None:
+    if timed_result is not None:
         found |= {
-            "worker": measured.worker,
-            "started": at(measured.started),
-            "ended": at(measured.started + measured.seconds),
-            "seconds": round(measured.seconds, 3),
-            "read": measured.read,
-            "written": measured.written,
-            "memory": measured.memory,
+            "worker": timed_result.worker,
+            "started": at(timed_result.started),
+            "ended": at(timed_result.started + timed_result.seconds),
+            "seconds": round(timed_result.seconds, 3),
+            "read": timed_result.read,
+            "written": timed_result.written,
+            "memory": timed_result.memory,
         }
     return {**found, "errors": list(errors)}

@@ -1,4 +1,4 @@
-"""Prepared representations on local disk, shared by the workers of one machine."""
+"""Prepared representations in files on local disk, shared by the workers of one machine."""
 
 from __future__ import annotations
 
@@ -27,60 +27,66 @@ class CachedRepresentation:
     Parameters
     ----------
     prepared
-        It, with relations in memory.
-    filed
-        The same with relations in files, if there are any.
+        The representation with its relations in memory.
+    in_scratch
+        The same with its relations in files, if they were written.
     """
 
-    def __init__(self, prepared: Prepared, filed: Prepared | None = None) -> None:
-        self.prepared, self.filed = prepared, filed
-        self.whole = prepared.nbytes
-        """Bytes of memory that it takes with its relations there."""
+    def __init__(self, prepared: Prepared, in_scratch: Prepared | None = None) -> None:
+        self.prepared, self.in_scratch = prepared, in_scratch
+        self.loaded_bytes = prepared.nbytes
+        """Bytes of memory with the relations in memory."""
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that it takes now."""
-        return self.whole if self.prepared is not self.filed else self.filed.nbytes
+        """Bytes of memory in use now."""
+        return self.loaded_bytes if self.prepared is not self.in_scratch else self.in_scratch.nbytes
 
     @property
     def files(self) -> list[Path]:
-        """Where its relations are, if they are in files."""
-        return in_files(self.filed)
+        """Files of the relations; empty if there are none."""
+        return in_files(self.in_scratch)
 
     def spill(self) -> None:
-        """Let go of the relations in memory, if there are files."""
-        self.prepared = self.filed or self.prepared
+        """Release the relations in memory, if they are in files too."""
+        self.prepared = self.in_scratch or self.prepared
 
     def load(self) -> None:
-        """Read relations into memory."""
-        if self.prepared is self.filed:
-            self.prepared = in_memory(self.filed)
+        """Read the relations into memory."""
+        if self.prepared is self.in_scratch:
+            self.prepared = in_memory(self.in_scratch)
 
 
 class Scratch:
     """A folder in which each representation is prepared once, by whichever worker needs it first.
 
-    Locks are the system's, on files: they end with the process that holds them, however it ends.
-    The last process to leave removes the folder; what killed ones have left, the next to come does.
+    Uses `flock`: the operating system releases a lock when its process ends, even if it is killed.
+    The last process to leave removes the folder; files that killed processes left behind are
+    removed by the next process to enter.
 
     Parameters
     ----------
     parent
-        A local folder that the machine's workers have in common.
+        A local folder that all workers of the machine share.
+
+    Raises
+    ------
+    InputError
+        If the folder belongs to another user, or others can write to it.
     """
 
     def __init__(self, parent: Path) -> None:
-        # a folder that several machines see is one for each of them
+        # `parent` may be on a network file system: one folder per machine
         self.folder = parent / f"consilience-{os.getuid()}-{socket.gethostname()}"
         self._own, self._open = local(), [self._enter()]
         finalize(self, _leave, self.folder, self._open)
 
-    def need(self, names: Iterable[str]) -> None:
-        """Say what this thread works with from now on: it is not removed to make room."""
+    def pin(self, names: Iterable[str]) -> None:
+        """Pin what this thread uses from now on: it is not evicted. Replaces its earlier pins."""
         if not hasattr(self._own, "needs"):
             self._own.needs = (self.folder / f"{uuid.uuid4().hex}.needs").open("wb")
             self._open.append(self._own.needs)
-            fcntl.flock(self._own.needs, fcntl.LOCK_EX)  # as long as the process lives
+            fcntl.flock(self._own.needs, fcntl.LOCK_EX)  # held until the process ends
         with self._locked("used.lock"):
             self._own.needs.seek(0)
             self._own.needs.truncate()
@@ -88,40 +94,40 @@ class Scratch:
             self._own.needs.flush()
 
     def has(self, name: str) -> bool:
-        """Tell whether there are files of a representation."""
+        """Return whether a representation is in files."""
         return self._file(name).exists()
 
     def get(self, name: str, make: Callable[[], Prepared], budget: int) -> CachedRepresentation:
-        """Return a prepared representation, from its files or else newly made.
+        """Return a prepared representation, read from its files or newly prepared.
 
         Parameters
         ----------
         name
-            What tells it from all others, fit for a file.
+            Unique name, valid as a file name.
         make
-            Prepares it. While it does, others that want the same wait.
+            Prepares it. Meanwhile, others that want the same one wait.
         budget
-            Bytes that all of the folder may take. The oldest that nobody needs make room; where
-            that is not enough, there are no files of it.
+            Limit for the whole folder, in bytes. The least recently used that nobody has pinned
+            are removed to make room; if that is not enough, no files are written.
         """
         file = self._file(name)
         with self._locked(f"{name}.lock"):
             if file.exists():
-                known: CachedRepresentation = pickle.loads(file.read_bytes())
+                stored: CachedRepresentation = pickle.loads(file.read_bytes())
                 file.touch()
-                return known
+                return stored
             held = CachedRepresentation(make())
-            if self._reserve(held.whole, budget):
-                held.filed = held.prepared.spilled(self.folder)
-                away = copy(held)
-                away.spill()
+            if self._reserve(held.loaded_bytes, budget):
+                held.in_scratch = held.prepared.spilled(self.folder)
+                spilled = copy(held)
+                spilled.spill()
                 partial = file.with_suffix(".partial")
-                partial.write_bytes(pickle.dumps(away))
+                partial.write_bytes(pickle.dumps(spilled))
                 partial.rename(file)
             return held
 
     def used(self) -> int:
-        """Return the bytes that are taken."""
+        """Return the bytes in use."""
         file = self.folder / "used"
         return int(file.read_text()) if file.exists() else 0
 
@@ -134,22 +140,22 @@ class Scratch:
         with self._locked("used.lock"):
             taken = self.used()
             if taken + size > budget:
-                needed = self._needed()
-                files = [f for f in self.folder.glob("*.prepared") if f.stem not in needed]
+                pinned = self._pinned()
+                files = [f for f in self.folder.glob("*.prepared") if f.stem not in pinned]
                 for file in sorted(files, key=lambda f: f.stat().st_mtime_ns):
                     old: CachedRepresentation = pickle.loads(file.read_bytes())
                     file.unlink()
                     for path in old.files:
                         path.unlink()
-                    taken -= old.whole
+                    taken -= old.loaded_bytes
                     if taken + size <= budget:
                         break
             fits = taken + size <= budget
             (self.folder / "used").write_text(str(taken + size if fits else taken))
             return fits
 
-    def _needed(self) -> set[str]:
-        """Return what threads that live need."""
+    def _pinned(self) -> set[str]:
+        """Return the names that live threads have pinned."""
         found: set[str] = set()
         for path in self.folder.glob("*.needs"):
             with path.open() as file:
@@ -168,7 +174,10 @@ class Scratch:
             yield
 
     def _enter(self) -> BinaryIO:
-        """Come in, as one of the users; the first clears away what is left from before."""
+        """Register as a user of the folder; the first one removes what killed processes left.
+
+        Return the file `users`, on which every user holds a shared lock.
+        """
         while True:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_owner()
@@ -179,22 +188,22 @@ class Scratch:
                 except BlockingIOError:
                     pass
                 else:
-                    for left in self.folder.iterdir():
-                        if left.name != "users":
-                            left.unlink()
+                    for leftover in self.folder.iterdir():
+                        if leftover.name != "users":
+                            leftover.unlink()
                 fcntl.flock(users, fcntl.LOCK_SH)
                 if _same_file(users, self.folder / "users"):
                     return users
                 users.close()  # the last user removed the folder meanwhile
 
     def _check_owner(self) -> None:
-        """Refuse what somebody else has put there: objects are unpickled from it."""
+        """Refuse a folder that another user can write to: files in it are unpickled."""
         with suppress(FileNotFoundError):  # the last user removed it meanwhile
-            about = self.folder.stat()
-            if about.st_uid != os.getuid() or about.st_mode & 0o022:
+            status = self.folder.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
                 raise InputError(
-                    f"{self.folder}, for scratch files, belongs to somebody else, or others can "
-                    "write it. Remove it, or have Dask use another folder "
+                    f"{self.folder}, for scratch files, belongs to another user, or others can "
+                    "write to it. Remove it, or have Dask use another folder "
                     "(DASK_TEMPORARY_DIRECTORY)."
                 )
 
@@ -207,7 +216,7 @@ def _same_file(opened: BinaryIO, path: Path) -> bool:
 
 
 def _leave(folder: Path, opened: list[BinaryIO]) -> None:
-    """Go; the last one removes the folder."""
+    """Stop using the folder; the last user removes it."""
     with suppress(BlockingIOError):
         fcntl.flock(opened[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

@@ -26,9 +26,9 @@ from pipeline.stimuli import StimuliSpec
 from pipeline.workflow.representations import Budget
 
 
-def _free(label: str) -> str:
+def _check_not_reserved(label: str) -> str:
     if label in RESERVED:
-        raise ValueError(f"{label!r} is a name that the store has for itself; take another label.")
+        raise ValueError(f"{label!r} is a name that the store reserves; choose another label.")
     return label
 
 
@@ -38,53 +38,55 @@ PairKinds = Annotated[
     BeforeValidator(as_many, json_schema_input_type=PairKind | list[PairKind]),
 ]
 RESERVED = ("row", "c", "zarr.json")
-"""What stands beside measures in a store, or means something to Zarr."""
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_free)]
+"""Names of arrays beside the measures in a store, and names with a meaning in Zarr."""
+Label = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_check_not_reserved)
+]
 
 
 class Selection(Spec):
-    """Which entries of the registry take part: the union of what is named."""
+    """Which models of the registry to use: the union of all that is named."""
 
     sets: OneOrMany = ()
-    """Named sets."""
+    """Names of sets."""
     families: OneOrMany = ()
-    """Families."""
+    """Names of families."""
     ids: OneOrMany = ()
-    """Model ids, or globs of them (timm/vit_*)."""
+    """Model ids, or globs such as timm/vit_*."""
 
     @model_validator(mode="after")
-    def _something(self) -> Selection:
+    def _check_not_empty(self) -> Selection:
         if not (self.sets or self.families or self.ids):
             raise ValueError("name at least one of sets, families, ids.")
         return self
 
 
 class SubsetSpec(Spec):
-    """Rows of the base set to compare on."""
+    """Rows of the stimulus set to compare on."""
 
     n: int | None = Field(default=None, ge=1)
     """Number of rows; default: all."""
     seed: int = 0
-    """Seed of the draw, which is without replacement."""
+    """Seed for sampling the rows, without replacement."""
 
 
 class CompareSpec(Spec):
-    """Which measures, on which pairs of encoders."""
+    """Which measures to compute, on which pairs of encoders."""
 
     measures: dict[Label, dict[str, Any]]
     """Label → {measure: NAME, parameter: value, …}; `measure` defaults to the label."""
     pairs: PairKinds = ("final",)
-    """Which encoders meet which: the union of the kinds."""
+    """Which pairs of encoders to compare: the union of the kinds."""
     device: Device = "auto"
-    """Where relations are multiplied; `auto`: on a GPU where the worker has one."""
+    """Device for multiplying relation matrices; `auto`: a GPU if the worker has one."""
     memory: Size = "512 MiB"
-    """What a worker may hold of prepared representations."""
+    """Memory limit of each worker's cache of prepared representations."""
     scratch: Size = "16 GiB"
-    """What the workers of a machine may keep of them on local disk, so that none prepares twice."""
+    """Disk limit of the cache that a machine's workers share, so that none prepares twice."""
 
     @field_validator("measures")
     @classmethod
-    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _check_measures(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if not value:
             raise ValueError("name at least one measure, for example cka: {}.")
         for label, options in value.items():
@@ -93,7 +95,7 @@ class CompareSpec(Spec):
 
     @property
     def budget(self) -> Budget:
-        """What a worker may hold, in bytes."""
+        """Limits of the cache of prepared representations, in bytes."""
         return Budget(parse_bytes(self.memory), parse_bytes(self.scratch))
 
     @property
@@ -112,24 +114,25 @@ def _measure(label: str, options: dict[str, Any]) -> MeasureSpec:
 
 
 class CalibrateSpec(Spec):
-    """How scores are calibrated against their null."""
+    """How scores are calibrated against their null distribution."""
 
     method: Literal["permutation", "analytic"] = "permutation"
-    """Null by permuting the stimuli of one of the two encoders, or drawn from its exact moments.
+    """`permutation`: permute the stimuli of one encoder. `analytic`: sample from exact moments.
 
-    Pairs that moments do not determine, and measures without them, are permuted all the same.
+    Permutation is also used for measures without exact moments, and for pairs whose null the
+    moments do not determine.
     """
     n_permutations: int | None = Field(default=None, ge=19)
-    """Permutations or draws; the smallest p is 1 / (n_permutations + 1). Default: 199, or 999."""
+    """Permutations or samples; default: 199 or 999. The smallest p is 1 / (n_permutations + 1)."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Level at which the threshold lies; no less than 1 / (n_permutations + 1)."""
+    """Significance level of the threshold; at least 1 / (n_permutations + 1)."""
     pairs: PairKinds = ("final", "init")
-    """Which pairs of encoders are calibrated."""
+    """Which pairs of encoders to calibrate: the union of the kinds."""
     seed: int = 0
     """Seed of the permutations."""
 
     def null_method(self, measure: MeasureSpec) -> tuple[str, int]:
-        """Return by which method a measure's null is had, and its number of values."""
+        """Return the method for a measure's null, `permutation` or `analytic`, and its size."""
         analytic = self.method == "analytic" and measure.measure.engine != "pairwise"
         method = "analytic" if analytic else "permutation"
         return method, self.n_permutations or (999 if analytic else 199)
@@ -139,49 +142,49 @@ class ExtractSpec(Spec):
     """How activations are extracted."""
 
     batch_size: int = Field(default=256, ge=1)
-    """Stimuli in one forward pass; halved where memory runs out."""
+    """Stimuli per forward pass; halved if memory runs out."""
     device: Device = "auto"
-    """`auto`: a GPU where the worker has one."""
+    """`auto`: a GPU if the worker has one."""
 
 
 class Workflow(Spec):
     """A whole workflow file. Paths are relative to the working directory."""
 
     store: str
-    """The store: a folder that ends in .zarr, or a URL (s3://bucket/name.zarr)."""
+    """The store: a folder whose name ends in .zarr, or a URL (s3://bucket/name.zarr)."""
     wait: float = Field(default=0, ge=0)
     """Seconds to wait for another run on the store to end; 0: refuse at once."""
     registry: OneOrMany
-    """Registry files."""
+    """Registry files, which declare the models."""
     train: str | None = None
-    """A registry file whose reference models are trained here first."""
+    """A registry file whose reference models are trained first."""
     models: Selection
-    """Which models take part."""
+    """Which models to use."""
     stimuli: StimuliSpec = StimuliSpec()
-    """What they are shown."""
+    """The stimuli that the models see."""
     subset: SubsetSpec = SubsetSpec()
     """The rows to compare on."""
     extract: ExtractSpec = ExtractSpec()
     """How activations are extracted."""
     compare: CompareSpec
-    """Which measures, on which pairs."""
+    """Which measures to compute, on which pairs."""
     calibrate: CalibrateSpec | None = CalibrateSpec()
-    """How scores are calibrated; null for not at all."""
+    """How scores are calibrated; null: not at all."""
     cluster: AnyCluster = LocalSpec()
     """Where tasks run."""
 
     @field_validator("calibrate")
     @classmethod
-    def _level_within_reach(
+    def _check_level_attainable(
         cls, value: CalibrateSpec | None, info: ValidationInfo
     ) -> CalibrateSpec | None:
-        compared: CompareSpec | None = info.data.get("compare")
-        if value is not None and compared is not None:
-            counts = {label: value.null_method(spec)[1] for label, spec in compared.specs.items()}
-            fewest = min(counts, key=counts.__getitem__)
-            differ = len(set(counts.values())) > 1
+        compare: CompareSpec | None = info.data.get("compare")
+        if value is not None and compare is not None:
+            counts = {label: value.null_method(spec)[1] for label, spec in compare.specs.items()}
+            smallest = min(counts, key=counts.__getitem__)
+            counts_differ = len(set(counts.values())) > 1
             try:
-                check_level(value.alpha, counts[fewest], fewest if differ else "")
+                check_level(value.alpha, counts[smallest], smallest if counts_differ else "")
             except InputError as error:
                 raise ValueError(str(error)) from None
         return value
@@ -190,12 +193,24 @@ class Workflow(Spec):
 def load_workflow(
     path: str | Path, *, settings: Iterable[str] = (), store: str | None = None
 ) -> tuple[Workflow, Document]:
-    """Read a workflow file, with `key=value` settings from the command line laid over it.
+    """Read and validate a workflow file.
+
+    Parameters
+    ----------
+    settings
+        `key=value` overrides from the command line, with dots for depth.
+    store
+        Overrides the store of the file.
+
+    Returns
+    -------
+    tuple
+        The workflow, and the YAML document with the overrides applied.
 
     Raises
     ------
     InputError
-        With file, line, key and remedy.
+        If the file or a setting is not valid; with file, line, key and remedy.
     """
     document = load_yaml(path)
     for setting in settings:
@@ -223,8 +238,8 @@ def _apply(document: Document, setting: str) -> None:
     *path, last = key.split(".")
     for part in path:
         if not isinstance(node, dict):
-            raise InputError(f"--set {setting}: {part!r} stands below a value, not a mapping.")
+            raise InputError(f"--set {setting}: {part!r} is below a value, not a mapping.")
         node = node.setdefault(part, {})
     if not isinstance(node, dict):
-        raise InputError(f"--set {setting}: {last!r} stands below a value, not a mapping.")
+        raise InputError(f"--set {setting}: {last!r} is below a value, not a mapping.")
     node[last] = value

@@ -96,7 +96,7 @@ def test_run__changed_seed(copied: Zoo) -> None:
 @pytest.mark.parametrize("label", ["row", "c", "zarr.json"])
 def test_run__label_that_the_store_needs(copied: Zoo, label: str) -> None:
     message = assert_refused(copied, "--set", f"compare.measures={{{label}: {{measure: cka}}}}")
-    assert f"'{label}' is a name that the store has for itself; take another label" in message
+    assert f"'{label}' is a name that the store reserves; choose another label" in message
 
 
 def test_run__label_with_another_parameter(copied: Zoo) -> None:
@@ -224,8 +224,8 @@ def test_run__replace_of_what_does_not_take_part(copied: Zoo, model: str, expect
     [
         ("calibrate.n_permutations", "--set calibrate.n_permutations: expected key=value"),
         ("=3", "--set =3: expected key=value"),
-        ("store.path=3", "stands below a value, not a mapping"),
-        ("models.sets.first=3", "stands below a value, not a mapping"),
+        ("store.path=3", "is below a value, not a mapping"),
+        ("models.sets.first=3", "is below a value, not a mapping"),
         ("subset.n=[3", "is not a YAML value"),
         ("subset.n=many", "'subset.n': Input should be a valid integer"),
         ("subset.n=0", "greater than or equal to 1"),

@@ -544,7 +544,7 @@ def test_run__weights_that_change_while_it_runs(
         patched.setattr(torch_source, "load_weights", swapped)
         report = copied.run(*setting)
     assert list(report.failures) == ["timm/late@step10"]
-    assert "its weights changed while the run went on" in report.failures["timm/late@step10"]
+    assert "its weights changed during the run" in report.failures["timm/late@step10"]
     assert [e.checkpoint for e in copied.store().encoders() if e.model == "timm/late"] == ["step0"]
     assert copied.run(*setting).failures == {}
     late = next(e for e in copied.store().encoders() if e.id == "timm/late@step10#image")

@@ -1,4 +1,4 @@
-"""The stages of a run after training, one file each, in their order."""
+"""The stages of a run after training, one file each, in the order in which they run."""
 
 from typing import Any
 

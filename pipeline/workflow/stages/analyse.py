@@ -1,4 +1,4 @@
-"""Stages: the small, final datasets, each as its record in `ANALYSES` says."""
+"""Stages: compute the final datasets, each as declared by its record in `ANALYSES`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,32 +32,29 @@ from pipeline.workflow.stages.calibrate import find_null
 from pipeline.workflow.stages.compare import find_grid
 from pipeline.workflow.stages.stage import Failure, Stage, StageTask, stage_task
 
-if TYPE_CHECKING:
-    pass
-
 ENCODERS_PER_TASK = 8
 SAVE_SECONDS = 60.0
-"""How much work on columns may be lost with the driver."""
+"""Seconds between writes of measured columns, which are lost if the driver is killed."""
 _DIGEST = "activations_digest"
 
 Columns = dict[str, dict[str, Any]]
-"""Encoder id → activations_digest, and each column's value."""
+"""Encoder id → column → value, and the identity of its activations under `activations_digest`."""
 
 
 @dataclass
 class PendingColumns:
-    """What has been measured of encoders, and what has not."""
+    """The columns already measured, and the encoders to measure."""
 
     known: Columns
     missing: list[tuple[Comparison, list[Encoder]]]
     n_wanted: int
     is_committed: bool
-    """Whether it was not being written when a run was killed."""
+    """Whether the last write of the dataset was completed."""
     saved: float = field(default_factory=time.monotonic)
 
     @property
     def n_missing(self) -> int:
-        """Encoders that have not been measured."""
+        """Number of encoders to measure."""
         return sum(len(encoders) for _, encoders in self.missing)
 
     def __bool__(self) -> bool:
@@ -65,7 +62,7 @@ class PendingColumns:
 
 
 class AnalyseEncoders(Stage[PendingColumns]):
-    """An analysis with columns: a task measures a few encoders, on their last layers."""
+    """An analysis with columns: each task measures the last layers of a few encoders."""
 
     unit = "encoders"
     counted = "encoders"
@@ -99,15 +96,16 @@ class AnalyseEncoders(Stage[PendingColumns]):
     def collect(
         self, ctx: Context, pending: PendingColumns, task: StageTask, result: Columns
     ) -> Iterator[Failure]:
-        """Take in what was measured, and write it once a minute."""
+        """Collect the measured columns, and write them once a minute."""
         pending.known |= result
         pending.is_committed = False
-        if time.monotonic() - pending.saved > SAVE_SECONDS:  # one dataset, written whole each time
+        # not after every task: each write replaces the whole dataset
+        if time.monotonic() - pending.saved > SAVE_SECONDS:
             self._write(ctx, pending)
         yield from ()
 
     def finish(self, ctx: Context, pending: PendingColumns) -> None:
-        """Write the dataset, where something was measured."""
+        """Write the dataset if anything was measured, or an earlier write was interrupted."""
         if not pending.is_committed:
             self._write(ctx, pending)
 
@@ -121,10 +119,10 @@ class AnalyseEncoders(Stage[PendingColumns]):
 
 
 def _measurable(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, list[Encoder]]]:
-    """Yield each comparison with the encoders that are measured on its rows, which have labels.
+    """Yield each comparison whose rows have labels, with the encoders to measure on these rows.
 
-    An encoder is measured on the rows on which it meets others of its modality: those of the first
-    comparison that it takes part in.
+    An encoder is measured on the rows of the first comparison that it is part of: those on which
+    it is compared with others of its modality.
     """
     seen: set[str] = set()
     for comparison in comparisons:
@@ -136,13 +134,13 @@ def _measurable(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison,
 
 @dataclass(frozen=True)
 class ColumnsJob:
-    """A few encoders whose columns are measured."""
+    """A few encoders to measure."""
 
     analysis: str
     subset: str
     set_key: str
     encoders: Sequence[tuple[str, str, str, str, str]]
-    """Of each: id, group, checkpoint, last layer, identity of its activations."""
+    """For each: id, path of its group, checkpoint, last layer, identity of its activations."""
 
 
 def columns_task(
@@ -151,7 +149,7 @@ def columns_task(
     """Return the task that measures a few encoders."""
     n, base = len(subset), len(subset.base)
     widths = np.array([e.attributes["widths"][-1] for e in encoders], dtype=np.int64)
-    takes = analysis.footprint(n, widths)
+    footprint = analysis.footprint(n, widths)
     return stage_task(
         f"{analysis.name} {subset.key} {number}",
         measure_columns,
@@ -161,18 +159,18 @@ def columns_task(
             subset.base.key,
             [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in encoders],
         ),
-        takes=Cost(
-            takes.operations,
+        estimate=Cost(
+            footprint.operations,
             float(SINGLE * stored_rows(base) * widths.sum()),
             0.0,
-            takes.memory + reading_bytes(base, n, int(widths.max())),
+            footprint.memory + reading_bytes(base, n, int(widths.max())),
         ),
         size=len(encoders),
     )
 
 
 def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
-    """Measure the columns of a few encoders on a worker."""
+    """Measure the columns of a few encoders, on a worker."""
     (analysis,) = (a for a in ANALYSES if a.name == job.analysis)
     stored = open_store(store.place)
     rows = stored.rows(job.subset)
@@ -188,7 +186,7 @@ def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
 
 
 def read_columns(store: Store, analysis: Analysis, subset: str) -> Columns:
-    """Return what was measured of encoders, by this version of the analysis."""
+    """Return the stored columns, if measured by this version of the analysis."""
     found: Columns = {}
     for dataset in store.column_datasets(analysis.name, subset):
         if analysis.fault(dataset.attrs):
@@ -204,14 +202,14 @@ def read_columns(store: Store, analysis: Analysis, subset: str) -> Columns:
 
 
 def write_columns(store: StoreWriter, analysis: Analysis, subset: str, found: Columns) -> None:
-    """Write the columns of all encoders, so that a kill at any time loses none. Driver only."""
+    """Write the columns of all encoders; a kill at any time loses none of them. Driver only."""
     dataset = analysis.compute(Inputs([], columns=found))
     dataset[_DIGEST] = ("encoder", [found[str(i)][_DIGEST] for i in dataset.encoder.values])
     store.replace_dataset(analysis.name, subset, analysis.stamped(dataset), inputs_digest(found))
 
 
 class Analyse(Stage[list[str]]):
-    """An analysis that the driver makes, one dataset for each measure."""
+    """An analysis that the driver computes: one dataset per measure."""
 
     unit = "measures"
     counted = "measures"
@@ -220,7 +218,7 @@ class Analyse(Stage[list[str]]):
         self.analysis, self.name = analysis, analysis.name
 
     def pending(self, ctx: Context) -> list[str]:
-        """Return the labels whose dataset is not there, or was made from something else."""
+        """Return the labels whose dataset is missing, or was computed from other inputs."""
         return [
             label
             for label in ctx.specs
@@ -230,7 +228,7 @@ class Analyse(Stage[list[str]]):
         ]
 
     def finish(self, ctx: Context, pending: list[str]) -> None:
-        """Make and write the datasets."""
+        """Compute and write the datasets."""
         store = ctx.writer
         for label in pending:
             dataset = self.analysis.stamped(self.analysis.compute(self._inputs(store, ctx, label)))
@@ -254,7 +252,7 @@ class Analyse(Stage[list[str]]):
         return found
 
     def _digest(self, store: Store, ctx: Context, label: str) -> str:
-        """Return the identity of what the dataset has to be made from."""
+        """Return the identity of the inputs from which the dataset must be computed."""
         spec, calibrate = ctx.specs[label], ctx.workflow.calibrate
         encoders, columns = _encoders(ctx.comparisons), self._columns(store, ctx.key)
         return inputs_digest(
@@ -276,7 +274,7 @@ class Analyse(Stage[list[str]]):
                 for c in ctx.comparisons
             ],
             [columns.get(e.id) for e in encoders],
-            [_progress(store, c, label, spec, calibrate) for c in ctx.comparisons],
+            [_state_digests(store, c, label, spec, calibrate) for c in ctx.comparisons],
         )
 
     def _inputs(self, store: Store, ctx: Context, label: str) -> Inputs:
@@ -302,7 +300,7 @@ class Analyse(Stage[list[str]]):
 
 
 def stage_of(analysis: Analysis) -> Analyse | AnalyseEncoders:
-    """Return the stage that makes the dataset of an analysis."""
+    """Return the stage that computes the dataset of an analysis."""
     return AnalyseEncoders(analysis) if analysis.columns else Analyse(analysis)
 
 
@@ -313,7 +311,7 @@ def read_results(
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
 ) -> ComparisonResults:
-    """Read the layer scores, and the nulls, of every pair of encoders of a comparison."""
+    """Read the layer scores and nulls of all encoder pairs of a comparison that are complete."""
     grid = find_grid(store, comparison.subset.key, label, spec)
     assert grid is not None
     encoders = comparison.encoders
@@ -353,7 +351,7 @@ def _encoders(comparisons: Sequence[Comparison]) -> list[Encoder]:
 
 
 def settings_of(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) -> dict[str, Any]:
-    """Return what is recorded with a dataset: conventions of the measure, settings of the null."""
+    """Return a dataset's attributes: conventions of the measure, settings of the calibration."""
     settings: dict[str, Any] = {
         "label": label,
         **{f"measure_{k}" if k != "measure" else k: v for k, v in spec.conventions().items()},
@@ -372,14 +370,14 @@ def settings_of(label: str, spec: MeasureSpec, calibrate: CalibrateSpec | None) 
     return settings
 
 
-def _progress(
+def _state_digests(
     store: Store,
     comparison: Comparison,
     label: str,
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
 ) -> list[str]:
-    """Return what tells a finished grid from one with pairs still missing."""
+    """Return digests of the state of the grids, which change when missing pairs are computed."""
     grids = [find_grid(store, comparison.subset.key, label, spec)]
     if calibrate is not None:
         grids.append(find_null(store, comparison.subset.key, label, spec, calibrate))

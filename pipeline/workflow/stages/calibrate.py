@@ -1,4 +1,4 @@
-"""Stage: the null of every wanted pair of encoders that is not in the store yet."""
+"""Stage: compute the nulls of pairs of encoders that are missing from the store."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ from pipeline.workflow.stages.stage import PendingGrids, Stage, StageTask, stage
 
 
 class Calibrate(Stage[PendingGrids]):
-    """One task a block of pairs of encoders, for all measures that lack the same ones."""
+    """One task per block of encoder pairs, for all measures with the same missing pairs."""
 
     name = "calibrate"
     unit = "pairs"
     counted = "pairs of encoders"
 
     def pending(self, ctx: Context) -> PendingGrids:
-        """Compare the wanted pairs with the nulls of each measure."""
+        """Compare the requested pairs with the nulls of each measure."""
         found, settings = PendingGrids(), ctx.workflow.calibrate
         for c in ctx.comparisons if settings is not None else ():
             assert settings is not None
@@ -86,7 +86,7 @@ class Calibrate(Stage[PendingGrids]):
             )
 
     def create(self, ctx: Context, pending: PendingGrids) -> None:
-        """Give every encoder its place in the grids of nulls."""
+        """Assign every encoder a slot in the grids of nulls."""
         settings = ctx.workflow.calibrate
         for c, todo in pending:
             assert settings is not None
@@ -99,11 +99,11 @@ class Calibrate(Stage[PendingGrids]):
         return pending.n_missing, pending.n_wanted
 
     def resident(self, ctx: Context) -> float:
-        """Return what a worker keeps of what it has prepared."""
+        """Return the bytes of prepared representations that a worker may cache."""
         return Compare().resident(ctx)
 
     def remedy(self, ctx: Context) -> str:
-        """Name the number of permutations, the budget and the size of the subset."""
+        """Name the number of permutations, the cache's memory limit and the subset's size."""
         return (
             f"Lower calibrate.n_permutations, compare.memory (now {ctx.workflow.compare.memory}) "
             f"or subset.n (now {len(ctx.subset)})"
@@ -111,7 +111,7 @@ class Calibrate(Stage[PendingGrids]):
 
 
 def null_key(measure: MeasureSpec, spec: CalibrateSpec) -> str:
-    """Name the null of a measure: another method, number or seed makes another null."""
+    """Return the key of a measure's null, unique to its method, number of values and seed."""
     method, count = spec.null_method(measure)
     model = f"-v{VERSION}" if method == "analytic" else ""
     return f"{method}{model}-{count}-seed{spec.seed}"
@@ -120,14 +120,14 @@ def null_key(measure: MeasureSpec, spec: CalibrateSpec) -> str:
 def find_null(
     store: Store | None, subset: str, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid | None:
-    """Return the grid of one measure's null on a subset, or None where there is none."""
+    """Return the grid of one measure's null on a subset, or None."""
     return None if store is None else store.null(subset, label, null_key(measure, spec))
 
 
 def ensure_null(
     store: StoreWriter, subset: Subset, label: str, measure: MeasureSpec, spec: CalibrateSpec
 ) -> Grid:
-    """Return the grid of one measure's null, made if it is not there. Driver only."""
+    """Return the grid of one measure's null, created if necessary. Driver only."""
     method, count = spec.null_method(measure)
     attributes = {
         "method": method,
@@ -141,9 +141,17 @@ def ensure_null(
 
 
 def wanted_nulls(comparison: Comparison) -> tuple[dict[str, str], Mask]:
-    """Return encoder → identity of its activations, and which pairs of them are wanted.
+    """Return the encoders of a comparison, and which pairs need a null.
 
-    Those at the same stage of training stand together, since they are what meets.
+    Encoders are sorted by stage of training: mostly those at the same stage are compared, so that
+    their pairs fall into few blocks.
+
+    Returns
+    -------
+    digests
+        Encoder → identity of its activations.
+    wanted
+        Symmetric mask `(n_encoders, n_encoders)`, in the same order.
     """
     encoders = comparison.encoders
 
@@ -168,17 +176,18 @@ class NullJob:
     right: Mapping[int, Sequence[RepresentationRef]]
     """Position in the chunk → the encoder's layers."""
     missing: Mask
+    """`(chunk, chunk)`; above the diagonal only if i == j."""
     budget: Budget
 
 
 def null_cost(job: NullJob, subset: Subset) -> Cost:
-    """Give what one block of nulls takes."""
+    """Estimate the cost of one block of nulls."""
     n = len(subset)
     sides = [[m for layers in side.values() for m in layers] for side in (job.left, job.right)]
     n_xs, n_ys = map(len, sides)
     widths_y = np.array([m.width for m in sides[1]], dtype=np.int64)
-    members = list(dict.fromkeys([*sides[0], *sides[1]]))
-    prepared = PreparedFootprint(members, subset, job.specs, job.budget)
+    refs = list(dict.fromkeys([*sides[0], *sides[1]]))
+    prepared = PreparedFootprint(refs, subset, job.specs, job.budget)
     of_left, of_right = (
         np.array([len(layers) for layers in side.values()]) for side in (job.left, job.right)
     )
@@ -191,9 +200,9 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     scores = 0.0
     for (method, count), specs in by_method.items():
         directed = {k: s for k, s in specs.items() if not s.measure.symmetric}
-        if method == "analytic":  # pairs that moments do not determine are permuted too
+        if method == "analytic":  # pairs that moments do not determine are permuted
             relations = len({s.relation for s in specs.values()})
-            operations += 2.0 * n**3 * len(members) * relations + 2.0 * n * count * pairs
+            operations += 2.0 * n**3 * len(refs) * relations + 2.0 * n * count * pairs
             scores += (SINGLE + 1.0) * n_xs * n_ys * len(specs)
             layers = max([*of_left.tolist(), *of_right.tolist()])
             draws = 256.0 * SINGLE * layers * (n + n_ys + 4 * layers)
@@ -207,9 +216,9 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
         nulls = DOUBLE * float(len(AGGREGATES) * wanted.size * count)
         cells = float(len(AGGREGATES) * job.missing.size * count)
         results += 3 * nulls * len(specs)
-        of_pairs = 2 + (DOUBLE if method == "analytic" else 0)
+        pair_bytes = 2 + (DOUBLE if method == "analytic" else 0)
         written += ((1 if job.i == job.j else 2) * len(specs)
-                    * (SINGLE * cells + of_pairs * job.missing.size))  # fmt: skip
+                    * (SINGLE * cells + pair_bytes * job.missing.size))  # fmt: skip
         results += 6 * SINGLE * cells
     return Cost(
         operations,
@@ -230,7 +239,7 @@ def null_tasks(
 ) -> Iterator[StageTask]:
     """Yield one task per block of encoders in which something is missing.
 
-    Measures with the same slots and the same missing pairs share their tasks.
+    Measures with the same slots and the same missing pairs share tasks.
     """
     by_id = {e.id: representation_refs(e, specs.values()) for e in encoders}
     shared: dict[tuple[object, ...], list[str]] = {}
@@ -241,7 +250,7 @@ def null_tasks(
         first = todo[labels[0]]
         table = {slot: by_id[name] for name, slot in first.members.items() if name in by_id}
         for i, j in first.blocks():
-            # each unordered pair once: below the diagonal stands the transposed result
+            # each unordered pair once: its transposed result is written below the diagonal
             block = first.missing[first.region(i), first.region(j)]
             block = np.triu(block, 1) if i == j else block
             left, right = (
@@ -263,13 +272,13 @@ def null_tasks(
                 f"calibrate {subset.key} {i},{j}",
                 null_job,
                 job,
-                takes=null_cost(job, subset),
+                estimate=null_cost(job, subset),
                 size=int(block.sum()) * len(labels),
             )
 
 
 def null_job(store: StoreRef, job: NullJob) -> int:
-    """Compute one block of nulls on a worker; return the number of encoder pairs."""
+    """Compute one block of nulls on a worker; return its number of encoder pairs."""
     left, right = (
         [m for layers in side.values() for m in layers] for side in (job.left, job.right)
     )
@@ -297,46 +306,55 @@ def null_job(store: StoreRef, job: NullJob) -> int:
                 transposed = draw(
                     null.transposed(), y_groups, x_groups, (mask & ~in_order).T, count, seed
                 )
-                nulls[label] = _merged(in_order, drawn, transposed)
+                nulls[label] = _merge_directions(in_order, drawn, transposed)
                 permuted[label] = flagged_encoders(null, x_groups, y_groups, mask)
                 tails[label] = tail_bounds(null, x_groups, y_groups, best)
                 tails[label][permuted[label]] = np.nan
         orders = permutations(xs[0].n_stimuli, count, job.calibrate.seed)
-        for labels in _together(permuted):
+        for labels in _group_by_mask(permuted):
             mask = permuted[labels[0]]
-            some = {label: specs[label] for label in labels}
-            both = {label: spec for label, spec in some.items() if spec.measure.symmetric}
-            directed = {label: spec for label, spec in some.items() if label not in both}
+            selected = {label: specs[label] for label in labels}
+            symmetric = {label: spec for label, spec in selected.items() if spec.measure.symmetric}
+            directed = {label: spec for label, spec in selected.items() if label not in symmetric}
             found = permutation_null(xs, ys, x_groups, y_groups, directed, orders, wanted=mask)
-            one = permutation_null(xs, ys, x_groups, y_groups, both, orders, wanted=mask & in_order)
-            other = permutation_null(
-                ys, xs, y_groups, x_groups, both, orders, wanted=(mask & ~in_order).T
+            ordered = permutation_null(
+                xs, ys, x_groups, y_groups, symmetric, orders, wanted=mask & in_order
             )
-            found |= {label: _merged(in_order, one[label], other[label]) for label in both}
+            swapped = permutation_null(
+                ys, xs, y_groups, x_groups, symmetric, orders, wanted=(mask & ~in_order).T
+            )
+            found |= {
+                label: _merge_directions(in_order, ordered[label], swapped[label])
+                for label in symmetric
+            }
             for label in labels:
                 drawn = nulls.get(label, found[label])
                 nulls[label] = {
-                    how: np.where(mask[..., None], found[label][how], drawn[how])
-                    for how in AGGREGATES
+                    aggregate: np.where(mask[..., None], found[label][aggregate], drawn[aggregate])
+                    for aggregate in AGGREGATES
                 }
         for label, by_aggregate in nulls.items():
-            transposed = {how: found.swapaxes(0, 1) for how, found in by_aggregate.items()}
+            transposed = {
+                aggregate: found.swapaxes(0, 1) for aggregate, found in by_aggregate.items()
+            }
             if not specs[label].measure.symmetric:
                 transposed = permutation_null(
                     ys, xs, y_groups, x_groups, {label: specs[label]}, orders, wanted=wanted.T
                 )[label]
-            of_pairs: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
+            pair_values: dict[str, NDArray[Any]] = {"permuted": permuted[label]}
             if label in tails:
-                of_pairs["tail"] = tails[label]
-            _write(_null(writer, job, label), job, by_aggregate, transposed, of_pairs, masks[label])
+                pair_values["tail"] = tails[label]
+            _write(
+                _null(writer, job, label), job, by_aggregate, transposed, pair_values, masks[label]
+            )
     return int(job.missing.sum())
 
 
 def _in_order(job: NullJob) -> Mask:
-    """Tell which pairs of encoders stand in the order in which they are told apart by name.
+    """Return the mask `(left, right)` of pairs whose encoders are in alphabetical order.
 
-    It is the stimuli of the second that are permuted. Which of two that is must not depend on when
-    they came into the store.
+    The stimuli of the alphabetically second encoder are permuted: the choice must not depend on
+    the order in which encoders were added to the store.
     """
     left, right = (
         np.array([f"{layers[0].path}@{layers[0].checkpoint}" for layers in side.values()])
@@ -345,22 +363,25 @@ def _in_order(job: NullJob) -> Mask:
     return np.asarray(left[:, None] <= right)
 
 
-def _merged(
-    in_order: Mask, one: Mapping[str, Float64], other: Mapping[str, Float64]
+def _merge_directions(
+    in_order: Mask, ordered: Mapping[str, Float64], swapped: Mapping[str, Float64]
 ) -> dict[str, Float64]:
-    """Put nulls of pairs in order, and of the others with sides exchanged, into one."""
+    """Merge nulls of pairs in alphabetical order with those of the others, sides swapped."""
     return {
-        how: np.where(in_order[..., None], one[how], other[how].swapaxes(0, 1))
-        for how in AGGREGATES
+        aggregate: np.where(
+            in_order[..., None], ordered[aggregate], swapped[aggregate].swapaxes(0, 1)
+        )
+        for aggregate in AGGREGATES
     }
 
 
 def _best_scores(
     store: Store, job: NullJob, label: str, x_groups: Index, y_groups: Index, wanted: Mask
 ) -> tuple[Float64, Mask]:
-    """Return the best layer scores of pairs of encoders, and which of those wanted were compared.
+    """Return the best layer score of each encoder pair, and which requested pairs have one.
 
-    A pair that could not be compared has no score to tell the tail of, and its null waits for it.
+    A pair that could not be compared has no score whose tail could be bounded: its null stays
+    pending until there is one.
     """
     null, grid = _null(store, job, label), store.scores(job.subset, label)
     assert grid is not None  # scores come before nulls
@@ -375,7 +396,7 @@ def _best_scores(
     )
     scores, state = grid.scores_among(rows, columns)
     done = np.isin(state, (State.DONE, State.UNDEFINED)).astype(np.float64)
-    # the mean of what is done or not is 1 where all is
+    # the mean over layers is 1 only if all are done
     compared = wanted & (aggregate_layers(done, x_groups, y_groups)["mean"] == 1.0)
     best = np.where(compared, aggregate_layers(scores, x_groups, y_groups)["max"], np.nan)
     return best, compared
@@ -383,20 +404,20 @@ def _best_scores(
 
 def _null(store: Store, job: NullJob, label: str) -> Grid:
     found = find_null(store, job.subset, label, job.specs[label], job.calibrate)
-    assert found is not None  # the driver has made it
+    assert found is not None  # the driver has created it
     return found
 
 
 def _by_method(job: NullJob) -> dict[tuple[str, int], dict[str, MeasureSpec]]:
-    """Return (method, number of values) → the measures whose null is had so."""
+    """Group measures by method and number of values of their null."""
     found: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
     for label, spec in job.specs.items():
         found.setdefault(job.calibrate.null_method(spec), {})[label] = spec
     return found
 
 
-def _together(masks: Mapping[str, Mask]) -> list[list[str]]:
-    """Return the labels with something to permute, those with the same pairs together."""
+def _group_by_mask(masks: Mapping[str, Mask]) -> list[list[str]]:
+    """Group the labels by mask; those with an empty mask are left out."""
     groups: dict[bytes, list[str]] = {}
     for label, mask in masks.items():
         if mask.any():
@@ -409,52 +430,55 @@ def _write(
     job: NullJob,
     nulls: Mapping[str, Float64],
     transposed: Mapping[str, Float64],
-    of_pairs: Mapping[str, NDArray[Any]],
+    pair_values: Mapping[str, NDArray[Any]],
     computed: Mask,
 ) -> None:
-    """Write a block and, below the diagonal, that of the other direction.
+    """Write a block and, below the diagonal, its counterpart in the other direction.
 
     Parameters
     ----------
     nulls, transposed
-        Aggregate → values of this direction and of the other.
-    of_pairs
-        Variable of the grid → its value for each pair of encoders.
+        Aggregate → null values `(left, right, permutation)` of this direction, and
+        `(right, left, permutation)` of the other.
+    pair_values
+        Other variables of the grid → one value per pair of encoders `(left, right)`.
     computed
-        The pairs among those of the job that the others hold.
+        Mask `(left, right)` of the pairs whose null was computed.
     """
     rows, columns = list(job.left), list(job.right)
     mask = np.zeros_like(job.missing)
     mask[np.ix_(rows, columns)] = computed
-    above = _chunk(job, nulls, of_pairs, rows, columns)
-    below = _chunk(job, transposed, {n: v.T for n, v in of_pairs.items()}, columns, rows)
+    above = _chunk_variables(job, nulls, pair_values, rows, columns)
+    below = _chunk_variables(
+        job, transposed, {n: v.T for n, v in pair_values.items()}, columns, rows
+    )
     if job.i == job.j:
-        both = {
+        merged = {
             name: np.where(mask[..., None] if name == "null" else mask, found, below[name])
             for name, found in above.items()
         }
-        missing = np.isnan(both["null"][0]).any(-1)
-        grid.write_chunk(job.i, job.j, both, mask | mask.T, missing)
+        missing = np.isnan(merged["null"][0]).any(-1)
+        grid.write_chunk(job.i, job.j, merged, mask | mask.T, missing)
         return
     for i, j, found, wanted in ((job.i, job.j, above, mask), (job.j, job.i, below, mask.T)):
         grid.write_chunk(i, j, found, wanted, np.isnan(found["null"][0]).any(-1))
 
 
-def _chunk(
+def _chunk_variables(
     job: NullJob,
     nulls: Mapping[str, Float64],
-    of_pairs: Mapping[str, NDArray[Any]],
+    pair_values: Mapping[str, NDArray[Any]],
     rows: list[int],
     columns: list[int],
 ) -> dict[str, NDArray[Any]]:
-    """Return the variables of a chunk, filled at some rows and columns."""
+    """Return the variables of a chunk, with fill values except at some rows and columns."""
     at = np.ix_(rows, columns)
     count = nulls[AGGREGATES[0]].shape[-1]
     null = np.full((len(AGGREGATES), *job.missing.shape, count), np.nan, np.float32)
     for a, aggregate in enumerate(AGGREGATES):
         null[a][at] = nulls[aggregate]
     found: dict[str, NDArray[Any]] = {"null": null}
-    for name, values in of_pairs.items():
+    for name, values in pair_values.items():
         variable = ANALYTIC_CALIBRATION[name]
         found[name] = np.full(job.missing.shape, variable.fill_value, variable.dtype)
         found[name][at] = values

@@ -1,4 +1,4 @@
-"""Stage: the similarity of every wanted pair of representations that is not in the store yet."""
+"""Stage: compute the similarities of pairs of representations that are missing from the store."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from pipeline.workflow.stages.stage import Failure, PendingGrids, Stage, StageTa
 
 
 class Compare(Stage[PendingGrids]):
-    """One task a block of pairs, for all measures that lack some of them."""
+    """One task per block of pairs, for all measures with missing pairs in it."""
 
     name = "compare"
     unit = "pairs"
     counted = "pairs of representations"
 
     def pending(self, ctx: Context) -> PendingGrids:
-        """Compare the wanted pairs with the grid of each measure."""
+        """Compare the requested pairs with the grid of each measure."""
         found = PendingGrids()
         for c in ctx.comparisons:
             digests, wanted = wanted_scores(c)
             todo = {}
             for label, spec in ctx.specs.items():
                 grid = find_grid(ctx.store_of(label), c.subset.key, label, spec)
-                todo[label] = outstanding_scores(grid, digests, wanted, spec)
+                todo[label] = pending_scores(grid, digests, wanted, spec)
             found.add(c, todo, wanted)
         return found
 
@@ -64,7 +64,7 @@ class Compare(Stage[PendingGrids]):
             )
 
     def create(self, ctx: Context, pending: PendingGrids) -> None:
-        """Write the rows of subsets, and give every representation its place in the grids."""
+        """Write the rows of the subsets, and assign every representation a slot in the grids."""
         for c in ctx.comparisons:
             ctx.writer.ensure_subset(c.subset, ctx.key)
             digests, _ = wanted_scores(c)
@@ -74,7 +74,7 @@ class Compare(Stage[PendingGrids]):
     def collect(
         self, ctx: Context, pending: PendingGrids, task: StageTask, result: Diagnostics
     ) -> Iterator[Failure]:
-        """Write what there is to say of single representations."""
+        """Write the per-representation diagnostics."""
         record_diagnostics(ctx.writer, task.job.subset, result)
         yield from ()
 
@@ -83,12 +83,12 @@ class Compare(Stage[PendingGrids]):
         return pending.n_missing, pending.n_wanted
 
     def resident(self, ctx: Context) -> float:
-        """Return what a worker keeps of what it has prepared."""
+        """Return the bytes of prepared representations that a worker may cache."""
         kept = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
         return min(float(ctx.workflow.compare.budget.memory), kept)
 
     def remedy(self, ctx: Context) -> str:
-        """Name the budget and the size of the subset."""
+        """Name the cache's memory limit and the size of the subset."""
         return (
             f"Lower compare.memory (now {ctx.workflow.compare.memory}) or subset.n "
             f"(now {len(ctx.subset)})"
@@ -96,21 +96,21 @@ class Compare(Stage[PendingGrids]):
 
 
 def find_grid(store: Store | None, subset: str, label: str, spec: MeasureSpec) -> Grid | None:
-    """Return the grid of one measure on a subset, or None where there is none.
+    """Return the grid of one measure on a subset, or None.
 
     Raises
     ------
     InputError
-        Where the label stands for another measure in this store, or an earlier version of it.
+        If the store has another measure, or an earlier version of it, under this label.
     """
     grid = None if store is None else store.scores(subset, label)
     if grid is None:
         return None
-    stored, now = grid.attrs["measure"], spec.identity()
-    if any(stored[key] != now[key] for key in ("name", "parameters")):
+    stored, current = grid.attrs["measure"], spec.identity()
+    if any(stored[key] != current[key] for key in ("name", "parameters")):
         raise InputError(
-            f"measure {label!r}: in the store this label stands for {_phrase(stored)}, now for "
-            f"{_phrase(now)}. Give the new one another label, or drop what is stored of this one "
+            f"measure {label!r}: in the store this label stands for {_describe(stored)}, now for "
+            f"{_describe(current)}. Give the new one another label, or drop the stored results "
             f"with --replace {label}."
         )
     check_version(stored, label)
@@ -118,7 +118,7 @@ def find_grid(store: Store | None, subset: str, label: str, spec: MeasureSpec) -
 
 
 def ensure_grid(store: StoreWriter, subset: Subset, label: str, spec: MeasureSpec) -> Grid:
-    """Return the grid of one measure, made if it is not there. Driver only."""
+    """Return the grid of one measure, created if necessary. Driver only."""
     attributes = {
         "measure": spec.identity(),
         "conventions": spec.conventions(),
@@ -129,26 +129,34 @@ def ensure_grid(store: StoreWriter, subset: Subset, label: str, spec: MeasureSpe
     )
 
 
-def _phrase(measure: Any) -> str:
-    inside = ", ".join(f"{k}={v!r}" for k, v in measure["parameters"].items())
-    return f"{measure['name']}({inside})"
+def _describe(measure: Any) -> str:
+    parameters = ", ".join(f"{k}={v!r}" for k, v in measure["parameters"].items())
+    return f"{measure['name']}({parameters})"
 
 
 def wanted_scores(comparison: Comparison) -> tuple[dict[str, str], Mask]:
-    """Return representation → identity of its activations, and which pairs of them are wanted."""
+    """Return the representations of a comparison, and which pairs are requested.
+
+    Returns
+    -------
+    digests
+        Representation → identity of its activations.
+    wanted
+        Symmetric mask `(n_representations, n_representations)`.
+    """
     encoders = comparison.encoders
     digests = {r: e.digest for e in encoders for r in e.representations}
     return digests, expand_to_layers(comparison.compare_mask, [len(e.layers) for e in encoders])
 
 
-def outstanding_scores(
+def pending_scores(
     grid: Grid | None, digests: Mapping[str, str], wanted: Mask, spec: MeasureSpec
 ) -> PendingPairs:
-    """Compare what is wanted of one measure with its grid, or with none.
+    """Return the requested pairs of one measure that are missing from its grid, or from none.
 
-    What there is to say of single representations comes back from workers and is written by the
-    driver. Where a driver was killed in between, the pairs are done and it is lost: one pair of
-    such a representation is then asked for again.
+    Workers write scores, but return diagnostics of representations to the driver, which writes
+    them. If the driver was killed in between, the pairs are done and the diagnostics lost: one
+    pair of each such representation is then computed again.
     """
     todo = pending_pairs(grid, digests, wanted, SCORE_GROUP.chunk)
     if grid is None:
@@ -162,11 +170,11 @@ def outstanding_scores(
 
 
 def _has_diagnostics(grid: Grid, spec: MeasureSpec, length: int) -> NDArray[np.bool_]:
-    """Return, for each slot, whether all there is to say of it is written."""
+    """Return a mask `(length,)` of the slots whose diagnostics are all written."""
     has = np.ones(length, bool)
     for name in _diagnostic_names(spec):
-        held = grid.column(name)[:length]  # what is lost counts as not written
-        has[: len(held)] &= ~np.isnan(held) if held.dtype.kind == "f" else held >= 0
+        column = grid.column(name)[:length]  # a lost chunk reads as fill values: not written
+        has[: len(column)] &= ~np.isnan(column) if column.dtype.kind == "f" else column >= 0
     return has
 
 
@@ -182,30 +190,32 @@ class CompareJob:
     device: Device
     left: Sequence[RepresentationRef | None]
     right: Sequence[RepresentationRef | None]
+    """By position in the chunk; None if no missing pair involves it."""
     missing: Mapping[str, Mask]
+    """Label → `(chunk, chunk)`."""
 
     @property
     def n_pairs(self) -> int:
-        """Unordered pairs, over measures."""
+        """Number of unordered pairs, summed over measures."""
         masks = self.missing.values()
         return int(sum((np.triu(m) if self.i == self.j else m).sum() for m in masks))
 
 
 def compare_cost(job: CompareJob, subset: Subset) -> Cost:
-    """Give what one block of similarities takes."""
+    """Estimate the cost of one block of similarities."""
     n, specs = len(subset), job.specs
     left = [m for m in job.left if m is not None]
     right = [m for m in job.right if m is not None]
-    alike = job.i == job.j
-    members = list(dict.fromkeys([*left, *right]))
-    n_xs, n_ys = (len(members),) * 2 if alike else (len(left), len(right))
-    prepared = PreparedFootprint(members, subset, specs, job.budget)
-    pairs = {label: float(np.triu(mask).sum() if alike else mask.sum())
+    same_chunk = job.i == job.j
+    refs = list(dict.fromkeys([*left, *right]))
+    n_xs, n_ys = (len(refs),) * 2 if same_chunk else (len(left), len(right))
+    prepared = PreparedFootprint(refs, subset, specs, job.budget)
+    pairs = {label: float(np.triu(mask).sum() if same_chunk else mask.sum())
              for label, mask in job.missing.items()}  # fmt: skip
-    scoring = scoring_bytes(n, n_xs, n_ys, specs, alike=alike, spilled=prepared.spilled)
-    if prepared.spilled:  # rows of both sides of a tile are read anew
-        scoring += 2.0 * DOUBLE * n * max(m.width for m in members)
-    chunks = (1 if alike else 2) * len(job.missing)
+    scoring = scoring_bytes(n, n_xs, n_ys, specs, alike=same_chunk, spilled=prepared.spilled)
+    if prepared.spilled:  # every tile reads the rows of both its sides from files
+        scoring += 2.0 * DOUBLE * n * max(ref.width for ref in refs)
+    chunks = (1 if same_chunk else 2) * len(job.missing)
     cells = next(iter(job.missing.values())).size
     written = float(chunks * cells * (SINGLE + 1))
     return Cost(
@@ -227,14 +237,12 @@ def compare_tasks(
 ) -> Iterator[StageTask]:
     """Yield one task per block in which something is missing.
 
-    Measures whose slots agree, as those of one workflow do, share their tasks.
+    Measures with the same slots share their tasks; those of one workflow usually do.
     """
     by_name = {
-        name: member
+        name: ref
         for e in encoders
-        for name, member in zip(
-            e.representations, representation_refs(e, specs.values()), strict=True
-        )
+        for name, ref in zip(e.representations, representation_refs(e, specs.values()), strict=True)
     }
     shared: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for label, of_label in todo.items():
@@ -264,25 +272,31 @@ def compare_tasks(
                 f"compare {subset.key} {i},{j}",
                 compare_job,
                 job,
-                takes=compare_cost(job, subset),
+                estimate=compare_cost(job, subset),
                 size=job.n_pairs,
-                # on a cluster of both, `auto` leaves no worker idle
+                # `auto` may run on any worker, so that none is idle if only some have a GPU
                 device="cuda" if device == "cuda" else "cpu",
             )
 
 
 def _needed(
-    members: Sequence[RepresentationRef | None], used: NDArray[np.bool_]
+    refs: Sequence[RepresentationRef | None], used: NDArray[np.bool_]
 ) -> list[RepresentationRef | None]:
-    return [m if u else None for m, u in zip(members, used, strict=True)]
+    return [ref if u else None for ref, u in zip(refs, used, strict=True)]
 
 
 Diagnostics = dict[str, dict[str, dict[int, float]]]
-"""Label → variable of representations → slot → value."""
+"""Label → variable of the axis `representation` → slot → value."""
 
 
 def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
-    """Compute one block on a worker; return what there is to say of single representations."""
+    """Compute one block on a worker; return diagnostics of its representations.
+
+    Raises
+    ------
+    InputError
+        If a measure refuses its input; the scores of the other measures are written first.
+    """
     at_left = [k for k, m in enumerate(job.left) if m is not None]
     at_right = [k for k, m in enumerate(job.right) if m is not None]
     diagonal = job.i == job.j
@@ -313,19 +327,19 @@ def compare_job(store: StoreRef, job: CompareJob) -> Diagnostics:
             if not diagonal:
                 other = {n: s for n, s in specs.items() if not s.measure.symmetric}
                 transposed |= score_pairs(ys, xs, other, wanted=inner.T) if other else {}
-        except InputError as error:  # of one measure: the others are not to suffer
+        except InputError as error:  # the other measures are not affected
             refused.append(f"{', '.join(labels)}: {error}")
             continue
         for label in labels:
             grid = writer.scores(job.subset, label)
-            assert grid is not None  # the driver has made it
-            values = _placed(scores[label].values, mask.shape, at_left, at_right, np.nan)
-            undefined = _placed(scores[label].undefined, mask.shape, at_left, at_right, False)
+            assert grid is not None  # the driver has created it
+            values = _scatter(scores[label].values, mask.shape, at_left, at_right, np.nan)
+            undefined = _scatter(scores[label].undefined, mask.shape, at_left, at_right, False)
             grid.write_chunk(job.i, job.j, {"score": values}, mask, undefined)
             if not diagonal:
                 shape = mask.T.shape
-                values = _placed(transposed[label].values, shape, at_right, at_left, np.nan)
-                undefined = _placed(transposed[label].undefined, shape, at_right, at_left, False)
+                values = _scatter(transposed[label].values, shape, at_right, at_left, np.nan)
+                undefined = _scatter(transposed[label].undefined, shape, at_right, at_left, False)
                 grid.write_chunk(job.j, job.i, {"score": values}, mask.T, undefined)
             by_slot = {
                 chunk * grid.chunk + k: p
@@ -345,7 +359,7 @@ _DIAGNOSTICS: Mapping[str, Callable[[Prepared, MeasureSpec], float]] = {
 
 
 def _diagnostic_names(spec: MeasureSpec) -> list[str]:
-    """Return the variables that a measure has of single representations."""
+    """Return the names of a measure's per-representation diagnostics."""
     has = {"n_ties": spec.measure.kind == "neighbour", "clip": bool(spec.preset)}
     return [name for name in _DIAGNOSTICS if has[name]]
 
@@ -363,7 +377,7 @@ def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -
     groups: list[list[str]] = []
     for label, mask in missing.items():
         for group in groups:
-            # what kernels refuse they refuse alone
+            # a pairwise measure that refuses its input must not fail others
             together = all(specs[n].measure.engine != "pairwise" for n in (group[0], label))
             if together and np.array_equal(missing[group[0]], mask):
                 group.append(label)
@@ -373,7 +387,7 @@ def _same_masks(missing: Mapping[str, Mask], specs: Mapping[str, MeasureSpec]) -
     return groups
 
 
-def _placed(
+def _scatter(
     values: NDArray[Any], shape: tuple[int, ...], rows: list[int], columns: list[int], fill: Any
 ) -> NDArray[Any]:
     out = np.full(shape, fill, dtype=values.dtype)
@@ -382,9 +396,9 @@ def _placed(
 
 
 def record_diagnostics(store: StoreWriter, subset: str, diagnostics: Diagnostics) -> None:
-    """Write what workers returned about single representations. Driver only."""
+    """Write the diagnostics that workers returned. Driver only."""
     for label, variables in diagnostics.items():
         grid = store.scores(subset, label)
-        assert grid is not None  # the driver has made it
+        assert grid is not None  # the driver has created it
         for name, of_slot in variables.items():
             grid.write_column(name, of_slot)

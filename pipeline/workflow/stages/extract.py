@@ -1,4 +1,4 @@
-"""Stage: extract the activations of every model and checkpoint that is not in the store yet."""
+"""Stage: extract the activations that are missing from the store."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from pipeline.workflow.models import (
 from pipeline.workflow.stages.stage import Failure, Stage, StageTask, stage_task
 
 DECODED = 256 * 2**20
-"""What a worker keeps of decoded images."""
+"""Bytes of a worker's cache of decoded images."""
 
 
 class Extract(Stage[list[ModelPlan]]):
-    """One task a model: its missing checkpoints, one after the other."""
+    """One task per model: its missing checkpoints, one after the other."""
 
     name = "extract"
     unit = "stimuli"
     counted = "models"
     worker_baseline = 2**30
-    """A worker that has imported torch, timm and open_clip, as measured."""
+    """Measured with torch, timm and open_clip imported."""
     leaves_memory = True  # decoded images
 
     def pending(self, ctx: Context) -> list[ModelPlan]:
-        """Return the models that lack something, or whose metadata have changed."""
+        """Return the models with missing activations or changed metadata."""
         return [m for m in ctx.models if m.missing or m.metadata_changed]
 
     def tasks(self, ctx: Context, pending: list[ModelPlan]) -> Iterator[StageTask]:
-        """Yield one task a model. Workers may stand in another folder: paths are absolute."""
+        """Yield one task per model, with absolute paths: workers may run in another folder."""
         settings, stimuli = ctx.workflow.extract, ctx.workflow.stimuli
         for model in pending:
             if model.missing:
@@ -74,8 +74,8 @@ class Extract(Stage[list[ModelPlan]]):
         yield from (Failure(f"{model}@{label}", why) for label, why in result.items())
 
     def finish(self, ctx: Context, pending: list[ModelPlan]) -> None:
-        """Take the encoders that are in the store now."""
-        ctx.meet(
+        """Restrict the later stages to the encoders that are in the store now."""
+        ctx.set_encoders(
             [
                 encoder
                 for model in ctx.models
@@ -89,14 +89,14 @@ class Extract(Stage[list[ModelPlan]]):
         return sum(bool(m.missing) for m in ctx.models), len(ctx.models)
 
     def remedy(self, ctx: Context) -> str:
-        """Name the size of a batch."""
+        """Name the batch size."""
         return f"Lower extract.batch_size (now {ctx.workflow.extract.batch_size})"
 
 
 def extract_task(
     model: ModelPlan, stimuli: StimulusSet, spec: StimuliSpec, batch_size: int, device: Device
 ) -> StageTask:
-    """Return the task that extracts what a model lacks."""
+    """Return the task that extracts a model's missing activations."""
     job = ExtractJob(
         spec,
         stimuli.key,
@@ -110,14 +110,14 @@ def extract_task(
         f"extract {model.spec.id}",
         extract_job,
         job,
-        takes=extract_cost(model, stimuli, batch_size, device),
+        estimate=extract_cost(model, stimuli, batch_size, device),
         size=job.n_stimuli,
         device=device,
     )
 
 
 def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device: Device) -> Cost:
-    """Give what the extraction of one model takes: load, forward passes, pooled outputs."""
+    """Estimate the cost of extracting one model: loading, forward passes, pooled outputs."""
     n = len(stimuli)
     assert model.towers is not None
     towers = [model.towers[t] for t in {t for ts in model.missing.values() for t in ts}]
@@ -130,8 +130,8 @@ def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device
     inputs = max(t.input_bytes for t in towers)
     decoded = min(sum(n * t.input_bytes for t in towers), DECODED)
     pooled = max(SINGLE * (3 * rows * sum(t.widths) + 2 * rows * max(t.widths)) for t in towers)
-    # while a model is built its weights are there twice, as they are in the file and in the model;
-    # the model of the checkpoint before goes when the next one is there
+    # weights are in memory twice while loading, as read from the file and in the model; the model
+    # of the previous checkpoint is released only after the next one is loaded
     loading = max(files, default=0.0) + (weights if published and len(model.missing) > 1 else 0.0)
     pixels = sum(image.nbytes for image in stimuli.images)
     return Cost(
@@ -144,7 +144,7 @@ def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device
 
 
 def _file_bytes(file: str | None, weights: float) -> float:
-    """Give the size of a checkpoint's file; one that is not there yet has the model's weights."""
+    """Return the bytes of a checkpoint file, or of the model's weights if it does not exist yet."""
     if file is not None and Path(file).is_file():
         return float(Path(file).stat().st_size)
     return weights
@@ -167,11 +167,11 @@ def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusSet) ->
             if label not in group.checkpoints:
                 rows[label] = (steps[label], weights_identity(spec, checkpoint))
             elif not group.complete[group.checkpoints.index(label)].any():
-                # an attempt that failed: the file may have been mended since
+                # an earlier attempt failed: the file may have been replaced since
                 known = group.weights(label)
-                now = weights_identity(spec, checkpoint, known)
-                if now != known:
-                    group.replace_weights(label, now)
+                current = weights_identity(spec, checkpoint, known)
+                if current != known:
+                    group.replace_weights(label, current)
         group.add_checkpoints(rows)
 
 
@@ -205,7 +205,7 @@ def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusS
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """What a worker needs to extract one model: specs, never the model."""
+    """What a worker needs to extract one model: specs, not the model itself."""
 
     stimuli: StimuliSpec
     set_key: str
@@ -217,7 +217,7 @@ class ExtractJob:
 
     @property
     def n_stimuli(self) -> int:
-        """Forward passes: the stimuli of every checkpoint and tower."""
+        """Number of forward passes: stimuli, summed over checkpoints and towers."""
         return sum(
             stop - start
             for towers in self.missing.values()
@@ -227,12 +227,12 @@ class ExtractJob:
 
 
 def _check_loaded(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: TowerGroup) -> None:
-    """Raise where the weights, loaded by now, need not be those on record."""
+    """Raise if the weights just loaded may differ from those recorded in the store."""
     stored = group.weights(label)
     if weights_identity(spec, checkpoint, stored).digest != stored.digest:
         raise ModelError(
-            f"model {spec.id}, checkpoint {label}: its weights changed while the run went on. "
-            "Once they are written, run again."
+            f"model {spec.id}, checkpoint {label}: its weights changed during the run. "
+            "Run again once the file is complete."
         )
 
 
@@ -242,7 +242,7 @@ def _stimuli(spec: StimuliSpec) -> StimulusSet:
 
 
 def extract_job(store: StoreRef, job: ExtractJob) -> dict[str, str]:
-    """Extract one model on a worker; return checkpoint → error for those that failed."""
+    """Extract one model on a worker; return checkpoint → error of those that failed."""
     with own_pages():
         return _extract(store, job)
 
@@ -294,8 +294,8 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
         except LostError:
             raise
         except Exception as error:
-            # hub clients, image and tokenizer libraries raise what they like: the model fails,
-            # the run goes on, and the message says which model
+            # hub clients, image and tokenizer libraries raise all kinds of errors: only this
+            # checkpoint fails, and the message names its model
             errors[label] = (
                 f"model {job.spec.id}, checkpoint {label}: {type(error).__name__}: {error}"
             )

@@ -1,4 +1,4 @@
-"""What a stage of a run is, and what its tasks are made of."""
+"""The interface of a stage, and its tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.context import Context
 
 IDLE = 256 * 2**20
-"""Bytes of a worker with what it imports to compare, as measured."""
+"""Measured bytes of an idle worker, with the imports for comparing."""
 
 Job = TypeVar("Job")
 Pending = TypeVar("Pending")
@@ -25,15 +25,13 @@ Pending = TypeVar("Pending")
 
 @dataclass(frozen=True, kw_only=True)
 class StageTask(Task):
-    """A task of a stage, with what it takes and how much of the stage it is.
-
-    Its function is called with where the store is and the job: `function(store, job)`.
-    """
+    """A task of a stage, with its cost and its size. Workers call `function(store, job)`."""
 
     job: Any
-    takes: Cost
+    estimate: Cost
+    """Estimated cost."""
     size: int
-    """Units of the stage."""
+    """Amount of work, counted in the stage's `unit`."""
 
 
 def stage_task(
@@ -41,18 +39,28 @@ def stage_task(
     function: Callable[[StoreRef, Job], Any],
     job: Job,
     *,
-    takes: Cost,
+    estimate: Cost,
     size: int,
     device: Device = "cpu",
 ) -> StageTask:
-    """Make a task; the costliest of a stage go first."""
+    """Return a task whose priority is its number of operations: the costliest run first.
+
+    Parameters
+    ----------
+    function
+        Called on a worker with a reference to the store, and the job.
+    estimate
+        Estimated cost.
+    size
+        Amount of work, counted in the stage's `unit`.
+    """
     return StageTask(
-        name, function, (job,), takes.operations, device, job=job, takes=takes, size=size
+        name, function, (job,), estimate.operations, device, job=job, estimate=estimate, size=size
     )
 
 
 class Failure(NamedTuple):
-    """Something that failed within a task that came to an end."""
+    """A partial failure, within a task that finished."""
 
     what: str
     why: str
@@ -60,16 +68,25 @@ class Failure(NamedTuple):
 
 @dataclass
 class PendingGrids:
-    """What the grids of all comparisons lack."""
+    """Missing pairs in the grids of all comparisons."""
 
     grids: list[tuple[Comparison, Mapping[str, PendingPairs]]] = field(default_factory=list)
-    """Each comparison with label → what that measure's grid lacks."""
+    """Each comparison with label → missing pairs of that measure's grid."""
     n_missing: int = 0
-    """Unordered pairs, over comparisons and measures."""
+    """Number of missing unordered pairs, summed over comparisons and measures."""
     n_wanted: int = 0
+    """Number of requested unordered pairs, summed likewise."""
 
     def add(self, comparison: Comparison, todo: Mapping[str, PendingPairs], wanted: Mask) -> None:
-        """Add the grids of a comparison, of all of whose pairs those of a mask are wanted."""
+        """Add the grids of a comparison.
+
+        Parameters
+        ----------
+        todo
+            Label → missing pairs of that measure's grid.
+        wanted
+            Symmetric mask of the requested pairs, the same for every measure.
+        """
         self.grids.append((comparison, todo))
         self.n_missing += sum(each.n_pairs for each in todo.values())
         self.n_wanted += len(todo) * int(np.triu(wanted).sum())
@@ -82,50 +99,51 @@ class PendingGrids:
 
 
 class Stage(Protocol[Pending]):
-    """A stage of a run: what it lacks, the tasks that make it, and what becomes of their results.
+    """A stage of a run: its pending work, the tasks that do it, and what happens to their results.
 
-    A plan calls what reads only, `pending`, `tasks`, `summary` and `resident`, and works where
-    there is no store yet. The driver of a run calls the others as well, under the store's lease.
+    A plan calls only `pending`, `tasks`, `summary`, `resident` and `remedy`, which write nothing
+    and work before the store exists. The driver of a run calls the other methods too, under the
+    store's lease.
     """
 
     name: str
     unit: str
-    """Of the tasks' sizes, in the plural."""
+    """Unit of the tasks' sizes, plural."""
     counted: str
-    """What `summary` counts, in the plural."""
+    """What `summary` counts, plural."""
     worker_baseline: int = IDLE
-    """Bytes of an idle worker with what the stage imports."""
+    """Bytes of an idle worker with the stage's imports."""
     leaves_memory: bool = False
-    """Whether what its tasks hold stays in the workers through later stages."""
+    """Whether memory held by its tasks stays allocated through later stages."""
 
     def pending(self, ctx: Context) -> Pending:
-        """Compare what is wanted with the store; falsy where nothing is to be done."""
+        """Compare what is requested with the store; falsy if nothing is to be done."""
 
     def tasks(self, ctx: Context, pending: Pending) -> Iterator[StageTask]:
-        """Yield the tasks that do what is pending; none where the driver does it all."""
+        """Yield the tasks that do the pending work; none if the driver does all of it."""
         yield from ()
 
     def create(self, ctx: Context, pending: Pending) -> None:
-        """Make what the tasks write into; also where there are none."""
+        """Create the arrays that tasks write into. Called even if there are no tasks."""
         return
 
     def collect(
         self, ctx: Context, pending: Pending, task: StageTask, result: Any
     ) -> Iterator[Failure]:
-        """Take in what a task returned; yield what failed within it."""
+        """Process the result of a task; yield its partial failures."""
         yield from ()
 
     def finish(self, ctx: Context, pending: Pending) -> None:
-        """Do what remains for the driver once all tasks have ended."""
+        """Do the driver's part once all tasks have ended. Called even if there are no tasks."""
         return
 
     def summary(self, ctx: Context, pending: Pending) -> tuple[int, int]:
-        """Return how much is missing, and how much is wanted, as `counted`."""
+        """Return how much is missing and how much is requested, in units of `counted`."""
 
     def resident(self, ctx: Context) -> float:
-        """Return the bytes that a worker may hold from other tasks of the stage."""
+        """Return the bytes of memory that a worker may hold from other tasks of the stage."""
         return 0.0
 
     def remedy(self, ctx: Context) -> str:
-        """Say which settings to lower where workers have not the memory, without a full stop."""
+        """Return which settings to lower if workers have too little memory, with no full stop."""
         return f"Lower subset.n (now {len(ctx.subset)})"
