@@ -26,7 +26,7 @@ from pipeline.store.datasets import MARK, NEW, is_current, read_dataset
 from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import array_of, read_whole, remedy
 from pipeline.store.io.location import Folder, Location, locate
-from pipeline.store.layout import child_groups, find_group, open_root, subset_rows
+from pipeline.store.layout import child_groups, find_group, has_parts, open_root, subset_rows
 from pipeline.suggest import did_you_mean
 from pipeline.types import Float32, Float64, Modality
 
@@ -549,6 +549,11 @@ class Store:
                 "`consilience run WORKFLOW` does what is missing.",
             )
         return read_dataset(group)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether anything has been written to the store but its root."""
+        return has_parts(self.location)
 
     @property
     def format_version(self) -> int:

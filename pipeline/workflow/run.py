@@ -32,9 +32,9 @@ from pipeline.cluster.workers import (
 )
 from pipeline.errors import InputError
 from pipeline.progress import stage
+from pipeline.store import Store
 from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
-from pipeline.store.layout import has_parts, open_root
 from pipeline.store.writer import StoreWriter
 from pipeline.training import TrainingRecipe, train_all
 from pipeline.workflow.log import RunLog, at, run_log
@@ -130,7 +130,7 @@ def run_workflow(
             take_lease = partial(lease, location, wait=wait_seconds, on_wait=on_wait)
             held_lease = None
             if not location.is_empty():
-                open_root(location)  # refuses a folder that is not a store
+                Store(location)  # refuses a folder that is not a store
                 # taken before planning: no other run may change the store meanwhile
                 held_lease = stack.enter_context(take_lease())
             plan = plan_workflow(workflow, replace=replace)
@@ -148,9 +148,9 @@ def run_workflow(
                 _check_shared(location, client)
                 check_memory(plan, worker_resources(client), cluster_spec)
             if held_lease is None:
-                open_root(location, "a")
+                created = StoreWriter(location, create=True)
                 held_lease = stack.enter_context(take_lease())
-                if has_parts(location):  # another run filled it meanwhile
+                if created.has_parts:  # another run filled it meanwhile
                     plan = plan_workflow(workflow, replace=replace)
             stack.callback(pool.close)  # workers end before the lease does
             if report_file is not None and plan.needs_workers:
