@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from threading import Lock
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -10,7 +11,7 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """Keeps the values used most recently, whose sizes add up to at most a limit.
+    """Keeps the values used most recently, whose sizes add up to at most a limit. Thread-safe.
 
     Parameters
     ----------
@@ -23,21 +24,23 @@ class LruCache(Generic[K, V]):
     def __init__(self, limit: int, size: Callable[[V], int] = lambda _: 1) -> None:
         self.limit, self.used = limit, 0
         self.values: dict[K, V] = {}
-        self._size = size
+        self._size, self._lock = size, Lock()
 
     def get(self, key: K) -> V | None:
         """Return a value, which is now the most recent, or None."""
-        value = self.values.pop(key, None)
-        if value is not None:
-            self.values[key] = value
-        return value
+        with self._lock:
+            value = self.values.pop(key, None)
+            if value is not None:
+                self.values[key] = value
+            return value
 
     def put(self, key: K, value: V) -> None:
         """Keep a value, and drop the least recent ones beyond the limit."""
-        replaced = self.values.pop(key, None)
-        if replaced is not None:
-            self.used -= self._size(replaced)
-        self.values[key] = value
-        self.used += self._size(value)
-        while self.used > self.limit:
-            self.used -= self._size(self.values.pop(next(iter(self.values))))
+        with self._lock:
+            replaced = self.values.pop(key, None)
+            if replaced is not None:
+                self.used -= self._size(replaced)
+            self.values[key] = value
+            self.used += self._size(value)
+            while self.used > self.limit:
+                self.used -= self._size(self.values.pop(next(iter(self.values))))

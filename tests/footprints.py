@@ -91,7 +91,7 @@ class Made:
         comparison = Comparison(
             subset, self.encoders, every, every & ~np.eye(len(every), dtype=bool)
         )
-        self.store.ensure_subset(subset, subset.key)
+        self.store.ensure_subset(subset)
         digests, wanted = compare.wanted_scores(comparison)
         todo: dict[str, PendingPairs] = {}
         for label, spec in specs.items():

@@ -121,6 +121,13 @@ class Analysis:
     conventions: Mapping[str, str] = field(default_factory=dict)
     fault_of: Callable[[Mapping[str, Any]], str] = lambda attributes: ""
 
+    def __post_init__(self) -> None:
+        if bool(self.columns) != (self.scope == "subset"):
+            raise ValueError(
+                f"analysis {self.name!r}: columns of encoders make a dataset of a subset, and only "
+                "these do."
+            )
+
     def stamped(self, dataset: xr.Dataset) -> xr.Dataset:
         """Return a dataset with this analysis's version and conventions as attributes."""
         return dataset.assign_attrs(version=self.version, **self.conventions)

@@ -167,6 +167,8 @@ class Subset:
     rows: NDArray[np.int64]
     kind: str = "images"
     """`images`: every chosen row. `captions`: only the first row of each distinct caption."""
+    drawn: Subset | None = None
+    """The subset that distinct captions were taken from."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -175,7 +177,7 @@ class Subset:
         """Keep the first row of each distinct caption: to text towers, repeats are exact ties."""
         ids = self.base.ids("text")[self.rows]
         _, first = np.unique(ids.astype(str), return_index=True)
-        return Subset(self.base, self.rows[np.sort(first)], kind="captions")
+        return Subset(self.base, self.rows[np.sort(first)], kind="captions", drawn=self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,3 +192,8 @@ class Subset:
         """Name in the store: set name, kind, number of rows and 8 hex digits."""
         kind = "-captions" if self.kind == "captions" else ""
         return f"{self.base.name}{kind}-n{len(self)}-{self.fingerprint[:8]}"
+
+    @property
+    def drawn_key(self) -> str:
+        """Key of the rows that were drawn, distinct captions or not."""
+        return (self.drawn or self).key

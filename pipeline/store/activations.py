@@ -107,6 +107,11 @@ class TowerGroup:
         return labels[:n]
 
     @property
+    def training_steps(self) -> dict[str, int]:
+        """Checkpoint → training step, in the order of their rows; -1 where unknown."""
+        return {c: int(s) for c, s in zip(self.checkpoints, self.steps, strict=False)}
+
+    @property
     def steps(self) -> NDArray[np.int64]:
         """Training step of each checkpoint; -1 where unknown."""
         return self.column("step")

@@ -26,7 +26,7 @@ def tower_groups(root: zarr.Group, set_key: str) -> list[tuple[str, str, TowerGr
 
 def tower_encoders(model: str, tower: str, group: TowerGroup, set_key: str) -> list[Encoder]:
     """Return the complete encoders of one tower, in the order of training."""
-    steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+    steps = group.training_steps
     ordered = in_training_order(steps.items())
     attributes = {**group.attrs, "last_step": max(steps.values(), default=-1)}
     return [

@@ -91,6 +91,20 @@ class PendingPairs:
         blocks = np.asarray(self.missing.reshape(n, self.chunk, n, self.chunk).any((1, 3)))
         yield from ((int(i), int(j)) for i, j in np.argwhere(np.triu(blocks)))
 
+    def check(self, grid: Grid) -> None:
+        """Raise where a grid has other members in the slots than these pairs were planned for.
+
+        Raises
+        ------
+        StoreError
+            Where scores would be stored under the names of others.
+        """
+        if any(grid.members.get(member) != slot for member, slot in self.members.items()):
+            raise StoreError(
+                f"{grid.group.path}: its members are not in the slots that were planned",
+                "Run again.",
+            )
+
     def region(self, i: int) -> slice:
         """Return the slots of chunk `i`."""
         return slice(i * self.chunk, (i + 1) * self.chunk)

@@ -16,7 +16,7 @@ from pipeline import schema
 from pipeline.encoder import Encoder, in_training_order
 from pipeline.errors import InputError, StoreError
 from pipeline.modality import MODALITIES, modality_of
-from pipeline.schema import NULL_GROUP, SCORE_GROUP, TOWER_GROUP, GroupKind, State
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, STIMULUS_GROUP, TOWER_GROUP, GroupKind, State
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
 from pipeline.store.activations import StoredLayer, TowerGroup
@@ -150,7 +150,7 @@ class Store:
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
         """Return ids, captions, labels and, if stored, the images of a set."""
-        return self._dataset(paths.stimuli(self._set(set)))
+        return self._dataset(paths.stimuli(self._set(set)), STIMULUS_GROUP.mark)
 
     def activations(
         self,
@@ -222,7 +222,18 @@ class Store:
     @property
     def subsets(self) -> list[str]:
         """Keys of the subsets on which encoders were compared."""
-        return [key for key, about in self._compared.items() if about.get("base") == key]
+        known = self._compared
+        return [
+            key
+            for key, about in known.items()
+            # distinct captions count where nothing else was compared, or results are theirs
+            if about.get("base") == key or about.get("base") not in known or self._has_results(key)
+        ]
+
+    def _has_results(self, key: str) -> bool:
+        from pipeline.analysis import ANALYSES
+
+        return any(find_group(self.root, paths.dataset(a.name, key)) is not None for a in ANALYSES)
 
     @property
     def _compared(self) -> dict[str, dict[str, Any]]:
@@ -340,10 +351,10 @@ class Store:
         for each in (*(known[n] for n in analysis.needs if n in known), analysis):
             if each.scope == analysis.scope:
                 path = paths.dataset(each.name, key, label)
-                group = find_group(self.root, path)
+                group = find_group(self.root, path, MARK)
                 if group is not None and (why := each.fault(dict(group.attrs))):
                     raise StoreError(f"{self.path}: {path} cannot be used: {why}", remedy)
-        dataset = self._dataset(paths.dataset(name, key, label))
+        dataset = self._dataset(paths.dataset(name, key, label), MARK)
         schema.validate(dataset, dict(analysis.variables), analysis.variables)
         return dataset
 
@@ -383,6 +394,11 @@ class Store:
             As `dataset`.
         """
         return self.dataset("competence", subset=subset)
+
+    def dataset_inputs(self, name: str, subset: str, label: str) -> str | None:
+        """Return the identity of what the dataset of a measure was made from; None without one."""
+        group = find_group(self.root, paths.dataset(name, subset, label), MARK)
+        return None if group is None else str(group.attrs[MARK])
 
     def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
         """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
@@ -496,7 +512,7 @@ class Store:
         default = next((m for m in MODALITIES if m in present), MODALITIES[0])
         chosen = self.select_encoders(encoders, modality or default, set_key)
         of_text = (modality or default) == "text"
-        rows = self.rows((self.captions_subset(key) or key) if of_text else key)
+        rows = self.rows(self._captions_of(key) if of_text else key)
         column = "caption_id" if of_text else "stimulus"
         compared = [str(s) for s in self.stimulus_column(set_key, column)[rows]]
         given = [str(s) for s in stimulus]
@@ -508,6 +524,15 @@ class Store:
                 yield encoder, [tower.read(encoder.checkpoint, n, rows) for n in encoder.layers]
 
         return score_layers(own, stored_layers(), measure, spec)
+
+    def _captions_of(self, key: str) -> str:
+        """Return the subset of distinct captions on which text towers were compared."""
+        if self._compared[key].get("kind") == "captions":
+            return key
+        found = self.captions_subset(key)
+        if found is None:
+            raise InputError(f"no text towers were compared on subset {key} of {self.path}.")
+        return found
 
     def select_encoders(
         self, chosen: str | Iterable[str], modality: Modality, set: str | None = None
@@ -540,9 +565,9 @@ class Store:
             raise StoreError(f"{self.path}: {path} is not there", remedy(self.root.store))
         return group
 
-    def _dataset(self, path: str) -> xr.Dataset:
+    def _dataset(self, path: str, mark: str) -> xr.Dataset:
         """Read a small dataset whole."""
-        group = find_group(self.root, path)
+        group = find_group(self.root, path, mark)
         if group is None:
             raise StoreError(
                 f"{self.path} has no {path}: that stage has not been run",
@@ -577,7 +602,12 @@ class Store:
 
     def dataset_labels(self, name: str, subset: str | None = None) -> list[str]:
         """Return the labels for which a final dataset, such as `alignment`, is stored."""
-        return list(child_groups(self.root, name, self.subset(subset)))
+        key = self.subset(subset)
+        return [
+            label
+            for label in child_groups(self.root, name, key)
+            if find_group(self.root, paths.dataset(name, key, label), MARK) is not None
+        ]
 
     def dataset_metadata(self, name: str, label: str, subset: str | None = None) -> dict[str, Any]:
         """Return the attributes of a final dataset, without reading its variables."""
@@ -587,7 +617,7 @@ class Store:
         """Return (model, modality) → checkpoints in training order, incomplete ones included."""
         found: dict[tuple[str, str], list[StoredCheckpoint]] = {}
         for model, tower, group in tower_groups(self.root, self._set(set)):
-            steps = {c: int(s) for c, s in zip(group.checkpoints, group.steps, strict=False)}
+            steps = group.training_steps
             found[model, modality_of(tower)] = [
                 StoredCheckpoint(label, steps[label], group.is_complete(label))
                 for label in in_training_order(steps.items())

@@ -102,14 +102,8 @@ class StoreWriter(Store):
         """Remove the activations of one tower, if there are any."""
         delete(self.root, paths.tower(set_key, model, tower))
 
-    def ensure_subset(self, subset: Subset, base: str) -> None:
-        """Write the rows of a subset, if they are not there.
-
-        Parameters
-        ----------
-        base
-            Key of the subset that it is a part of; its own key, if none.
-        """
+    def ensure_subset(self, subset: Subset) -> None:
+        """Write the rows of a subset, if they are not there."""
         path = paths.subset(subset.key)
         if find_group(self.root, path, SUBSET_GROUP.mark) is not None:
             return
@@ -122,7 +116,7 @@ class StoreWriter(Store):
             {"stimulus": len(subset)},
             {
                 "kind": subset.kind,
-                "base": base,
+                "base": subset.drawn_key,
                 "set": subset.base.key,
                 "n_stimuli": len(subset),
                 "fingerprint": subset.fingerprint,

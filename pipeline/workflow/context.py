@@ -34,8 +34,8 @@ class Context:
     encoders
         Before extraction: all that will be in the store. After it: those that are.
     changing
-        Whether pending work of an earlier stage will change the inputs of later stages. A plan
-        then counts their results as missing.
+        Labels of measures whose results change with the pending work of earlier stages. A plan
+        counts what is made from these as missing.
     """
 
     workflow: Workflow
@@ -47,7 +47,7 @@ class Context:
     models: Sequence[ModelPlan]
     replaced: frozenset[str] = frozenset()
     encoders: Sequence[Encoder] = ()
-    changing: bool = False
+    changing: set[str] = field(default_factory=set)
     _comparisons: list[Comparison] = field(default_factory=list, repr=False)
 
     def set_encoders(self, encoders: Sequence[Encoder]) -> None:

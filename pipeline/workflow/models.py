@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,35 +183,39 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
 def expected_encoders(
     store: Store | None, models: Sequence[ModelPlan], stimuli: StimulusSet
 ) -> list[Encoder]:
-    """Return the encoders that will be in the store once everything is extracted."""
+    """Return the encoders that will be in the store once everything is extracted.
+
+    In the order in which the store will return them: results are stored by this order.
+    """
     expected = []
     for model in models:
         steps = {label: step_of(c) for label, c in model.checkpoints.items()}
-        ordered = in_training_order(steps.items())
         for tower in model.spec.towers:
-            stored = {
-                e.checkpoint: e
-                for e in stored_encoders(None if model.replace else store, model, tower, stimuli)
-            }
+            kept = None if model.replace else store
+            group = stored_tower(kept, model.spec, tower, stimuli)
+            rows = {} if group is None else group.training_steps
+            rows |= {n: steps[n] for n in in_training_order(steps.items()) if n not in rows}
+            ordered = in_training_order(rows.items())
+            stored = {e.checkpoint: e for e in stored_encoders(kept, model, tower, stimuli)}
             if model.towers is not None:
                 layers, widths = model.towers[tower].layers, model.towers[tower].widths
             else:
                 known = next(iter(stored.values()))
                 layers, widths = known.layers, known.attributes["widths"]
-            expected += [
-                stored.get(label)
-                or Encoder(
+            for label in ordered:
+                if label not in steps:
+                    continue
+                encoder = stored.get(label) or Encoder(
                     model.spec.id,
                     label,
                     tower,
-                    steps[label],
+                    rows[label],
                     tuple(layers),
-                    initial=steps[label] == 0,
-                    final=label == ordered[-1],
+                    initial=rows[label] == 0,
+                    final=False,
                     attributes={"widths": widths},
                 )
-                for label in ordered
-            ]
+                expected.append(replace(encoder, final=label == ordered[-1]))
     return expected
 
 

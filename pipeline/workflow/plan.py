@@ -26,17 +26,19 @@ from pipeline.workflow.stages import STAGES, Stage
 from pipeline.workflow.stages.stage import StageTask
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlannedStage:
     """The pending work of one stage."""
 
     stage: Stage[Any]
-    pending: Any
-    tasks: Sequence[StageTask]
+    is_pending: bool
+    n_tasks: int
     n_missing: int
     n_wanted: int
     needs: Needs | None
     """Total cost of its tasks; None without tasks."""
+    pending: Any = None
+    tasks: Sequence[StageTask] = ()
 
     @classmethod
     def of(cls, stage: Stage[Any], ctx: Context) -> PlannedStage:
@@ -45,7 +47,12 @@ class PlannedStage:
         tasks = list(stage.tasks(ctx, pending))
         costs = [task.estimate for task in tasks]
         needs = Needs.of(costs, stage.resident(ctx)) if costs else None
-        return cls(stage, pending, tasks, *stage.summary(ctx, pending), needs)
+        counts = len(tasks), *stage.summary(ctx, pending)
+        return cls(stage, bool(pending), *counts, needs, pending, tasks)
+
+    def release(self) -> None:
+        """Drop everything but the counts: masks of all pairs take much memory."""
+        self.pending, self.tasks = None, ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Plan:
         """Stage → number of tasks to run, training included."""
         return {
             "train": len(self.context.untrained),
-            **{name: len(planned.tasks) for name, planned in self.stages.items()},
+            **{name: planned.n_tasks for name, planned in self.stages.items()},
         }
 
     @property
@@ -77,12 +84,12 @@ class Plan:
     @property
     def needs_workers(self) -> bool:
         """Whether any task runs on the cluster."""
-        return any(planned.tasks for planned in self.stages.values())
+        return any(planned.n_tasks for planned in self.stages.values())
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to compute."""
-        return not self.context.untrained and not any(p.pending for p in self.stages.values())
+        return not self.context.untrained and not any(p.is_pending for p in self.stages.values())
 
 
 def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
@@ -101,9 +108,13 @@ def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
     """
     ctx = read_context(workflow, replace=replace)
     stages: dict[str, PlannedStage] = {}
+    is_pending = False
     for stage in STAGES:
-        stages[stage.name] = PlannedStage.of(stage, ctx)
-        ctx.changing = ctx.changing or bool(stages[stage.name].pending)
+        planned = stages[stage.name] = PlannedStage.of(stage, ctx)
+        ctx.changing |= set(stage.affected(ctx, planned.pending))
+        if is_pending:
+            planned.release()  # a run plans it again, once earlier stages have written
+        is_pending = is_pending or planned.is_pending
     return Plan(ctx, stages)
 
 
@@ -182,7 +193,7 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
         untrained,
         models,
         replaced,
-        changing=bool(untrained or replaced),
+        changing=set(workflow.compare.specs) if untrained else set(),
     )
     ctx.set_encoders(expected_encoders(store, models, stimuli))
     return ctx

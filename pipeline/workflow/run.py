@@ -221,7 +221,7 @@ class _Run:
         self.plan, self.pool, self.lease = plan, pool, held_lease
         self.console, self.report, self.log = console, report, log
         self.workflow, self.ctx = plan.workflow, plan.context
-        self.store, self.ctx.store, self.ctx.changing = store, store, False
+        self.store, self.ctx.store, self.ctx.changing = store, store, set()
         # workers may have another working directory
         self.store_ref = StoreRef(absolute(plan.workflow.store), held_lease.token)
 
@@ -237,12 +237,13 @@ class _Run:
             stage = planned.stage
             # results of an earlier stage change what is pending in this one
             now = PlannedStage.of(stage, ctx) if changed else planned
-            changed = changed or bool(now.pending)
+            changed = changed or now.is_pending
             stage.create(ctx, now.pending)
             for task, result in self.run_tasks(now):
                 for failure in stage.collect(ctx, now.pending, task, result):
                     self.report.failures[failure.what] = failure.why
             stage.finish(ctx, now.pending)
+            now.release()
             if not ctx.encoders:  # every model failed, and is listed in the failures
                 return
         self.write_report()

@@ -132,8 +132,8 @@ def test_ensure_subset__killed_before_its_rows(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "s.zarr", create=True)
     subset = Subset(load_digits("test"), np.array([3, 5, 8]))
     with killed_at(zarr.Array, "__setitem__", 0):
-        writer.ensure_subset(subset, subset.key)
-    writer.ensure_subset(subset, subset.key)
+        writer.ensure_subset(subset)
+    writer.ensure_subset(subset)
     rows = writer.root[f"measures/{subset.key}/row"]
     assert isinstance(rows, zarr.Array)
     assert np.asarray(rows[...]).tolist() == [3, 5, 8]

@@ -61,8 +61,8 @@ def test_write_stimuli__columns_are_read_one_by_one(
 def test_ensure_subset__once(writer: StoreWriter, stimuli: StimulusSet) -> None:
     subset = stimuli.subset(64, 0)
     assert isinstance(subset, Subset)
-    writer.ensure_subset(subset, subset.key)
-    writer.ensure_subset(subset, "other")
+    writer.ensure_subset(subset)
+    writer.ensure_subset(subset)
     np.testing.assert_array_equal(writer.rows(subset.key), subset.rows)
     assert writer.group(paths.subset(subset.key)).attrs["base"] == subset.key
 

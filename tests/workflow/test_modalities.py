@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 from zoo import WORKFLOW, Zoo, clip_entry, write_yaml
 
-from pipeline.store import Store
+from pipeline.errors import InputError
+from pipeline.store import Store, open_store
 
 MEASURES = {"knn": {"measure": "mutual_knn", "k": 5}, "cka": {}}
 SEEDS = range(5)
@@ -39,8 +40,6 @@ def clips(zoo: Zoo, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Z
 
 def run(clips: Zoo, which: str) -> tuple[Store, str]:
     """Run one workflow; return its store and the text of its report."""
-    from pipeline.store import open_store
-
     report = clips.run(f"registry={which}.yaml", f"store={which}.zarr")
     assert report.failures == {}
     assert report.report is not None
@@ -125,3 +124,40 @@ def test_score__of_text_towers(text: tuple[Store, str], both: tuple[Store, str])
     xr.testing.assert_equal(*best)
     assert best[0].encoder.values.tolist() == [f"open_clip/c{seed}@init#text" for seed in SEEDS]
     assert float(best[0].alignment.sel(encoder="open_clip/c0@init#text")) == pytest.approx(1.0)
+
+
+TINY = ("compare.measures={cka: {}}", "calibrate.n_permutations=19")
+
+
+@pytest.mark.parametrize("first", ["text", "both"])
+def test_run__one_modality_and_then_several_in_one_store(clips: Zoo, first: str) -> None:
+    """Each workflow finds its own results; scores of captions belong to the rows drawn."""
+    second = {"text": "both", "both": "text"}[first]
+    settings = {
+        which: (*TINY, f"registry={which}.yaml", f"store=after-{first}.zarr")
+        for which in ("text", "both")
+    }
+    assert clips.run(*settings[first]).failures == {}
+    assert clips.run(*settings[second]).failures == {}
+    assert all(clips.plan(*settings[which]).is_done for which in settings)
+    store = open_store(clips.folder / f"after-{first}.zarr")
+    images, captions = sorted(store.subsets, key=lambda key: "captions" in key)
+    assert store.captions_subset(images) == captions
+    assert len(store.similarity("cka", images).representation_x) == 4 * len(SEEDS)
+    assert set(store.alignment("cka", images).modality_x.values) == {"image", "text"}
+    assert set(store.alignment("cka", captions).modality_x.values) == {"text"}
+    own = store.activations("open_clip/c0", checkpoint="init", tower="text", layer="blocks.1")
+    scored = [
+        store.score(
+            {"mine": own.values}, own.stimulus.values, "cka", modality="text", subset=subset
+        )
+        for subset in (images, captions)
+    ]
+    xr.testing.assert_equal(*scored)
+    assert scored[0].attrs["n_stimuli"] == store.subset_metadata(captions)["n_stimuli"]
+
+
+def test_score__of_text_towers_where_none_were_compared(image: tuple[Store, str]) -> None:
+    store, _ = image
+    with pytest.raises(InputError, match="no text towers were compared on subset"):
+        store.score({"mine": np.zeros((2, 2))}, ["a", "b"], "cka", modality="text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -112,6 +112,10 @@ class AnalyseEncoders(Stage[PendingColumns]):
     def _write(self, ctx: Context, pending: PendingColumns) -> None:
         write_columns(ctx.writer, self.analysis, ctx.key, pending.known)
         pending.saved, pending.is_committed = time.monotonic(), True
+
+    def affected(self, ctx: Context, pending: PendingColumns) -> Iterable[str]:
+        """Return all labels if encoders are to be measured."""
+        return ctx.specs if pending.n_missing else ()
 
     def summary(self, ctx: Context, pending: PendingColumns) -> tuple[int, int]:
         """Count encoders."""
@@ -222,7 +226,7 @@ class Analyse(Stage[list[str]]):
         return [
             label
             for label in ctx.specs
-            if ctx.changing
+            if label in ctx.changing
             or (store := ctx.store_of(label)) is None
             or not store.is_current(self.name, ctx.key, label, self._digest(store, ctx, label))
         ]
@@ -234,6 +238,10 @@ class Analyse(Stage[list[str]]):
             dataset = self.analysis.stamped(self.analysis.compute(self._inputs(store, ctx, label)))
             inputs = self._digest(store, ctx, label)
             store.write_dataset(self.name, ctx.key, label, dataset, inputs)
+
+    def affected(self, ctx: Context, pending: list[str]) -> Iterable[str]:
+        """Return the labels whose dataset is to be computed."""
+        return pending
 
     def summary(self, ctx: Context, pending: list[str]) -> tuple[int, int]:
         """Count measures."""
@@ -274,6 +282,7 @@ class Analyse(Stage[list[str]]):
                 for c in ctx.comparisons
             ],
             [columns.get(e.id) for e in encoders],
+            [store.dataset_inputs(need.name, ctx.key, label) for need in self._needs],
             [_state_digests(store, c, label, spec, calibrate) for c in ctx.comparisons],
         )
 

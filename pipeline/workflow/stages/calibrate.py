@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ from pipeline.workflow.representations import (
     representation_refs,
 )
 from pipeline.workflow.spec import CalibrateSpec
-from pipeline.workflow.stages.compare import Compare
+from pipeline.workflow.stages.compare import cached_bytes
 from pipeline.workflow.stages.stage import PendingGrids, Stage, StageTask, stage_task
 
 
@@ -91,8 +91,14 @@ class Calibrate(Stage[PendingGrids]):
         for c, todo in pending:
             assert settings is not None
             digests, _ = wanted_nulls(c)
-            for label in todo:
-                ensure_null(ctx.writer, c.subset, label, ctx.specs[label], settings).admit(digests)
+            for label, each in todo.items():
+                grid = ensure_null(ctx.writer, c.subset, label, ctx.specs[label], settings)
+                grid.admit(digests)
+                each.check(grid)
+
+    def affected(self, ctx: Context, pending: PendingGrids) -> Iterable[str]:
+        """Return the labels of measures with missing pairs."""
+        return pending.labels()
 
     def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
         """Count unordered pairs, over subsets and measures."""
@@ -100,7 +106,7 @@ class Calibrate(Stage[PendingGrids]):
 
     def resident(self, ctx: Context) -> float:
         """Return the bytes of prepared representations that a worker may cache."""
-        return Compare().resident(ctx)
+        return cached_bytes(ctx)
 
     def remedy(self, ctx: Context) -> str:
         """Name the number of permutations, the cache's memory limit and the subset's size."""
@@ -247,6 +253,8 @@ def null_tasks(
         key = (tuple(of_label.members.items()), of_label.missing.tobytes())
         shared.setdefault(key, []).append(label)
     for labels in shared.values():
+        # names of tasks are unique: measures of several groups are named
+        suffix = f" ({', '.join(labels)})" if len(shared) > 1 else ""
         first = todo[labels[0]]
         table = {slot: by_id[name] for name, slot in first.members.items() if name in by_id}
         for i, j in first.blocks():
@@ -269,7 +277,7 @@ def null_tasks(
                 budget,
             )
             yield stage_task(
-                f"calibrate {subset.key} {i},{j}",
+                f"calibrate {subset.key} {i},{j}{suffix}",
                 null_job,
                 job,
                 estimate=null_cost(job, subset),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,11 +65,13 @@ class Compare(Stage[PendingGrids]):
 
     def create(self, ctx: Context, pending: PendingGrids) -> None:
         """Write the rows of the subsets, and assign every representation a slot in the grids."""
-        for c in ctx.comparisons:
-            ctx.writer.ensure_subset(c.subset, ctx.key)
+        for c, todo in pending:
+            ctx.writer.ensure_subset(c.subset)
             digests, _ = wanted_scores(c)
-            for label, spec in ctx.specs.items():
-                ensure_grid(ctx.writer, c.subset, label, spec).admit(digests)
+            for label, each in todo.items():
+                grid = ensure_grid(ctx.writer, c.subset, label, ctx.specs[label])
+                grid.admit(digests)
+                each.check(grid)
 
     def collect(
         self, ctx: Context, pending: PendingGrids, task: StageTask, result: Diagnostics
@@ -78,14 +80,17 @@ class Compare(Stage[PendingGrids]):
         record_diagnostics(ctx.writer, task.job.subset, result)
         yield from ()
 
+    def affected(self, ctx: Context, pending: PendingGrids) -> Iterable[str]:
+        """Return the labels of measures with missing pairs."""
+        return pending.labels()
+
     def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
         """Count unordered pairs, over subsets and measures."""
         return pending.n_missing, pending.n_wanted
 
     def resident(self, ctx: Context) -> float:
         """Return the bytes of prepared representations that a worker may cache."""
-        kept = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
-        return min(float(ctx.workflow.compare.budget.memory), kept)
+        return cached_bytes(ctx)
 
     def remedy(self, ctx: Context) -> str:
         """Name the cache's memory limit and the size of the subset."""
@@ -93,6 +98,12 @@ class Compare(Stage[PendingGrids]):
             f"Lower compare.memory (now {ctx.workflow.compare.memory}) or subset.n "
             f"(now {len(ctx.subset)})"
         )
+
+
+def cached_bytes(ctx: Context) -> float:
+    """Return the bytes of prepared representations that a worker may cache."""
+    kept = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
+    return min(float(ctx.workflow.compare.budget.memory), kept)
 
 
 def find_grid(store: Store | None, subset: str, label: str, spec: MeasureSpec) -> Grid | None:
@@ -248,6 +259,8 @@ def compare_tasks(
     for label, of_label in todo.items():
         shared.setdefault(tuple(of_label.members.items()), []).append(label)
     for labels in shared.values():
+        # names of tasks are unique: measures of several groups are named
+        suffix = f" ({', '.join(labels)})" if len(shared) > 1 else ""
         first = todo[labels[0]]
         table: list[RepresentationRef | None] = [None] * len(first.missing)
         for name, slot in first.members.items():
@@ -269,7 +282,7 @@ def compare_tasks(
                 blocks,
             )
             yield stage_task(
-                f"compare {subset.key} {i},{j}",
+                f"compare {subset.key} {i},{j}{suffix}",
                 compare_job,
                 job,
                 estimate=compare_cost(job, subset),

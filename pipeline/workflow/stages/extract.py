@@ -75,6 +75,8 @@ class Extract(Stage[list[ModelPlan]]):
 
     def finish(self, ctx: Context, pending: list[ModelPlan]) -> None:
         """Restrict the later stages to the encoders that are in the store now."""
+        if not pending:
+            return
         ctx.set_encoders(
             [
                 encoder

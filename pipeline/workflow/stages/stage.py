@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -55,7 +55,7 @@ def stage_task(
         Amount of work, counted in the stage's `unit`.
     """
     return StageTask(
-        name, function, (job,), estimate.operations, device, job=job, estimate=estimate, size=size
+        name, function, (), estimate.operations, device, job=job, estimate=estimate, size=size
     )
 
 
@@ -94,6 +94,10 @@ class PendingGrids:
     def __bool__(self) -> bool:
         return self.n_missing > 0
 
+    def labels(self) -> set[str]:
+        """Return the labels of measures with missing pairs."""
+        return {label for _, todo in self.grids for label, each in todo.items() if each.n_pairs}
+
     def __iter__(self) -> Iterator[tuple[Comparison, Mapping[str, PendingPairs]]]:
         return iter(self.grids)
 
@@ -101,9 +105,9 @@ class PendingGrids:
 class Stage(Protocol[Pending]):
     """A stage of a run: its pending work, the tasks that do it, and what happens to their results.
 
-    A plan calls only `pending`, `tasks`, `summary`, `resident` and `remedy`, which write nothing
-    and work before the store exists. The driver of a run calls the other methods too, under the
-    store's lease.
+    A plan calls only `pending`, `tasks`, `affected`, `summary`, `resident` and `remedy`, which
+    write nothing and work before the store exists. The driver of a run calls the other methods
+    too, under the store's lease.
     """
 
     name: str
@@ -136,6 +140,10 @@ class Stage(Protocol[Pending]):
     def finish(self, ctx: Context, pending: Pending) -> None:
         """Do the driver's part once all tasks have ended. Called even if there are no tasks."""
         return
+
+    def affected(self, ctx: Context, pending: Pending) -> Iterable[str]:
+        """Return the labels of measures whose results change with the pending work."""
+        return ctx.specs if pending else ()
 
     def summary(self, ctx: Context, pending: Pending) -> tuple[int, int]:
         """Return how much is missing and how much is requested, in units of `counted`."""
