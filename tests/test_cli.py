@@ -194,7 +194,7 @@ def test_run__model_left_out_is_named(
     zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the findings that it is missing from, in the run that failed and in the next ones."""
-    from pipeline.sources import torch_source
+    from pipeline.extraction import torch_source
 
     broken, load = zoo.copy(tmp_path / "zoo", cluster), torch_source.load_weights
 

@@ -53,7 +53,7 @@ def test_get__from_files_equals_from_memory(zoo_store: Store, disk: Path) -> Non
     assert files(disk) == []
     moved = spilling.get(str(zoo_store.path), subset, some, SPECS, Budget(memory=0))
     assert len(files(disk)) == 3 * len(some)  # one for each relation
-    assert sum(r.source.nbytes for p in moved for r in p.relations.values()) == 0
+    assert sum(r.storage.nbytes for p in moved for r in p.relations.values()) == 0
     expected, found = (score_pairs(ps, ps, SPECS) for ps in (held, moved))
     order = np.random.default_rng(0).permutation(held[0].n_stimuli)
     turned = [[p.permuted(order) for p in ps[:3]] for ps in (held, moved)]
@@ -196,7 +196,7 @@ def test_scratch__that_others_can_write_is_refused(disk: Path) -> None:
     folder = disk / f"consilience-{os.getuid()}-{socket.gethostname()}"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(InputError, match=r"others can write it\. Remove it, or"):
+    with pytest.raises(InputError, match=r"others can write to it\. Remove it, or"):
         Scratch(disk)
 
 

@@ -531,7 +531,7 @@ def test_run__weights_that_change_while_it_runs(
     copied: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was recorded of a file is not what was loaded: nothing is stored."""
-    from pipeline.sources import torch_source
+    from pipeline.extraction import torch_source
 
     folder, load = copied.folder / "run" / "late", torch_source.load_weights
 
