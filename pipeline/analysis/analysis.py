@@ -41,9 +41,9 @@ class Inputs:
     Attributes
     ----------
     encoders
-        All encoders that were compared.
+        All encoders that were compared; empty for an analysis with columns.
     columns
-        Encoder id → column → measured value, of all needed analyses with columns.
+        Encoder id → column → measured value, of the analysis itself and of those that it needs.
     results
         Results of one measure, one for each subset; empty unless the analysis needs `scores`.
     datasets
@@ -93,7 +93,8 @@ class Analysis:
         Raised when the same inputs give other numbers; datasets of other versions are computed
         again.
     scope
-        One dataset per `subset`, or one per `measure` on it.
+        `subset`: one dataset per subset, for an analysis with columns. `measure`: one per measure
+        on a subset, for the others.
     variables
         Declarations of the variables that the dataset must have.
     compute

@@ -38,7 +38,9 @@ def test_run__changed_recipe(copied: Zoo) -> None:
     message = assert_refused(copied)
     assert "registry.yaml, line 2: model timm/vit-a: its recipe is not the one in" in message
     assert "pool was 'auto', is now 'max'" in message
-    assert "give the new one another `id:`, or extract it anew with --replace timm/vit-a" in message
+    assert (
+        "give the new one another `id:`, or extract it again with --replace timm/vit-a" in message
+    )
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_scratch__that_others_can_write_is_refused(disk: Path) -> None:
     folder = disk / f"consilience-{os.getuid()}-{socket.gethostname()}"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(InputError, match=r"others can write it\. Remove it, or"):
+    with pytest.raises(InputError, match=r"others can write to it\. Remove it, or"):
         Scratch(disk)
 
 
