@@ -386,8 +386,22 @@ def _state_digests(
     spec: MeasureSpec,
     calibrate: CalibrateSpec | None,
 ) -> list[str]:
-    """Return digests of the state of the grids, which change when missing pairs are computed."""
-    grids = [find_grid(store, comparison.subset.key, label, spec)]
+    """Return digests of the states of the comparison's own pairs.
+
+    They change when missing pairs are computed, not with what others add to the grids.
+    """
+    encoders = comparison.encoders
+    found = []
+    grid = find_grid(store, comparison.subset.key, label, spec)
+    null = None
     if calibrate is not None:
-        grids.append(find_null(store, comparison.subset.key, label, spec, calibrate))
-    return [hashlib.sha256(g.state().tobytes()).hexdigest() for g in grids if g is not None]
+        null = find_null(store, comparison.subset.key, label, spec, calibrate)
+    for each, names in (
+        (grid, [r for e in encoders for r in e.representations]),
+        (null, [e.id for e in encoders]),
+    ):
+        if each is not None:
+            slots = [each.members[name] for name in names if name in each.members]
+            state = each.state()[np.ix_(slots, slots)]
+            found.append(hashlib.sha256(state.tobytes()).hexdigest())
+    return found
