@@ -36,7 +36,7 @@ def print_plan(plan: Plan) -> None:
         missing, wanted = planned.n_missing, planned.n_wanted
         table.add_row(
             name,
-            str(len(planned.tasks)),
+            str(planned.n_tasks),
             f"{missing:,} {planned.stage.counted}",
             f"{wanted - missing:,} of {wanted:,}",
             *taken,

@@ -243,7 +243,7 @@ def test_run__competence_by_another_probe(copied: Zoo, zoo: Zoo) -> None:
     group = open_root(copied.path, "a")[f"competence/{metadata.parent.name}"]
     del group.attrs["probe"]
     with pytest.raises(
-        StoreError, match=r"its probe is another .*`consilience run WORKFLOW` makes it anew"
+        StoreError, match=r"its probe is not .*`consilience run WORKFLOW` makes it anew"
     ):
         copied.store().competence()
     assert counts(copied.plan(), "competence") == (10, 10)
@@ -328,11 +328,7 @@ def test_run__killed_within_a_block(copied: Zoo, zoo: Zoo, monkeypatch: pytest.M
 def test_run__description_changed(copied: Zoo) -> None:
     copied.edit("timm/vit-a", family="renamed", metadata={"samples_seen": 1280})
     plan = copied.plan(ONE)
-    assert (plan.is_done, plan.stages["alignment"].pending, plan.needs_workers) == (
-        False,
-        ["cka"],
-        False,
-    )
+    assert (plan.is_done, counts(plan, "alignment"), plan.needs_workers) == (False, (1, 1), False)
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
     found = copied.store().alignment("cka")
     assert "renamed" in found["family_x"].values.tolist()
