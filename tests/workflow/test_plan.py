@@ -48,6 +48,15 @@ def test_plan__is_what_is_run(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> N
         assert sum(t.cost for t in tasks) == plan.needs[stage].operations > 0
 
 
+def test_plan__keeps_only_counts_of_what_is_planned_again(copied: Zoo) -> None:
+    """Masks of all pairs would stay in the driver's memory through the stages before."""
+    plan = copied.plan("models.sets=[late]", LATE[1])
+    first, *later = plan.stages.values()
+    assert (first.n_tasks, len(first.tasks)) == (1, 1)
+    assert sum(each.n_tasks for each in later) > 0
+    assert all(each.pending is None and not each.tasks for each in later)
+
+
 def test_plan__finished_needs_nothing(zoo: Zoo) -> None:
     assert zoo.plan().needs == {}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from zoo import Zoo, inside, tree
+from zoo import MEASURES, Zoo, inside, tree
 
 from pipeline.cli import main
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.measures import check_version, list_measures, measure_spec
 from pipeline.store.layout import child_groups, open_root
 
@@ -83,3 +83,19 @@ def test_check_version__says_what_has_changed() -> None:
         check_version(spec.identity(), "x")
         with pytest.raises(InputError, match=r"of version 99 of .* --replace x$"):
             check_version(spec.identity() | {"version": 99}, "x")
+
+
+@pytest.mark.parametrize("name", ["alignment", "convergence"])
+def test_store__dataset_whose_writing_was_killed(copied: Zoo, name: str) -> None:
+    """It counts as not there, until the next run writes it whole."""
+    root = open_root(copied.path, "r+")
+    (subset,) = child_groups(root, name)
+    group = root[f"{name}/{subset}/cka"]
+    assert isinstance(group, zarr.Group)
+    for mark in ("inputs", "variables"):
+        del group.attrs[mark]
+    with pytest.raises(StoreError, match=rf"has no {name}/.*consilience run WORKFLOW"):
+        copied.store().dataset(name, "cka")
+    assert copied.store().dataset_labels(name) == [m for m in sorted(MEASURES) if m != "cka"]
+    copied.run()
+    assert copied.store().dataset(name, "cka").sizes

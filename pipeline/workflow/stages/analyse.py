@@ -282,8 +282,16 @@ class Analyse(Stage[list[str]]):
                 for c in ctx.comparisons
             ],
             [columns.get(e.id) for e in encoders],
-            [store.dataset_inputs(need.name, ctx.key, label) for need in self._needs],
-            [_state_digests(store, c, label, spec, calibrate) for c in ctx.comparisons],
+            [
+                store.dataset_inputs(need.name, ctx.key, label)
+                for need in self._needs
+                if not need.columns
+            ],
+            [
+                _state_digests(store, c, label, spec, calibrate)
+                for c in ctx.comparisons
+                if "scores" in self.analysis.needs
+            ],
         )
 
     def _inputs(self, store: Store, ctx: Context, label: str) -> Inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,10 @@ from pipeline.workflow.representations import (
     representation_refs,
 )
 from pipeline.workflow.spec import CalibrateSpec
-from pipeline.workflow.stages.compare import cached_bytes
-from pipeline.workflow.stages.stage import PendingGrids, Stage, StageTask, stage_task
+from pipeline.workflow.stages.stage import GridStage, PendingGrids, StageTask, stage_task
 
 
-class Calibrate(Stage[PendingGrids]):
+class Calibrate(GridStage):
     """One task per block of encoder pairs, for all measures with the same missing pairs."""
 
     name = "calibrate"
@@ -95,18 +94,6 @@ class Calibrate(Stage[PendingGrids]):
                 grid = ensure_null(ctx.writer, c.subset, label, ctx.specs[label], settings)
                 grid.admit(digests)
                 each.check(grid)
-
-    def affected(self, ctx: Context, pending: PendingGrids) -> Iterable[str]:
-        """Return the labels of measures with missing pairs."""
-        return pending.labels()
-
-    def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
-        """Count unordered pairs, over subsets and measures."""
-        return pending.n_missing, pending.n_wanted
-
-    def resident(self, ctx: Context) -> float:
-        """Return the bytes of prepared representations that a worker may cache."""
-        return cached_bytes(ctx)
 
     def remedy(self, ctx: Context) -> str:
         """Name the number of permutations, the cache's memory limit and the subset's size."""

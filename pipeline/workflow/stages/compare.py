@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,13 +30,12 @@ from pipeline.workflow.representations import (
     PreparedFootprint,
     RepresentationRef,
     prepare_representations,
-    prepared_bytes,
     representation_refs,
 )
-from pipeline.workflow.stages.stage import Failure, PendingGrids, Stage, StageTask, stage_task
+from pipeline.workflow.stages.stage import Failure, GridStage, PendingGrids, StageTask, stage_task
 
 
-class Compare(Stage[PendingGrids]):
+class Compare(GridStage):
     """One task per block of pairs, for all measures with missing pairs in it."""
 
     name = "compare"
@@ -80,30 +79,12 @@ class Compare(Stage[PendingGrids]):
         record_diagnostics(ctx.writer, task.job.subset, result)
         yield from ()
 
-    def affected(self, ctx: Context, pending: PendingGrids) -> Iterable[str]:
-        """Return the labels of measures with missing pairs."""
-        return pending.labels()
-
-    def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
-        """Count unordered pairs, over subsets and measures."""
-        return pending.n_missing, pending.n_wanted
-
-    def resident(self, ctx: Context) -> float:
-        """Return the bytes of prepared representations that a worker may cache."""
-        return cached_bytes(ctx)
-
     def remedy(self, ctx: Context) -> str:
         """Name the cache's memory limit and the size of the subset."""
         return (
             f"Lower compare.memory (now {ctx.workflow.compare.memory}) or subset.n "
             f"(now {len(ctx.subset)})"
         )
-
-
-def cached_bytes(ctx: Context) -> float:
-    """Return the bytes of prepared representations that a worker may cache."""
-    kept = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
-    return min(float(ctx.workflow.compare.budget.memory), kept)
 
 
 def find_grid(store: Store | None, subset: str, label: str, spec: MeasureSpec) -> Grid | None:

@@ -15,6 +15,7 @@ from pipeline.types import Mask
 from pipeline.workflow.budgets import Cost
 from pipeline.workflow.comparisons import Comparison
 from pipeline.workflow.context import Context
+from pipeline.workflow.representations import prepared_bytes
 
 IDLE = 256 * 2**20
 """Measured bytes of an idle worker, with the imports for comparing."""
@@ -155,3 +156,20 @@ class Stage(Protocol[Pending]):
     def remedy(self, ctx: Context) -> str:
         """Return which settings to lower if workers have too little memory, with no full stop."""
         return f"Lower subset.n (now {len(ctx.subset)})"
+
+
+class GridStage(Stage[PendingGrids]):
+    """A stage whose tasks fill grids of pairs, from prepared representations."""
+
+    def affected(self, ctx: Context, pending: PendingGrids) -> Iterable[str]:
+        """Return the labels of measures with missing pairs."""
+        return pending.labels()
+
+    def summary(self, ctx: Context, pending: PendingGrids) -> tuple[int, int]:
+        """Count unordered pairs, over subsets and measures."""
+        return pending.n_missing, pending.n_wanted
+
+    def resident(self, ctx: Context) -> float:
+        """Return the bytes of prepared representations that a worker may cache."""
+        prepared = sum(prepared_bytes(c.encoders, c.subset, ctx.specs) for c in ctx.comparisons)
+        return min(float(ctx.workflow.compare.budget.memory), prepared)
