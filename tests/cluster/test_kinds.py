@@ -53,6 +53,7 @@ def test_gpu_cluster__one_worker_sees_one_gpu(n_workers: int | None, expected: l
 EXPORTS = """\
 export MALLOC_TRIM_THRESHOLD_=268435456
 export MALLOC_MMAP_THRESHOLD_=268435456
+export MALLOC_ARENA_MAX=2
 export OMP_NUM_THREADS=4
 export MKL_NUM_THREADS=4
 export OPENBLAS_NUM_THREADS=4
