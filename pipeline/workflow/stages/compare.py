@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -246,7 +248,8 @@ def compare_tasks(
         table: list[RepresentationRef | None] = [None] * len(first.missing)
         for name, slot in first.members.items():
             table[slot] = by_name.get(name)
-        anything = np.any([todo[label].missing for label in labels], axis=0)
+        # `np.any` of a list would stack the masks, which are the largest arrays of a plan
+        anything = reduce(or_, [todo[label].missing for label in labels])
         for i, j in replace(first, missing=anything).blocks():
             rows, columns = first.region(i), first.region(j)
             blocks = {label: todo[label].missing[rows, columns] for label in labels}
