@@ -36,8 +36,8 @@ def check_level(alpha: float, n_permutations: int, measure: str = "") -> None:
     if alpha * (n_permutations + 1) < 1 - 1e-9:
         raise InputError(
             f"{f'{measure}: ' if measure else ''}With n_permutations={n_permutations} the smallest "
-            f"possible p is 1/{n_permutations + 1}, above alpha={alpha}: nothing could be told "
-            f"from chance. Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
+            f"possible p is 1/{n_permutations + 1}, above alpha={alpha}: no score could be "
+            f"significant. Use at least {math.ceil(1 / alpha - 1 - 1e-9)} permutations."
         )
 
 

@@ -27,9 +27,9 @@ from pipeline.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 # workers allocate and free arrays of tens of megabytes all the time: where glibc returns each to
-# the system at once, as distributed has it do, page faults cost more than the arithmetic. Each arena
-# then keeps what was freed in it: with one for each of zarr's threads, which is the default, a busy
-# machine's workers took a quarter more memory than planned
+# the system at once, as distributed has it do, page faults cost more than the arithmetic. An arena
+# then keeps what is freed in it; with one for each of zarr's threads, the default, workers of a
+# busy machine took a quarter more memory than planned
 MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
