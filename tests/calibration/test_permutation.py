@@ -237,7 +237,7 @@ def test_calibrate_score__level_that_no_p_reaches():
     with pytest.raises(
         InputError,
         match=r"^With n_permutations=199 the smallest possible p is 1/200, above alpha=0.001: "
-        r"nothing could be told from chance. Use at least 999 permutations.$",
+        r"no score could be significant. Use at least 999 permutations.$",
     ):
         calibrate_score(0.9, null, alpha=0.001)
     assert calibrate_score(0.9, null, alpha=0.005)[0] > 0

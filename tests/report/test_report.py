@@ -351,8 +351,8 @@ def test_write_report__each_label_tells_of_its_own_null(tmp_path: Path) -> None:
         ({**ANALYTIC, "null_version": VERSION - 1},
          "it was calibrated against an older model of the null"),
         ({"alpha": 0.001}, "it was calibrated at a level that no p reaches (With "
-         "n_permutations=99 the smallest possible p is 1/100, above alpha=0.001: nothing could be "
-         "told from chance. Use at least 999 permutations)"),
+         "n_permutations=99 the smallest possible p is 1/100, above alpha=0.001: no score could be "
+         "significant. Use at least 999 permutations)"),
     ],
 )  # fmt: skip
 def test_write_report__calibrations_that_are_wrong_today(

@@ -243,7 +243,7 @@ def test_run__replace_of_what_does_not_take_part(copied: Zoo, model: str, expect
         (
             "calibrate.alpha=0.02",
             "calibrate: With n_permutations=39 the smallest possible p is "
-            "1/40, above alpha=0.02: nothing could be told from chance. Use at least 49 perm",
+            "1/40, above alpha=0.02: no score could be significant. Use at least 49 perm",
         ),
         ("calibrate={alpha: 0.001}", "Use at least 999 permutations."),
         (
@@ -271,7 +271,7 @@ def test_run__level_that_no_p_reaches(copied_once: Zoo, command: list[str]) -> N
     assert result.exit_code == 2
     assert result.output == (
         f"consilience: workflow.yaml, line {line}: calibrate: With n_permutations=199 the smallest "
-        "possible p is 1/200, above alpha=0.001: nothing could be told from chance. Use at least "
+        "possible p is 1/200, above alpha=0.001: no score could be significant. Use at least "
         "999 permutations.\n"
     )
     assert tree(copied_once.folder) == before
