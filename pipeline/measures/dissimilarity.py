@@ -6,39 +6,13 @@ import numpy as np
 import scipy.stats
 
 from pipeline.errors import InputError
-from pipeline.measures.neighbours import power_of_two
+from pipeline.measures.numerics import power_of_two
 from pipeline.types import Float64, Index
 
 MAX_RUN_GAPS = 8.0
 """Values that differ only by rounding errors spread over at most so many of these."""
 MAX_RANKED = 8192
 """Most stimuli whose pairs can be ranked: the tables take 512 MiB."""
-
-
-def unit_rows(values: Float64, *, centre: bool = False) -> Float64:
-    """Scale rows to unit length.
-
-    Parameters
-    ----------
-    values
-        Features `(n_stimuli, n_features)`.
-    centre
-        Whether each row's own mean is subtracted first.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the shape of `values`; rows of zeros, and with `centre` constant rows, are zero.
-    """
-    # Scale each row by its largest value first: squares of small rows would underflow.
-    rows = values * power_of_two(np.abs(values).max(axis=1, keepdims=True))
-    if centre:
-        rows -= rows.mean(axis=1, keepdims=True)
-        # Constant rows, whose computed mean differs from the constant.
-        rows[np.abs(rows).max(axis=1) <= 4 * np.finfo(float).eps] = 0.0
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    np.divide(rows, norms, out=rows, where=norms > 0)
-    return rows
 
 
 def ranked(entries: Float64, noise: float) -> Float64:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.measures.dissimilarity import unit_rows
 from pipeline.measures.measure import Parameter
-from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.neighbours import Neighbours, find_neighbours
+from pipeline.measures.numerics import EPS, power_of_two, unit_rows
+from pipeline.measures.pairwise import PairwiseMeasure
 from pipeline.types import Float64, Index
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import optimize, sparse
 
 from pipeline.errors import InputError
-from pipeline.measures.checks import constant_features
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.numerics import EPS, constant_features
+from pipeline.measures.pairwise import PairwiseMeasure
 from pipeline.types import Float64
 
 MAX_ASSIGNMENT = 4096

@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.measures.measure import Parameter
 from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise import PairwiseMeasure
 from pipeline.types import Float64, Index, Mask
 
 BLOCK_BYTES = 2**25

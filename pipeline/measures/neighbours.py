@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from pipeline.measures.checks import is_constant
+from pipeline.measures.numerics import is_constant, power_of_two, row_blocks
 from pipeline.types import Float32, Float64, Index, Mask
 
 TiedRows = tuple[Index, scipy.sparse.csr_array]
@@ -33,8 +33,6 @@ BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
 RANKED_ROWS = 256
 """Rows of similarities that are ranked at a time: few enough for the cache."""
-CONVERTED_ROWS = 64
-"""Rows that are converted to float64 at a time: few enough for the cache."""
 SPARSE_SHARE = 0.05
 """Up to this share of a block's similarities are computed one by one, more by a product."""
 
@@ -300,12 +298,6 @@ def ranking_of(
     return Ranking(values, powers, factors, mean, bias, lengths, offset, blur)
 
 
-def row_blocks(n: int) -> Iterator[slice]:
-    """Rows that are converted at a time."""
-    for start in range(0, n, CONVERTED_ROWS):
-        yield slice(start, min(start + CONVERTED_ROWS, n))
-
-
 def _affine(
     values: NDArray[Any],
     powers: Float64,
@@ -317,11 +309,6 @@ def _affine(
     if factors is not None and len(factors) > 1:
         scaled *= factors[which]
     return scaled
-
-
-def power_of_two(largest: ArrayLike) -> Float64:
-    """Power of two that scales `largest` to between ½ and 1; exact, so that no tie is broken."""
-    return np.asarray(np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)))
 
 
 def _rank_exactly(

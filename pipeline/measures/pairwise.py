@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.measures.checks import constant_features, is_constant
 from pipeline.measures.measure import Parameter
+from pipeline.measures.numerics import constant_features
 from pipeline.types import Float64
-
-EPS = float(np.finfo(np.float64).eps)
 
 
 def always_defined(_: object, **__: object) -> str:
@@ -87,10 +85,10 @@ def centred(values: Float64, eps: float) -> Centred | None:
     Centred or None
         Features that vary by no more than their own rounding are exactly zero.
     """
-    if is_constant(values, eps):
+    constant = constant_features(values, eps)
+    if constant.all():
         return None
     scaled = _below_one(values)  # squares of 1e200 would overflow
-    constant = constant_features(values, eps)
     scaled[:, constant] = 0.0
     noise = eps * float(np.linalg.norm(scaled))
     scaled -= scaled.mean(axis=0)

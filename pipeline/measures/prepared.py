@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.checks import checked_array, storage_eps
+from pipeline.measures.checks import checked_array
 from pipeline.measures.measure import Value
 from pipeline.measures.neighbours import Neighbours, find_neighbours
+from pipeline.measures.numerics import storage_eps
 from pipeline.measures.pairwise import PairwiseMeasure
 from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
 from pipeline.measures.presets import clip_threshold, preset_features

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.measures.dissimilarity import unit_rows
+from pipeline.measures.numerics import unit_rows
 from pipeline.types import Float64
 
 PRESETS = ("prh", "prh_rowwise")

@@ -10,7 +10,8 @@ from scipy import linalg
 
 from pipeline.errors import InputError
 from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise import Centred, PairwiseMeasure, centred
 from pipeline.measures.subspace import decomposed
 from pipeline.types import Float64, Index
 

@@ -28,8 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from pipeline.measures.checks import is_constant
-from pipeline.measures.dissimilarity import check_rankable, ranked, storage_noise, unit_rows
+from pipeline.measures.dissimilarity import check_rankable, ranked, storage_noise
 from pipeline.measures.entries import (
     DenseTable,
     Distances,
@@ -44,7 +43,7 @@ from pipeline.measures.entries import (
     whole,
 )
 from pipeline.measures.exact import add_own, in_steps, joined, slices, step_of
-from pipeline.measures.neighbours import power_of_two, row_blocks
+from pipeline.measures.numerics import is_constant, power_of_two, row_blocks, unit_rows
 from pipeline.types import Float64, Floating, Index, Mask
 
 BLOCK_ROWS = 512

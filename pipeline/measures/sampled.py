@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, PairwiseMeasure, centred
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise import PairwiseMeasure, centred
 from pipeline.types import Float64, Index
 
 MIN_BATCH = 4

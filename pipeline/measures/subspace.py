@@ -14,7 +14,8 @@ import numpy as np
 from scipy import linalg
 
 from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise import Centred, PairwiseMeasure, centred
 from pipeline.types import Float64
 
 
