@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.measures import dense, neighbours, pairwise
 from pipeline.measures.measure import Measure, Parameter, Value
-from pipeline.measures.presets import ADDED, CONVENTIONS, PRESETS
-from pipeline.measures.records import HUH, MEASURES
+from pipeline.measures.presets import ADDED, CONVENTIONS, HUH, PRESETS
+
+MEASURES: tuple[Measure, ...] = (*dense.MEASURES, *neighbours.MEASURES, *pairwise.MEASURES)
+"""All records, in the order of the documentation."""
 
 PRESET = Parameter(
     "preset",

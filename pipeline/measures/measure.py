@@ -9,6 +9,8 @@ from typing import Literal
 
 Value = int | float | str | bool
 """What a parameter or a convention can be: always something JSON can hold."""
+EUCLIDEAN = ("translation", "isotropic scaling", "orthogonal transformation")
+"""Invariances of measures that see Euclidean distances between stimuli, up to a factor."""
 
 
 @dataclass(frozen=True)

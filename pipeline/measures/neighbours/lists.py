@@ -23,6 +23,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from pipeline.measures.measure import Parameter, Value
 from pipeline.measures.numerics import is_constant, power_of_two, row_blocks
 from pipeline.types import Float32, Float64, Index, Mask
 
@@ -35,6 +36,26 @@ RANKED_ROWS = 256
 """Rows of similarities that are ranked at a time: few enough for the cache."""
 SPARSE_SHARE = 0.05
 """Up to this share of a block's similarities are computed one by one, more by a product."""
+
+N_NEIGHBOURS = Parameter("k", 10, "number of nearest neighbours")
+RANKING = Parameter(
+    "neighbours",
+    "cosine",
+    "how nearness is ranked; cosine because the paper's code L2-normalises rows",
+    choices=("cosine", "inner", "euclidean"),
+)
+NEIGHBOUR_CONVENTIONS: tuple[tuple[str, Value], ...] = (
+    ("self_is_neighbour", False),
+    ("ties", "share the last places equally"),
+)
+"""Conventions of measures of nearest neighbours."""
+SHARED_PLACES = (
+    "stimuli that are equally near share the last places; before, the lowest index had them, the "
+    "same in every representation, which created alignment where there is none"
+)
+"""What changed with the convention on ties."""
+NEIGHBOUR_INVARIANCES = ("isotropic scaling", "orthogonal transformation")
+"""Of the nearest neighbours, however they are ranked."""
 
 
 @dataclass(frozen=True, eq=False)
