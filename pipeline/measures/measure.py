@@ -96,6 +96,13 @@ class Measure:
         The parameter, if any, of which more stimuli are needed than its value.
     beyond
         By how many more.
+    has_preset
+        Whether presets apply to it: not if the code that they follow computes something else under
+        this name, which `elsewhere` then says.
+    preset_defaults
+        Defaults under a preset, where they differ.
+    ratio_of_hsic
+        Whether it is a ratio of HSIC, to whose denominator presets add a small number.
     direction
         Higher is more alike.
     version
@@ -120,6 +127,9 @@ class Measure:
     elsewhere: tuple[tuple[str, str], ...] = ()
     grows_with: str | None = None
     beyond: int = 0
+    has_preset: bool = True
+    preset_defaults: tuple[tuple[str, Value], ...] = ()
+    ratio_of_hsic: bool = False
     direction: Literal["similarity"] = "similarity"
     version: int = 1
     changed: str = ""

@@ -217,6 +217,8 @@ CKNNA = PairwiseMeasure(
         ),
     ),
     prepares=("k", "form", "neighbours"),
+    preset_defaults=(("form", "unbiased"),),
+    ratio_of_hsic=True,
     conventions=(*NEIGHBOUR_CONVENTIONS, ("kernel", "linear")),
     minimum_stimuli=4,
     grows_with="k",

@@ -328,6 +328,7 @@ SVCCA = PairwiseMeasure(
         Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
         Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
     ),
+    has_preset=False,
     conventions=(
         *CENTRING,
         ("scale", "features as they are, not z-scored"),
