@@ -132,8 +132,8 @@ def check_version(stored: Mapping[str, Any], label: str) -> None:
     since = f": {measure.changed}" if version < measure.version else ""
     raise InputError(
         f"measure {label!r}: its scores in this store are of version {version} of {measure.name}, "
-        f"and this is version {measure.version}{since}. Compute them anew, from the activations "
-        f"that are there: consilience run WORKFLOW --replace {label}"
+        f"and this is version {measure.version}{since}. Compute them again from the stored "
+        f"activations: consilience run WORKFLOW --replace {label}"
     )
 
 
@@ -224,8 +224,8 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     for key, value in parameters.items():
         if key == PRESET.name and not measure.has_preset:
             raise InputError(
-                f"The measure {name!r} has no preset: it is not what the code of Huh et al. 2024, "
-                "which presets follow, has under this name. There, "
+                f"The measure {name!r} has no preset: the code of Huh et al. 2024, which presets "
+                "follow, computes something else under this name. There, "
                 f"{dict(measure.elsewhere)[HUH]}. Leave the preset out, or run that code for its "
                 "numbers."
             )

@@ -16,8 +16,8 @@ def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of some kinds
         raise InputError(
-            f"{name} cannot be read as an array: {error}. Give a matrix (n_stimuli, n_features), "
-            "rows of one length; of a tensor of torch, x.detach().cpu().float()."
+            f"{name} cannot be read as an array: {error}. Pass a matrix (n_stimuli, n_features) "
+            "whose rows have equal lengths; for a torch tensor, x.detach().cpu().float()."
         ) from None
     if array.dtype.kind not in "biuf":
         raise InputError(

@@ -232,7 +232,7 @@ def defined_pairs(
 
 
 def checked_mask(xs: Sequence[Prepared], ys: Sequence[Prepared], wanted: ArrayLike | None) -> Mask:
-    """Check that the representations can meet, and give the mask of wanted pairs."""
+    """Check that the representations can be compared, and give the mask of wanted pairs."""
     if not xs or not ys:
         raise InputError("There is nothing to compare: a list of representations is empty.")
     counts = sorted({p.n_stimuli for p in [*xs, *ys]})

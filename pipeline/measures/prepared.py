@@ -31,7 +31,7 @@ class State:
     """What a pairwise measure prepared of one representation, and what it prepared it from."""
 
     prepare: Callable[..., Any]
-    """Of the measure."""
+    """The measure's function."""
     parameters: Mapping[str, Value]
     values: Float64
     eps: float
@@ -301,6 +301,6 @@ def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:
             remedy = f", or {parameter.name} of at most {largest}"
     raise InputError(
         f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: "
-        "fewer leave nothing, or next to nothing, to tell representations apart by. Use more "
+        "with fewer, there is next to nothing to tell representations apart by. Use more "
         f"stimuli{remedy}."
     )

@@ -1,4 +1,4 @@
-"""What forming a relation takes, whatever relates the stimuli: features, sums, centring."""
+"""Steps in forming any relation: centred features, distances, row sums, U-centring."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def assembled(
     own: Float64 | None,
     bias: Float64 | float = 0.0,
 ) -> Relation:
-    """Put a relation together.
+    """U-centre entries, and keep the effects that this removes.
 
     Parameters
     ----------

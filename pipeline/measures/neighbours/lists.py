@@ -97,7 +97,7 @@ class Neighbours:
 
     @property
     def ties(self) -> int:
-        """Count these rows."""
+        """Count the rows in which stimuli are tied for the last places."""
         return int(np.count_nonzero(self.tied))
 
     @property

@@ -15,7 +15,7 @@ CENTRING = (("centring", "features"),)
 
 @dataclass(frozen=True, eq=False)
 class Centred:
-    """Features about their means, scaled by a power of two so that the largest is below 1."""
+    """Features minus their means, scaled by a power of two so that the largest is below 1."""
 
     features: Float64
     noise: float

@@ -227,8 +227,8 @@ CKNNA = PairwiseMeasure(
     reference="Huh et al. 2024, ICML, appendix A, eq. 16 to 18, and the paper's code",
     prose=(
         "CKA over the pairs of stimuli that are near in both representations. The forms of the "
-        "paper's code differ from its equations: they can leave the range (what is beyond 1 "
-        "is 1 once calibrated), and `unbiased` is slightly asymmetric."
+        "paper's code differ from its equations: they can leave the range (calibrated scores "
+        "are clipped at 1), and `unbiased` is slightly asymmetric."
     ),
 )
 

@@ -93,7 +93,7 @@ def compare_soft_matching(x: Tuning, y: Tuning) -> float:
         raise InputError(
             f"Matching {of_x} features with {of_y} takes too long; up to {MAX_PROGRAM:,} pairs "
             f"of features can be matched, or {MAX_ASSIGNMENT} with as many. Use fewer features "
-            "(a random subset, or principal components if axes may be lost), or procrustes."
+            "(a random subset, or principal components if the axes do not matter), or procrustes."
         )
     correlations = x.curves.T @ y.curves
     if assign:

@@ -146,9 +146,8 @@ def order_undefined_reason(lists: NeighbourLists, **_: object) -> str:
         return ""
     return (
         f"has the same distance to two or more of its nearest neighbours in {lists.ties} of {n} "
-        "stimuli, and what order they come in is not determined; an order of the neighbours can "
-        "be compared if most stimuli have one. Use mutual_knn or jaccard_knn, which share places "
-        "among the tied."
+        "stimuli, so that their order is not determined; orders can be compared only if most "
+        "stimuli have one. Use mutual_knn or jaccard_knn, which share places among the tied."
     )
 
 

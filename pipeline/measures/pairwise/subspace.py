@@ -173,7 +173,7 @@ def _trivial(rank: int, n: int, remedy: str) -> str:
 def cca_undefined_reason(x: Subspace, *, tolerance: float, **_: object) -> str:
     """Say why a state has no canonical correlations; empty if it has."""
     remedy = (
-        "Use more stimuli, fewer features, or a measure that has a score for as many, such as "
+        "Use more stimuli, fewer features, or a measure that is defined for as many, such as "
         "cka_debiased. What svcca gives is near 1 for anything, noise included, where it keeps "
         "nearly as many components as there are stimuli; only calibration (pipeline.calibrate, or "
         "calibrate: in a workflow) tells it from chance."
@@ -184,7 +184,7 @@ def cca_undefined_reason(x: Subspace, *, tolerance: float, **_: object) -> str:
 def svcca_undefined_reason(x: Subspace, *, variance: float, dimension: int) -> str:
     """Say why the kept components have no canonical correlations; empty if they have."""
     remedy = (
-        "Use more stimuli, a smaller variance, or a dimension, for far fewer components than "
+        "Use more stimuli, a smaller variance, or a dimension, to keep far fewer components than "
         "stimuli: with nearly as many the score is near 1 for anything, noise included, and only "
         "calibration (pipeline.calibrate, or calibrate: in a workflow) tells it from chance."
     )
