@@ -27,8 +27,7 @@ from pipeline.calibration import (
     permutations,
 )
 from pipeline.measures import measure_spec, prepare, score_pairs
-from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
-from pipeline.measures.panels import HostPanel
+from pipeline.measures.dense.panels import HostPanel
 from pipeline.measures.prepared import Prepared
 from pipeline.store.activations import TowerGroup
 from pipeline.store.layout import open_root
@@ -298,18 +297,18 @@ def preparing_once(repeats: int) -> None:
     for name in ("procrustes", "cca", "svcca", "pwcca", "linear_regression", "gulp", "jaccard_knn",
                  "cknna"):  # fmt: skip
         one = {name: measure_spec(name)}
-        kernel = PAIRWISE_MEASURES[name]
+        measure = one[name].measure
         settings = dict(one[name].parameters)
-        for_prepare = {k: settings[k] for k in kernel.prepares}
-        for_compare = {k: v for k, v in settings.items() if k not in kernel.prepares}
+        for_prepare = {k: settings[k] for k in measure.prepares}
+        for_compare = {k: v for k, v in settings.items() if k not in measure.prepares}
         values = [x.astype(float) for x in xs[:3]]
 
         def every_time(
-            kernel=kernel, values=values, for_prepare=for_prepare, for_compare=for_compare
+            measure=measure, values=values, for_prepare=for_prepare, for_compare=for_compare
         ) -> None:
             for y in values[1:]:
-                states = [kernel.prepare(z, **for_prepare) for z in (values[0], y)]
-                kernel.compare(*states, **for_compare)
+                states = [measure.prepare(z, **for_prepare) for z in (values[0], y)]
+                measure.compare(*states, **for_compare)
 
         def once(one: dict = one) -> None:
             prepared = [prepare(x, one) for x in xs]

@@ -49,16 +49,15 @@ from pipeline.calibration.neighbour_moments import (
 )
 from pipeline.calibration.pearson import MAX_SKEWNESS
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import (
+from pipeline.measures.dense.relations import Relation, denominators
+from pipeline.measures.neighbours.lists import Neighbours
+from pipeline.measures.neighbours.mutual_knn import (
     fractional_pairs,
     neighbour_norms,
-    relation_products,
     shared_neighbours,
-    sharing,
 )
+from pipeline.measures.pairs import MEMORY, relation_products, sharing
 from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import Relation, denominators
 from pipeline.types import Float64, Floating, Index, Mask
 
 VERSION = 3
@@ -294,7 +293,7 @@ def _neighbour_parts(
     shared, transposed = (
         both + np.triu(both, 1).T
         for both in (
-            shared_neighbours(lists, lists, np.triu(same), transposed=transposed)
+            shared_neighbours(lists, lists, np.triu(same), transposed=transposed, memory=MEMORY)
             for transposed in (False, True)
         )
     )

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.measures import dense, neighbours, pairwise
 from pipeline.measures.measure import Measure, Parameter, Value
-from pipeline.measures.presets import ADDED, CONVENTIONS, PRESETS
-from pipeline.measures.records import HUH, MEASURES
+from pipeline.measures.presets import ADDED, CONVENTIONS, HUH, PRESETS
+
+MEASURES: tuple[Measure, ...] = (*dense.MEASURES, *neighbours.MEASURES, *pairwise.MEASURES)
+"""All records, in the order of the documentation."""
 
 PRESET = Parameter(
     "preset",
@@ -19,13 +22,6 @@ PRESET = Parameter(
     choices=PRESETS,
 )
 """Parameter of nearly all measures; left out of a spec where it is not given."""
-OF_HSIC = ("cka", "cka_debiased", "cknna")
-"""Measures to whose denominator presets add a small number."""
-DEFAULTS: Mapping[str, dict[str, Value]] = {"cknna": {"form": "unbiased"}}
-"""Defaults under a preset, where they differ."""
-
-UNPRESET = ("svcca",)
-"""Measures without a preset: the code that presets follow computes something else by that name."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class MeasureSpec:
     @property
     def added(self) -> float:
         """The number added to the denominator, in units of the HSIC of the features."""
-        return ADDED if self.preset and self.name in OF_HSIC else 0.0
+        return ADDED if self.preset and self.measure.ratio_of_hsic else 0.0
 
     @property
     def u_centred_only(self) -> bool:
@@ -136,8 +132,8 @@ def check_version(stored: Mapping[str, Any], label: str) -> None:
     since = f": {measure.changed}" if version < measure.version else ""
     raise InputError(
         f"measure {label!r}: its scores in this store are of version {version} of {measure.name}, "
-        f"and this is version {measure.version}{since}. Compute them anew, from the activations "
-        f"that are there: consilience run WORKFLOW --replace {label}"
+        f"and this is version {measure.version}{since}. Compute them again from the stored "
+        f"activations: consilience run WORKFLOW --replace {label}"
     )
 
 
@@ -193,7 +189,7 @@ def get_measure(name: str) -> Measure:
 
 def settable(measure: Measure) -> tuple[Parameter, ...]:
     """Give the parameters of a measure that a caller may set, the preset included."""
-    return measure.parameters if measure.name in UNPRESET else (*measure.parameters, PRESET)
+    return (*measure.parameters, PRESET) if measure.has_preset else measure.parameters
 
 
 def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
@@ -226,10 +222,10 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
     measure = get_measure(name)
     known = {parameter.name: parameter for parameter in settable(measure)}
     for key, value in parameters.items():
-        if key == PRESET.name and name in UNPRESET:
+        if key == PRESET.name and not measure.has_preset:
             raise InputError(
-                f"The measure {name!r} has no preset: it is not what the code of Huh et al. 2024, "
-                "which presets follow, has under this name. There, "
+                f"The measure {name!r} has no preset: the code of Huh et al. 2024, which presets "
+                "follow, computes something else under this name. There, "
                 f"{dict(measure.elsewhere)[HUH]}. Leave the preset out, or run that code for its "
                 "numbers."
             )
@@ -246,7 +242,7 @@ def measure_spec(name: str, **parameters: Value) -> MeasureSpec:
                 f"{value!r}; it must be {known[key].allowed}."
             )
     preset = parameters.get("preset")
-    given = DEFAULTS.get(name, {}) | parameters if preset else parameters
+    given = dict(measure.preset_defaults) | parameters if preset else parameters
     resolved = [(p.name, p.resolved(given.get(p.name, p.default))) for p in measure.parameters]
     if preset:
         resolved.append(("preset", preset))

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
-from pipeline.types import Mask
 
 
 def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
@@ -17,8 +16,8 @@ def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors of some kinds
         raise InputError(
-            f"{name} cannot be read as an array: {error}. Give a matrix (n_stimuli, n_features), "
-            "rows of one length; of a tensor of torch, x.detach().cpu().float()."
+            f"{name} cannot be read as an array: {error}. Pass a matrix (n_stimuli, n_features) "
+            "whose rows have equal lengths; for a torch tensor, x.detach().cpu().float()."
         ) from None
     if array.dtype.kind not in "biuf":
         raise InputError(
@@ -42,32 +41,3 @@ def checked_array(x: ArrayLike, name: str) -> NDArray[Any]:
                 "stimuli from every representation alike, or extract them again."
             )
     return array
-
-
-def storage_eps(array: NDArray[Any]) -> float:
-    """Machine epsilon of the dtype that `array` was stored in."""
-    return float(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps)
-
-
-def is_constant(values: NDArray[Any], eps: float) -> bool:
-    """Tell whether every feature varies by no more than its own rounding.
-
-    Each feature is tested separately, because transformers often have one huge constant feature
-    beside small ones that vary; and by its highest and lowest value, because the computed mean of
-    many equal numbers differs from them.
-
-    Parameters
-    ----------
-    values
-        Features `(n_stimuli, n_features)`.
-    eps
-        Machine epsilon of the dtype they were stored in.
-    """
-    return bool(constant_features(values, eps).all())
-
-
-def constant_features(values: NDArray[Any], eps: float) -> Mask:
-    """Tell which features vary by no more than their own rounding, `(n_features,)`."""
-    high, low = (extreme(axis=0).astype(np.float64) for extreme in (values.max, values.min))
-    # Halves, since the range of very large numbers would overflow.
-    return np.asarray(high / 2 - low / 2 <= eps * np.maximum(np.abs(high), np.abs(low)))

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.entries import CELL, packed_bytes
-from pipeline.measures.exact import MAX_TERMS
-from pipeline.measures.neighbours import BLOCK_BYTES, RANKED_ROWS
+from pipeline.measures.dense.cka import MEDIAN_ROWS
+from pipeline.measures.dense.entries import CELL, packed_bytes
+from pipeline.measures.dense.exact import MAX_TERMS
+from pipeline.measures.dense.relations import RelationKey
+from pipeline.measures.neighbours.lists import BLOCK_BYTES, RANKED_ROWS
 from pipeline.measures.pairs import MEMORY, sharing, tile_sides
 from pipeline.measures.permuted import CHUNK_PAIRS, working_bytes
-from pipeline.measures.relations import MEDIAN_ROWS, RelationKey
 from pipeline.types import Float64, Int64
 
 Specs = Mapping[str, MeasureSpec]

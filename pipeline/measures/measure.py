@@ -8,7 +8,9 @@ from numbers import Integral, Real
 from typing import Literal
 
 Value = int | float | str | bool
-"""What a parameter or a convention can be: always something JSON can hold."""
+"""A value of a parameter or a convention: always something JSON can hold."""
+EUCLIDEAN = ("translation", "isotropic scaling", "orthogonal transformation")
+"""Invariances of measures that see Euclidean distances between stimuli, up to a factor."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,27 @@ class Measure:
     reference
         Paper and equation.
     prose
-        What is estimated, for people.
+        What it estimates, in words.
     elsewhere
         Code that computes something else under this name or the paper's: whose, and what.
     grows_with
-        The parameter, if any, of which more stimuli are needed than its value.
+        The parameter, if any, whose value the number of stimuli has to exceed.
     beyond
-        By how many more.
+        By at least how many.
+    has_preset
+        Whether presets apply to it: not if the code that they follow computes something else under
+        this name, which `elsewhere` then says.
+    preset_defaults
+        Defaults under a preset, where they differ.
+    ratio_of_hsic
+        Whether it is a ratio of HSIC, to whose denominator presets add a small number.
     direction
-        Higher is more alike.
+        Higher values mean more similar.
     version
         Of the numbers: raised whenever the same features give another score. A store keeps it, and
         scores of an older one are refused.
     changed
-        What the present version does otherwise than the one before.
+        What this version does differently from the one before.
     """
 
     name: str
@@ -118,6 +127,9 @@ class Measure:
     elsewhere: tuple[tuple[str, str], ...] = ()
     grows_with: str | None = None
     beyond: int = 0
+    has_preset: bool = True
+    preset_defaults: tuple[tuple[str, Value], ...] = ()
+    ratio_of_hsic: bool = False
     direction: Literal["similarity"] = "similarity"
     version: int = 1
     changed: str = ""

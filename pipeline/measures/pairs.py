@@ -4,7 +4,7 @@ A relational similarity is the inner product of two n × n relations, so all of 
 V Vᵀ with one relation, flattened to a vector, per row of V. V is never held whole: for one tile of
 pairs of stimuli after the other, each representation's block becomes a row of a *panel*, and the
 panel is multiplied with itself, or with the panel of the other side. Products are exact (see
-`pipeline.measures.exact`), so a score depends neither on the other pairs nor on the tiles.
+`pipeline.measures.dense.exact`), so a score depends neither on the other pairs nor on the tiles.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import ArrayLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.entries import CELL
-from pipeline.measures.exact import joined, slices
-from pipeline.measures.groups import Group, plan_groups
-from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
-from pipeline.measures.panels import panel_of
-from pipeline.measures.prepared import Prepared, compared_with
-from pipeline.measures.relations import (
+from pipeline.measures.dense.entries import CELL
+from pipeline.measures.dense.exact import joined, slices
+from pipeline.measures.dense.panels import panel_of
+from pipeline.measures.dense.relations import (
     Relation,
     RelationKey,
     in_units,
     relation_scores,
     row_effect_products,
 )
+from pipeline.measures.groups import Group, plan_groups
+from pipeline.measures.neighbours.mutual_knn import neighbour_scores, shared_neighbours
+from pipeline.measures.pairwise.measure import PairwiseMeasure
+from pipeline.measures.prepared import Prepared, compared_with
 from pipeline.types import Float64, Index, Mask
 
 MEMORY = 2**28
@@ -142,8 +141,8 @@ def score_pairs(
             shared = shared_neighbours(nx, ny, wanted_once, memory=memory)
             both = shared + np.triu(shared, 1).T if symmetric else shared
             results[name] = neighbour_scores(both, nx, ny)
-        elif spec.measure.engine == "pairwise":
-            results[name] = pairwise_scores(xs, ys, spec, mask, mirrored=symmetric)
+        elif isinstance(spec.measure, PairwiseMeasure):
+            results[name] = pairwise_scores(xs, ys, spec, spec.measure, mask, mirrored=symmetric)
     return {name: _finished(results[name], xs, ys, specs[name], mask) for name in specs}
 
 
@@ -160,6 +159,7 @@ def pairwise_scores(
     xs: Sequence[Prepared],
     ys: Sequence[Prepared],
     spec: MeasureSpec,
+    measure: PairwiseMeasure,
     mask: Mask,
     *,
     mirrored: bool = False,
@@ -171,19 +171,18 @@ def pairwise_scores(
     mirrored
         Whether `ys` are `xs`, so that a symmetric measure needs each unordered pair once.
     """
-    measure = PAIRWISE_MEASURES[spec.name]
-    settings = compared_with(spec)
+    settings = compared_with(spec, measure)
     if spec.added:
         settings["added"] = spec.added
     values = np.full(mask.shape, np.nan)
-    once = mirrored and spec.measure.symmetric
+    once = mirrored and measure.symmetric
     pairs = defined_pairs(xs, ys, spec, mask | mask.T if once else mask)
     for i, j in np.argwhere(np.triu(pairs) if once else pairs):
         x, y = xs[i].states[spec.relation], ys[j].states[spec.relation]
-        if spec.measure.symmetric and y.digest < x.digest:
+        if measure.symmetric and y.digest < x.digest:
             x, y = y, x  # the last digits of a decomposition depend on the order of the two
         score = measure.compare(x.state, y.state, **settings)
-        for end in spec.measure.range:  # rounding may have left the range
+        for end in measure.range:  # rounding may have left the range
             score = end if abs(score - end) <= ROUNDING else score
         values[i, j] = score
         if once:
@@ -233,7 +232,7 @@ def defined_pairs(
 
 
 def checked_mask(xs: Sequence[Prepared], ys: Sequence[Prepared], wanted: ArrayLike | None) -> Mask:
-    """Check that the representations can meet, and give the mask of wanted pairs."""
+    """Check that the representations can be compared, and give the mask of wanted pairs."""
     if not xs or not ys:
         raise InputError("There is nothing to compare: a list of representations is empty.")
     counts = sorted({p.n_stimuli for p in [*xs, *ys]})
@@ -337,112 +336,3 @@ def _mirrored(products: Float64, groups: list[Group]) -> Float64:
         block = np.ix_(group.rows, group.columns)
         products.T[block] = products[block]
     return products
-
-
-def shared_neighbours(
-    xs: Sequence[Neighbours],
-    ys: Sequence[Neighbours],
-    wanted: Mask,
-    *,
-    transposed: bool = False,
-    memory: int = MEMORY,
-) -> Float64:
-    """Count the neighbours that two representations share, summed over stimuli.
-
-    Parameters
-    ----------
-    xs, ys
-        Neighbours of the same stimuli, of equal k.
-    wanted
-        Boolean mask `(len(xs), len(ys))`.
-    transposed
-        Count how often j is near i in X and i is near j in Y.
-    memory
-        Bytes to work in.
-
-    Returns
-    -------
-    numpy.ndarray
-        `(len(xs), len(ys))`; 0 for pairs that are not wanted. The inner products of the relations:
-        whole numbers where neither has ties.
-
-    Notes
-    -----
-    One look-up in a table of X for each neighbour of Y: n·k for each pair, however many they share.
-    A sparse product would take longer the more similar the representations are. Pairs with ties
-    are products of sparse relations.
-    """
-    n, k = xs[0].shape
-    shared = np.zeros(wanted.shape)
-    tied = wanted & fractional_pairs(xs, ys)
-    own = {i: xs[i].relation() for i in np.flatnonzero(tied.any(axis=1)).tolist()}
-    for j in np.flatnonzero(tied.any(axis=0)).tolist():
-        other = ys[j].relation()
-        other = other.T.tocsr() if transposed else other
-        for i in np.flatnonzero(tied[:, j]).tolist():
-            shared[i, j] = inner_product(own[i], other)
-    counted = wanted & ~tied
-    columns = np.flatnonzero(counted.any(axis=0)).tolist()
-    step = max(1, min(n, memory // (n + 8 * k * max(1, len(columns)))))
-    for start in range(0, n if columns else 0, step):
-        rows = slice(start, min(start + step, n))
-        places = {j: _places(ys[j].indices, rows) for j in columns}
-        is_near = np.zeros((rows.stop - rows.start) * n, dtype=np.bool_)
-        for i in np.flatnonzero(counted.any(axis=1)).tolist():
-            # Transposed here, so that look-ups go through the table in order.
-            near = _places(xs[i].indices, rows, transposed=transposed)
-            is_near[near] = True
-            for j in np.flatnonzero(counted[i]).tolist():
-                shared[i, j] += np.count_nonzero(is_near[places[j]])
-            is_near[near] = False
-    return shared
-
-
-def fractional_pairs(xs: Sequence[Neighbours], ys: Sequence[Neighbours]) -> Mask:
-    """Find pairs with ties on either side, whose shared neighbours are not an integer."""
-    of_x, of_y = ([each.fractional for each in side] for side in (xs, ys))
-    return np.asarray(np.logical_or.outer(of_x, of_y))
-
-
-def inner_product(x: scipy.sparse.csr_array, y: scipy.sparse.csr_array) -> float:
-    """Sum the products of two sparse relations' entries, row by row; symmetric to the last bit."""
-    return float(x.multiply(y).tocsr().data.sum())
-
-
-def neighbour_norms(xs: Sequence[Neighbours], ys: Sequence[Neighbours]) -> Float64:
-    """Give the products of the relations' norms, `(len(xs), len(ys))`; n·k without ties."""
-    products = np.outer([x.squared_norm for x in xs], [y.squared_norm for y in ys])
-    return np.asarray(np.sqrt(products))
-
-
-def neighbour_scores(
-    shared: Float64, xs: Sequence[Neighbours], ys: Sequence[Neighbours]
-) -> Float64:
-    """Turn `(..., len(xs), len(ys))` neighbours shared into scores: 1 with itself, at most 1."""
-    return np.asarray(np.minimum(shared / neighbour_norms(xs, ys), 1.0))
-
-
-def _places(near: Index, rows: slice, *, transposed: bool = False) -> Index:
-    """Where some rows of an indicator of neighbours, or of its transpose, are one."""
-    n = len(near)
-    if transposed:
-        of, slot = np.nonzero((near >= rows.start) & (near < rows.stop))
-        return np.asarray((near[of, slot] - rows.start) * n + of)
-    return np.asarray((near[rows] + (np.arange(rows.stop - rows.start) * n)[:, None]).ravel())
-
-
-def indicators(neighbours: list[Neighbours], rows: slice) -> scipy.sparse.csr_array:
-    """0/1 matrix: a row per representation, a column per (stimulus in `rows`, neighbour)."""
-    n, k = neighbours[0].shape
-    height = rows.stop - rows.start
-    # scipy is faster with 32-bit indices, and converts at every product unless they are so.
-    most = max(height * n, len(neighbours) * height * k)
-    kind = np.int32 if most <= np.iinfo(np.int32).max else np.int64
-    starts = (np.arange(height) * n)[:, None]
-    columns = np.empty((len(neighbours), height, k), dtype=kind)
-    for row, each in zip(columns, neighbours, strict=True):
-        row[:] = starts + each.indices[rows]
-    pointers = (np.arange(len(neighbours) + 1) * (height * k)).astype(kind)
-    ones = np.ones(columns.size, dtype=np.int32)
-    shape = (len(neighbours), height * n)
-    return scipy.sparse.csr_array((ones, columns.ravel(), pointers), shape=shape)

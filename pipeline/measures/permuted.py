@@ -17,26 +17,20 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.entries import strips
-from pipeline.measures.exact import add_products, in_steps, joined, slices
-from pipeline.measures.groups import Group, plan_groups, take_rows
-from pipeline.measures.neighbours import Neighbours
-from pipeline.measures.pairs import (
-    checked_mask,
-    defined_pairs,
-    fractional_pairs,
-    indicators,
-    neighbour_scores,
-    pairwise_scores,
-    sharing,
-)
-from pipeline.measures.prepared import Prepared
-from pipeline.measures.relations import (
+from pipeline.measures.dense.entries import strips
+from pipeline.measures.dense.exact import add_products, in_steps, joined, slices
+from pipeline.measures.dense.relations import (
     Relation,
     in_units,
     relation_scores,
     row_effect_products,
 )
+from pipeline.measures.groups import Group, plan_groups, take_rows
+from pipeline.measures.neighbours.lists import Neighbours
+from pipeline.measures.neighbours.mutual_knn import fractional_pairs, indicators, neighbour_scores
+from pipeline.measures.pairs import checked_mask, defined_pairs, pairwise_scores, sharing
+from pipeline.measures.pairwise.measure import PairwiseMeasure
+from pipeline.measures.prepared import Prepared
 from pipeline.types import Float32, Float64, Index, Mask
 
 CHUNK_PAIRS = 8192
@@ -100,9 +94,12 @@ def score_permuted(
         if spec.measure.engine == "neighbours":
             nx, ny = [x.neighbours_for(spec) for x in xs], [y.neighbours_for(spec) for y in ys]
             results[name] = _neighbour_scores(nx, ny, permutations, groups, mask)
-        elif spec.measure.engine == "pairwise":
+        elif isinstance(spec.measure, PairwiseMeasure):
             results[name] = np.stack(
-                [pairwise_scores(xs, _only(ys, spec, order), spec, mask) for order in permutations]
+                [
+                    pairwise_scores(xs, _only(ys, spec, order), spec, spec.measure, mask)
+                    for order in permutations
+                ]
             )
     for name, spec in specs.items():
         results[name][:, ~defined_pairs(xs, ys, spec, mask)] = np.nan

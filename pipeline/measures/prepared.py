@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
 from pipeline.measures.catalog import MeasureSpec
-from pipeline.measures.checks import checked_array, storage_eps
+from pipeline.measures.checks import checked_array
+from pipeline.measures.dense.relate import relate
+from pipeline.measures.dense.relations import Relation, RelationKey
 from pipeline.measures.measure import Value
-from pipeline.measures.neighbours import Neighbours, find_neighbours
-from pipeline.measures.pairwise import PairwiseMeasure
-from pipeline.measures.pairwise_measures import PAIRWISE_MEASURES
+from pipeline.measures.neighbours.lists import Neighbours, find_neighbours
+from pipeline.measures.numerics import storage_eps
+from pipeline.measures.pairwise.measure import PairwiseMeasure
 from pipeline.measures.presets import clip_threshold, preset_features
-from pipeline.measures.relations import Relation, RelationKey, relate
 from pipeline.types import Float64, Index
 
 NeighboursKey = tuple[str, str, int]
@@ -29,7 +30,8 @@ NeighboursKey = tuple[str, str, int]
 class State:
     """What a pairwise measure prepared of one representation, and what it prepared it from."""
 
-    measure: PairwiseMeasure
+    prepare: Callable[..., Any]
+    """The measure's function."""
     parameters: Mapping[str, Value]
     values: Float64
     eps: float
@@ -39,20 +41,19 @@ class State:
     """Of the features in their original order; it decides which of two states is compared first."""
 
     @classmethod
-    def of(cls, values: Float64, eps: float, spec: MeasureSpec) -> State:
+    def of(cls, values: Float64, eps: float, spec: MeasureSpec, measure: PairwiseMeasure) -> State:
         """Prepare features for a pairwise measure."""
-        measure = PAIRWISE_MEASURES[spec.name]
         parameters = {name: spec[name] for name in measure.prepares}
         if measure.of_neighbours:
             parameters["by_index"] = spec.ties_by_index
         state = measure.prepare(values, eps=eps, **parameters)
         digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
-        return cls(measure, parameters, values, eps, state, digest)
+        return cls(measure.prepare, parameters, values, eps, state, digest)
 
     def permuted(self, order: Index) -> State:
         """Prepare the features again in another order; the digest stays."""
         values = self.values[order]
-        state = self.measure.prepare(values, eps=self.eps, **self.parameters)
+        state = self.prepare(values, eps=self.eps, **self.parameters)
         return replace(self, values=values, state=state)
 
 
@@ -126,7 +127,8 @@ class Prepared:
         """Count the stimuli whose nearest neighbours are tied for the last places, or in order."""
         if spec.measure.engine == "neighbours":
             return self.neighbours_for(spec).ties
-        if spec.measure.engine == "pairwise" and PAIRWISE_MEASURES[spec.name].of_neighbours:
+        measure = spec.measure
+        if isinstance(measure, PairwiseMeasure) and measure.of_neighbours:
             return int(self.state_for(spec).ties)
         return 0
 
@@ -136,13 +138,14 @@ class Prepared:
 
     def undefined_reason(self, spec: MeasureSpec) -> str:
         """Say why the measure is undefined for this representation; empty if it is defined."""
-        if spec.measure.engine == "neighbours":
+        measure = spec.measure
+        if measure.engine == "neighbours":
             varies = self.neighbours_for(spec).defined
-        elif spec.measure.engine == "pairwise":
+        elif isinstance(measure, PairwiseMeasure):
             state = self.state_for(spec)
             varies = bool(state.defined)
             if varies:
-                return PAIRWISE_MEASURES[spec.name].undefined_reason(state, **compared_with(spec))
+                return measure.undefined_reason(state, **compared_with(spec, measure))
         else:
             varies = self.relation_for(spec).squared_norm(u_centred_only=spec.u_centred_only) > 0.0
         return "" if varies else _CONSTANT.format(spec)
@@ -174,9 +177,9 @@ _CONSTANT = (
 )
 
 
-def compared_with(spec: MeasureSpec) -> dict[str, Value]:
+def compared_with(spec: MeasureSpec, measure: PairwiseMeasure) -> dict[str, Value]:
     """Give the parameters that a pairwise measure compares with."""
-    passed_on = {"preset", *PAIRWISE_MEASURES[spec.name].prepares}
+    passed_on = {"preset", *measure.prepares}
     return {name: value for name, value in spec.parameters if name not in passed_on}
 
 
@@ -260,11 +263,13 @@ def prepare(
                 features, feature_eps, kind, ks, by_index=bool(preset)
             ).items():
                 neighbours[preset, kind, k] = found
-        pairwise = [spec for spec in some if spec.measure.engine == "pairwise"]
+        pairwise = [
+            (spec, spec.measure) for spec in some if isinstance(spec.measure, PairwiseMeasure)
+        ]
         exact = features.astype(np.float64, copy=False) if pairwise else np.empty(0)
-        for spec in pairwise:
+        for spec, measure in pairwise:
             if spec.relation not in states:
-                states[spec.relation] = State.of(exact, feature_eps, spec)
+                states[spec.relation] = State.of(exact, feature_eps, spec, measure)
     return Prepared(len(array), relations, neighbours, states, clipped)
 
 
@@ -296,6 +301,6 @@ def check_stimuli(n: int, spec: MeasureSpec, name: str) -> None:
             remedy = f", or {parameter.name} of at most {largest}"
     raise InputError(
         f"{name} has {n} stimuli (rows); {spec} needs at least {spec.minimum_stimuli}: "
-        "fewer leave nothing, or next to nothing, to tell representations apart by. Use more "
+        "with fewer, there is next to nothing to tell representations apart by. Use more "
         f"stimuli{remedy}."
     )

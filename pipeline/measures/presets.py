@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.measures.dissimilarity import unit_rows
+from pipeline.measures.numerics import unit_rows
 from pipeline.types import Float64
 
+HUH = "Huh et al. 2024, code"
+"""Whose conventions presets follow."""
 PRESETS = ("prh", "prh_rowwise")
 """By name. The empty name is no preset."""
 QUANTILE = 0.95

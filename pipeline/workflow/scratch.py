@@ -18,7 +18,7 @@ from weakref import finalize
 
 from pipeline.errors import InputError
 from pipeline.measures import Prepared
-from pipeline.measures.spill import in_files, in_memory
+from pipeline.measures.dense.spill import in_files, in_memory
 
 
 class CachedRepresentation:

@@ -28,7 +28,7 @@ from pipeline.calibration.neighbour_moments import (
     neighbour_weights,
 )
 from pipeline.errors import InputError
-from pipeline.measures.neighbours import Neighbours
+from pipeline.measures.neighbours.lists import Neighbours
 
 KINDS = ("random", "clustered", "low rank", "rare cluster", "heavy tails")
 

@@ -23,6 +23,14 @@ def test_list_measures__every_record_is_complete():
         hash(measure)
 
 
+def test_records__equal_relations_come_from_one_function():
+    """Since representations are prepared once for all measures of a relation."""
+    functions = {}
+    for measure in list_measures():
+        function = getattr(measure, "prepare", getattr(measure, "form", None))
+        assert functions.setdefault((measure.engine, measure.relation[0]), function) is function
+
+
 def test_list_measures__is_a_copy():
     list_measures().clear()
     assert list_measures()

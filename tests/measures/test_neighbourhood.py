@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.measures import locality, neighbourhood, similarity
-from pipeline.measures.neighbours import Neighbours
+from pipeline.measures import pairwise, similarity
+from pipeline.measures.neighbours.lists import Neighbours
+from pipeline.measures.pairwise import neighbourhood
 
-PAIRWISE_MEASURES = {**neighbourhood.PAIRWISE_MEASURES, **locality.PAIRWISE_MEASURES}
+MEASURES = {measure.name: measure for measure in pairwise.MEASURES if measure.of_neighbours}
 
 RANKINGS = ["cosine", "inner", "euclidean"]
 LISTS = ["cycle_knn", "jaccard_knn", "lcs_knn", "edit_knn"]
@@ -20,10 +21,10 @@ FORMS = ["unbiased", "biased", "paper"]
 
 
 def score(name, x, y, **parameters):
-    kernel = PAIRWISE_MEASURES[name]
-    first = {key: value for key, value in parameters.items() if key in kernel.prepares}
-    rest = {key: value for key, value in parameters.items() if key not in kernel.prepares}
-    return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
+    measure = MEASURES[name]
+    first = {key: value for key, value in parameters.items() if key in measure.prepares}
+    rest = {key: value for key, value in parameters.items() if key not in measure.prepares}
+    return measure.compare(measure.prepare(x, **first), measure.prepare(y, **first), **rest)
 
 
 def ordered(x, k, ranking="cosine", decimals=9):
@@ -256,9 +257,9 @@ def test_prepare_neighbour_lists__which_ties_leave_open():
 
 def test_prepare_neighbours__blocks_change_nothing(monkeypatch):
     x, y = CASES["ordinary"]
-    whole = [score(name, x, y, k=4) for name in PAIRWISE_MEASURES]
+    whole = [score(name, x, y, k=4) for name in MEASURES]
     monkeypatch.setattr(neighbourhood, "BLOCK_BYTES", 1000)
-    assert [score(name, x, y, k=4) for name in PAIRWISE_MEASURES] == whole
+    assert [score(name, x, y, k=4) for name in MEASURES] == whole
 
 
 def test_cycle_knn__steps_in_y_and_then_in_x():
@@ -288,7 +289,7 @@ def test_lists__order_matters_to_lcs_and_edits_alone():
 
 
 def variants():
-    for name in PAIRWISE_MEASURES:
+    for name in MEASURES:
         if name == "cknna":
             yield from ((name, {"form": form}) for form in FORMS)
         else:
@@ -335,9 +336,9 @@ def test_lists__euclidean_neighbours_do_not_see_a_translation(name):
 def test_constant_layer(name, parameters):
     x, _ = pair(0)
     for constant in (np.zeros_like(x), np.full_like(x, 0.1), np.tile(x[0], (len(x), 1))):
-        state = PAIRWISE_MEASURES[name].prepare(constant, k=4, **parameters)
+        state = MEASURES[name].prepare(constant, k=4, **parameters)
         assert not state.defined
-        assert math.isnan(PAIRWISE_MEASURES[name].compare(state, state))
+        assert math.isnan(MEASURES[name].compare(state, state))
         assert math.isnan(score(name, x, constant, k=4, **parameters))
         assert math.isnan(score(name, constant, x, k=4, **parameters))
 
@@ -368,6 +369,6 @@ def test_cknna__no_shared_neighbours():
 @pytest.mark.parametrize("name", LISTS)
 def test_unit__what_float32_rounded_is_constant(name):
     x = np.full((20, 3), 0.1) + np.random.default_rng(0).uniform(-3e-9, 3e-9, size=(20, 3))
-    kernel, eps = PAIRWISE_MEASURES[name], float(np.finfo(np.float32).eps)
-    assert kernel.prepare(x, k=3, neighbours="euclidean").defined
-    assert not kernel.prepare(x, k=3, neighbours="euclidean", eps=eps).defined
+    measure, eps = MEASURES[name], float(np.finfo(np.float32).eps)
+    assert measure.prepare(x, k=3, neighbours="euclidean").defined
+    assert not measure.prepare(x, k=3, neighbours="euclidean", eps=eps).defined

@@ -6,12 +6,13 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.measures import measure_spec, neighbours, prepare
+from pipeline.measures import measure_spec, prepare
+from pipeline.measures.neighbours import lists
 
 RANKINGS = ["cosine", "inner", "euclidean"]
 
 
-def lists(x, k, ranking):
+def neighbour_sets(x, k, ranking):
     """The neighbour sets, and how many rows had a tie."""
     spec = measure_spec("mutual_knn", k=k, neighbours=ranking)
     prepared = prepare(x, [spec])
@@ -88,7 +89,7 @@ def test_permuted__is_preparing_in_another_order(by_index, n, d, k, seed):
     x[0], x[-1] = 1, 0
     order = rng.permutation(n)
     moved, anew = (
-        neighbours.find_neighbours(each, 0.0, "euclidean", {k}, by_index=by_index)[k]
+        lists.find_neighbours(each, 0.0, "euclidean", {k}, by_index=by_index)[k]
         for each in (x, x[order])
     )
     moved = moved.permuted(order)
@@ -102,10 +103,10 @@ def test_find_neighbours__a_stimulus_as_its_own_neighbour():
     x = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [2.0, 2.0], [0.0, 0.0]])
     for ranking in RANKINGS:
         for k in (1, 2, 3):
-            found = neighbours.find_neighbours(x, 0.0, ranking, {k}, include_self=True)[k]
+            found = lists.find_neighbours(x, 0.0, ranking, {k}, include_self=True)[k]
             expected = reference.neighbour_shares(x, k, ranking, include_self=True)
             np.testing.assert_allclose(found.relation().toarray(), expected, rtol=1e-15)
-    near = neighbours.find_neighbours(x, 0.0, "inner", {2}, include_self=True)[2]
+    near = lists.find_neighbours(x, 0.0, "inner", {2}, include_self=True)[2]
     assert near.relation().toarray()[0].tolist() == [0, 1, 0, 1, 0]  # too small to be its own
 
 
@@ -115,7 +116,7 @@ def test_find_neighbours__duplicates_in_float32(ranking, n):
     rng = np.random.default_rng(n)
     x = np.repeat(rng.normal(size=(n // 5, 37)), 5, axis=0).astype(np.float32) + 7
     x = x[rng.permutation(len(x))]
-    found, ties = lists(x, 6, ranking)
+    found, ties = neighbour_sets(x, 6, ranking)
     assert found == reference.nearest(x, 6, ranking)
     shares = reference.neighbour_shares(x, 6, ranking)
     np.testing.assert_allclose(relation(x, 6, ranking).relation().toarray(), shares, rtol=1e-15)
@@ -127,7 +128,7 @@ def test_find_neighbours__duplicates_in_float32(ranking, n):
 def test_find_neighbours__differences_below_float32_are_seen(ranking):
     rng = np.random.default_rng(0)
     x = np.ones((40, 5)) + 1e-5 * rng.normal(size=(40, 5))
-    found, ties = lists(x, 5, ranking)
+    found, ties = neighbour_sets(x, 5, ranking)
     assert found == reference.nearest(x, 5, ranking, decimals=14)
     assert ties == 0
 
@@ -135,22 +136,22 @@ def test_find_neighbours__differences_below_float32_are_seen(ranking):
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_find_neighbours__no_ties_in_ordinary_data(ranking):
     x = np.random.default_rng(0).normal(size=(300, 20)).astype(np.float32)
-    assert lists(x, 10, ranking)[1] == 0
+    assert neighbour_sets(x, 10, ranking)[1] == 0
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_find_neighbours__blocks_change_nothing(ranking, monkeypatch):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, size=(101, 3))
-    whole = lists(x, 7, ranking)
+    whole = neighbour_sets(x, 7, ranking)
     assert whole[1] > 0
-    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 13 * 8 * 101)
-    assert lists(x, 7, ranking) == whole
+    monkeypatch.setattr(lists, "BLOCK_BYTES", 13 * 8 * 101)
+    assert neighbour_sets(x, 7, ranking) == whole
 
 
 def test_find_neighbours__a_row_of_zeros_has_cosine_zero():
     x = np.array([[0, 0], [1, 0], [-1, 0.1], [0.5, 0.5], [-1, -1], [1, 2]])
-    assert lists(x, 2, "cosine") == (reference.nearest(x, 2), 1)
+    assert neighbour_sets(x, 2, "cosine") == (reference.nearest(x, 2), 1)
 
 
 def test_find_neighbours__proportional_rows_have_no_direction_to_compare():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.measures import measure_spec, panels, prepare, score_pairs
+from pipeline.measures import measure_spec, prepare, score_pairs
+from pipeline.measures.dense import panels
 
 SPECS = {
     "biased": measure_spec("cka"),

@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 from pipeline.errors import InputError
 from pipeline.measures import compare, get_measure, list_measures, measure_spec, similarity
 
-RELATED = [m for m in list_measures() if m.engine != "pairwise"]  # kernels have tests of their own
+RELATED = [m for m in list_measures() if m.engine != "pairwise"]  # these have tests of their own
 NAMES = [measure.name for measure in RELATED]
 SHAPES = [(24, 5, 9), (16, 200, 3), (16, 300, 400), (60, 2, 2), (32, 31, 33)]
 

@@ -14,13 +14,12 @@ from scipy.spatial.distance import pdist, squareform
 from pipeline.errors import InputError
 from pipeline.measures import (
     compare,
-    dissimilarity,
     measure_spec,
     prepare,
-    relations,
     score_pairs,
     similarity,
 )
+from pipeline.measures.dense import cka, rsa
 
 CHOICES = [
     ("cka_rbf", {"estimator": "biased"}),
@@ -157,7 +156,7 @@ def test_cka_rbf__median_of_more_stimuli_than_are_paired(monkeypatch):
     x = np.random.default_rng(0).normal(size=(300, 4))
     y = x[:, :2]
     exact = similarity(x, y, "cka_rbf")
-    monkeypatch.setattr(relations, "MEDIAN_ROWS", 100)
+    monkeypatch.setattr(cka, "MEDIAN_ROWS", 100)
     assert similarity(x, y, "cka_rbf") == pytest.approx(exact, rel=0.02)
 
 
@@ -183,7 +182,7 @@ def test_similarity__too_few_stimuli(name, parameters):
 
 
 def test_rsa__too_many_to_rank(monkeypatch):
-    monkeypatch.setattr(dissimilarity, "MAX_RANKED", 10)
+    monkeypatch.setattr(rsa, "MAX_RANKED", 10)
     x = np.random.default_rng(0).normal(size=(11, 4))
     with pytest.raises(InputError, match=r"11 stimuli have too many\. Compare a subset of at most"):
         similarity(x, x, "rsa", comparison="spearman")
@@ -269,8 +268,8 @@ def test_rsa__ranks_in_float32_are_those_of_float64(dissimilarity, offset):
 
 def test_ranked__runs_of_close_values_keep_their_order():
     entries = squareform(np.arange(1, 46) * 1e-3)  # each within noise of the next
-    found = dissimilarity.ranked(entries, 1e-3 * 1.01)[np.triu_indices(10, k=1)]
+    found = rsa.ranked(entries, 1e-3 * 1.01)[np.triu_indices(10, k=1)]
     assert (np.diff(found) >= 0).all()
     assert len(np.unique(found)) == 6  # pieces of eight or nine
-    apart = dissimilarity.ranked(entries, 0.9e-3)[np.triu_indices(10, k=1)]
+    apart = rsa.ranked(entries, 0.9e-3)[np.triu_indices(10, k=1)]
     assert len(np.unique(apart)) == 45

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pipeline.calibration import draw, nulls_of, permutation_null, permutations
 from pipeline.measures import (
     compare,
-    exact,
     list_measures,
     measure_spec,
     prepare,
@@ -19,6 +18,7 @@ from pipeline.measures import (
     score_permuted,
     similarity,
 )
+from pipeline.measures.dense import exact
 
 SPECS = {
     "cka": measure_spec("cka"),

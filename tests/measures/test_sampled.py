@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.measures import similarity
-from pipeline.measures.sampled import (
-    PAIRWISE_MEASURES,
+from pipeline.measures.pairwise.sampled import (
+    CKA_MINIBATCH,
     batches,
     compare_cka_minibatch,
     prepare_cka_minibatch,
@@ -17,9 +17,9 @@ from pipeline.measures.sampled import (
 
 
 def score(x, y, **parameters):
-    kernel = PAIRWISE_MEASURES["cka_minibatch"]
-    assert set(parameters) <= set(kernel.prepares)
-    return kernel.compare(kernel.prepare(x, **parameters), kernel.prepare(y, **parameters))
+    assert set(parameters) <= set(CKA_MINIBATCH.prepares)
+    states = [CKA_MINIBATCH.prepare(z, **parameters) for z in (x, y)]
+    return CKA_MINIBATCH.compare(*states)
 
 
 def naive(x, y, batch_size, n_passes, seed):

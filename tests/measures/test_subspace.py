@@ -16,29 +16,24 @@ from sklearn.model_selection import KFold
 from pipeline.errors import InputError
 from pipeline.measures import (
     compare,
-    matching,
     measure_spec,
+    pairwise,
     prepare,
-    regression,
     score_pairs,
     similarity,
-    subspace,
 )
+from pipeline.measures.pairwise import matching, subspace
 
-PAIRWISE_MEASURES = {
-    **subspace.PAIRWISE_MEASURES,
-    **regression.PAIRWISE_MEASURES,
-    **matching.PAIRWISE_MEASURES,
-}
+MEASURES = {measure.name: measure for measure in pairwise.MEASURES if measure.kind == "subspace"}
 
 CORRELATIONS = ["cca", "svcca", "pwcca"]
 
 
 def score(name, x, y, **parameters):
-    kernel = PAIRWISE_MEASURES[name]
-    first = {key: value for key, value in parameters.items() if key in kernel.prepares}
-    rest = {key: value for key, value in parameters.items() if key not in kernel.prepares}
-    return kernel.compare(kernel.prepare(x, **first), kernel.prepare(y, **first), **rest)
+    measure = MEASURES[name]
+    first = {key: value for key, value in parameters.items() if key in measure.prepares}
+    rest = {key: value for key, value in parameters.items() if key not in measure.prepares}
+    return measure.compare(measure.prepare(x, **first), measure.prepare(y, **first), **rest)
 
 
 def pair(seed, n=60, d=5, e=9, shift=0.0):
@@ -378,7 +373,7 @@ def test_soft_matching__too_many_features(monkeypatch):
 
 
 def variants():
-    for name in PAIRWISE_MEASURES:
+    for name in MEASURES:
         yield name, {}
     yield "procrustes", {"form": "nuclear"}
     yield "cca", {"statistic": "mean_squared"}
@@ -436,10 +431,10 @@ def test_scale_of_numbers_is_nothing(name, parameters):
 def test_constant_layer(name, parameters):
     x, _ = pair(0)
     for constant in (np.zeros_like(x), np.full_like(x, 0.1), np.tile(x[0], (len(x), 1))):
-        first = {k: v for k, v in parameters.items() if k in PAIRWISE_MEASURES[name].prepares}
-        state = PAIRWISE_MEASURES[name].prepare(constant, **first)
+        first = {k: v for k, v in parameters.items() if k in MEASURES[name].prepares}
+        state = MEASURES[name].prepare(constant, **first)
         assert not state.defined
-        assert math.isnan(PAIRWISE_MEASURES[name].compare(state, state))
+        assert math.isnan(MEASURES[name].compare(state, state))
         assert math.isnan(score(name, x, constant, **parameters))
         assert math.isnan(score(name, constant, x, **parameters))
 
@@ -447,8 +442,6 @@ def test_constant_layer(name, parameters):
 @measures
 def test_unit__what_float32_rounded_is_constant(name, parameters):
     x = np.full((20, 3), 0.1) + np.random.default_rng(0).uniform(-3e-9, 3e-9, size=(20, 3))
-    first = {k: v for k, v in parameters.items() if k in PAIRWISE_MEASURES[name].prepares}
-    assert PAIRWISE_MEASURES[name].prepare(x, **first).defined
-    assert (
-        not PAIRWISE_MEASURES[name].prepare(x, eps=float(np.finfo(np.float32).eps), **first).defined
-    )
+    first = {k: v for k, v in parameters.items() if k in MEASURES[name].prepares}
+    assert MEASURES[name].prepare(x, **first).defined
+    assert not MEASURES[name].prepare(x, eps=float(np.finfo(np.float32).eps), **first).defined

@@ -15,8 +15,8 @@ from pipeline.cluster import Device
 from pipeline.encoder import Encoder
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, Prepared, Scores, check_version, score_pairs
+from pipeline.measures.dense.panels import resolve_device
 from pipeline.measures.footprint import DOUBLE, SINGLE, scoring_bytes, scoring_operations
-from pipeline.measures.panels import resolve_device
 from pipeline.schema import SCORE_GROUP
 from pipeline.stimuli import Subset
 from pipeline.store import Store

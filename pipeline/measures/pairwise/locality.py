@@ -5,15 +5,21 @@ Similarities are computed only where needed; no measure here needs an n × n mat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.measures.dissimilarity import unit_rows
 from pipeline.measures.measure import Parameter
-from pipeline.measures.neighbours import Neighbours, find_neighbours, power_of_two
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.neighbours.lists import (
+    N_NEIGHBOURS,
+    NEIGHBOUR_CONVENTIONS,
+    NEIGHBOUR_INVARIANCES,
+    SHARED_PLACES,
+    Neighbours,
+    find_neighbours,
+)
+from pipeline.measures.numerics import EPS, power_of_two, unit_rows
+from pipeline.measures.pairwise.measure import PairwiseMeasure
 from pipeline.types import Float64, Index
 
 
@@ -185,6 +191,48 @@ def compare_cknna(x: NeighbourGram, y: NeighbourGram, *, added: float = 0.0) -> 
     return _alignment(x, y)[0] / (float(np.sqrt(x.norm * y.norm)) + added * per_hsic)
 
 
+CKNNA = PairwiseMeasure(
+    name="cknna",
+    kind="neighbour",
+    version=2,
+    changed=SHARED_PLACES,
+    prepare=prepare_cknna,
+    compare=compare_cknna,
+    symmetric=False,
+    range=(-1.0, 1.0),
+    invariances=NEIGHBOUR_INVARIANCES,
+    parameters=(
+        replace(N_NEIGHBOURS, minimum=2),
+        Parameter(
+            "form",
+            "paper",
+            "the alignment: as in the paper's equations, or the two forms of its code",
+            choices=("paper", "unbiased", "biased"),
+        ),
+        Parameter(
+            "neighbours",
+            "cosine",
+            "the Gram matrix: of rows of unit length, or of rows as they are",
+            choices=("cosine", "inner"),
+        ),
+    ),
+    prepares=("k", "form", "neighbours"),
+    preset_defaults=(("form", "unbiased"),),
+    ratio_of_hsic=True,
+    conventions=(*NEIGHBOUR_CONVENTIONS, ("kernel", "linear")),
+    minimum_stimuli=4,
+    grows_with="k",
+    beyond=1,
+    of_neighbours=True,
+    reference="Huh et al. 2024, ICML, appendix A, eq. 16 to 18, and the paper's code",
+    prose=(
+        "CKA over the pairs of stimuli that are near in both representations. The forms of the "
+        "paper's code differ from its equations: they can leave the range (calibrated scores "
+        "are clipped at 1), and `unbiased` is slightly asymmetric."
+    ),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class CosineNeighbours:
     """Rows of unit length, the nearest by cosine, and the cosines with these.
@@ -280,32 +328,33 @@ def compare_second_order_cosine(x: CosineNeighbours, y: CosineNeighbours) -> flo
     return float(np.clip(cosines, -1.0, 1.0).mean())
 
 
-_K = Parameter("k", 10, "number of nearest neighbours")
-
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    "cknna": PairwiseMeasure(
-        prepare_cknna,
-        compare_cknna,
-        (
-            Parameter("k", 10, "number of nearest neighbours", minimum=2),
-            Parameter(
-                "form",
-                "paper",
-                "the alignment: as in the paper's equations, or the two forms of its code",
-                choices=("paper", "unbiased", "biased"),
-            ),
-            Parameter(
-                "neighbours",
-                "cosine",
-                "the Gram matrix: of rows of unit length, or of rows as they are",
-                choices=("cosine", "inner"),
-            ),
-        ),
-        ("k", "form", "neighbours"),
-        of_neighbours=True,
+SECOND_ORDER_COSINE = PairwiseMeasure(
+    name="second_order_cosine",
+    kind="neighbour",
+    version=2,
+    changed=SHARED_PLACES,
+    prepare=prepare_second_order_cosine,
+    compare=compare_second_order_cosine,
+    symmetric=True,
+    range=(-1.0, 1.0),
+    invariances=(*NEIGHBOUR_INVARIANCES, "row scaling"),
+    parameters=(N_NEIGHBOURS,),
+    prepares=("k",),
+    conventions=(
+        ("neighbours", "cosine"),
+        *NEIGHBOUR_CONVENTIONS,
+        ("compared", "cosines, not distances"),
     ),
-    "second_order_cosine": PairwiseMeasure(
-        prepare_second_order_cosine, compare_second_order_cosine, (_K,), ("k",), of_neighbours=True
+    minimum_stimuli=2,
+    grows_with="k",
+    beyond=1,
+    of_neighbours=True,
+    reference="Hamilton et al. 2016, EMNLP; Klabunde et al. 2023, survey",
+    prose=(
+        "Each stimulus's cosines to the union of its neighbours in both representations, "
+        "compared by their cosine, averaged."
     ),
-}
-"""By the measure's name."""
+    elsewhere=(
+        ("ReSi", "cosine distances are compared, 1 less these cosines, which is another score"),
+    ),
+)

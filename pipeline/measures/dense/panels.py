@@ -2,7 +2,7 @@
 
 On the CPU with numpy, whose product of an array with itself takes half the operations; on a GPU
 with torch, where products that form relations keep float32 precision unless `torch.backends` was
-told otherwise. Relations are multiplied as integers (see `pipeline.measures.exact`).
+told otherwise. Relations are multiplied as integers (see `pipeline.measures.dense.exact`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.measures.entries import LazyRelation, Products
-from pipeline.measures.exact import MAX_TERMS, add_own, add_products, bits, in_steps, slices
+from pipeline.measures.dense.entries import LazyRelation, Products
+from pipeline.measures.dense.exact import MAX_TERMS, add_own, add_products, bits, in_steps, slices
+from pipeline.measures.dense.relations import Relation
 from pipeline.measures.groups import take_rows
-from pipeline.measures.relations import Relation
 from pipeline.types import Floating, Index, Int64
 
 if TYPE_CHECKING:

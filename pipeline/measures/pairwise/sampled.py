@@ -7,14 +7,15 @@ the weighted entries above the diagonal of all batches' U-centred Gram matrices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, PairwiseMeasure, centred
+from pipeline.measures.measure import EUCLIDEAN, Parameter
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise.centring import CENTRING, centred
+from pipeline.measures.pairwise.measure import PairwiseMeasure
 from pipeline.types import Float64, Index
 
 MIN_BATCH = 4
@@ -160,16 +161,30 @@ def compare_cka_minibatch(x: BatchGrams, y: BatchGrams) -> float:
     return float(x.entries @ y.entries) / (x.norm * y.norm)
 
 
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    "cka_minibatch": PairwiseMeasure(
-        prepare_cka_minibatch,
-        compare_cka_minibatch,
-        (
-            Parameter("batch_size", 256, "stimuli in a batch", minimum=MIN_BATCH),
-            Parameter("n_passes", 10, "passes through all stimuli"),
-            Parameter("seed", 0, "of the orders in which stimuli are drawn", minimum=0),
-        ),
-        ("batch_size", "n_passes", "seed"),
+CKA_MINIBATCH = PairwiseMeasure(
+    name="cka_minibatch",
+    kind="sampled",
+    prepare=prepare_cka_minibatch,
+    compare=compare_cka_minibatch,
+    symmetric=True,
+    range=(-1.0, 1.0),
+    invariances=EUCLIDEAN,
+    parameters=(
+        Parameter("batch_size", 256, "stimuli in a batch", minimum=MIN_BATCH),
+        Parameter("n_passes", 10, "passes through all stimuli"),
+        Parameter("seed", 0, "of the orders in which stimuli are drawn", minimum=0),
     ),
-}
-"""By the measure's name."""
+    prepares=("batch_size", "n_passes", "seed"),
+    conventions=(
+        ("kernel", "linear"),
+        ("estimator", "minibatch"),
+        *CENTRING,
+        ("batches", "of equal weight, a rest of fewer than 4 left out"),
+    ),
+    minimum_stimuli=4,
+    reference="Nguyen et al. 2021, ICLR, eq. 2 to 4",
+    prose=(
+        "CKA from the unbiased estimate of HSIC averaged over minibatches, the same for both "
+        "representations, before the ratio is taken."
+    ),
+)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
 
 from pipeline.errors import InputError
-from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
-from pipeline.measures.subspace import decomposed
+from pipeline.measures.measure import EUCLIDEAN, Parameter
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise.centring import CENTRING, Centred, centred
+from pipeline.measures.pairwise.measure import PairwiseMeasure
+from pipeline.measures.pairwise.subspace import decomposed
 from pipeline.types import Float64, Index
 
 
@@ -136,21 +137,32 @@ def compare_linear_regression(x: Regression, y: Regression) -> float:
     return 1.0 - errors / total
 
 
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    "linear_regression": PairwiseMeasure(
-        prepare_linear_regression,
-        compare_linear_regression,
-        (
-            Parameter("folds", 5, "number of folds", minimum=2),
-            Parameter(
-                "alpha",
-                0.1,
-                "ridge penalty, as a multiple of the mean eigenvalue of XᵀX",
-                minimum=0.0,
-            ),
-            Parameter("seed", 0, "of the order in which stimuli are held out", minimum=0),
+LINEAR_REGRESSION = PairwiseMeasure(
+    name="linear_regression",
+    kind="subspace",
+    prepare=prepare_linear_regression,
+    compare=compare_linear_regression,
+    symmetric=False,
+    range=(float("-inf"), 1.0),
+    invariances=EUCLIDEAN,
+    parameters=(
+        Parameter("folds", 5, "number of folds", minimum=2),
+        Parameter(
+            "alpha",
+            0.1,
+            "ridge penalty, as a multiple of the mean eigenvalue of XᵀX",
+            minimum=0.0,
         ),
-        ("folds", "alpha", "seed"),
+        Parameter("seed", 0, "of the order in which stimuli are held out", minimum=0),
     ),
-}
-"""By the measure's name."""
+    prepares=("folds", "alpha", "seed"),
+    conventions=(*CENTRING, ("direction", "y from x"), ("pooling", "over features and rows")),
+    minimum_stimuli=4,
+    grows_with="folds",
+    beyond=2,
+    reference="Kornblith et al. 2019, section 3 (linear regression), cross-validated",
+    prose=(
+        "R² on held-out stimuli of y predicted from x by ridge regression. Below 1 even for x "
+        "with itself, negative where the prediction is worse than the mean."
+    ),
+)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from pipeline.measures.spill import Spilled
+from pipeline.measures.dense.spill import Spilled
 from pipeline.types import Float64, Floating, Index
 
 Stored = Floating | Spilled

@@ -7,14 +7,23 @@ are computed only where needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pipeline.measures.measure import Parameter
-from pipeline.measures.neighbours import Neighbours, find_neighbours, ranking_of
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.neighbours.lists import (
+    N_NEIGHBOURS,
+    NEIGHBOUR_CONVENTIONS,
+    NEIGHBOUR_INVARIANCES,
+    RANKING,
+    SHARED_PLACES,
+    Neighbours,
+    find_neighbours,
+    ranking_of,
+)
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise.measure import PairwiseMeasure
 from pipeline.types import Float64, Index, Mask
 
 BLOCK_BYTES = 2**25
@@ -137,10 +146,37 @@ def order_undefined_reason(lists: NeighbourLists, **_: object) -> str:
         return ""
     return (
         f"has the same distance to two or more of its nearest neighbours in {lists.ties} of {n} "
-        "stimuli, and what order they come in is not determined; an order of the neighbours can "
-        "be compared if most stimuli have one. Use mutual_knn or jaccard_knn, which share places "
-        "among the tied."
+        "stimuli, so that their order is not determined; orders can be compared only if most "
+        "stimuli have one. Use mutual_knn or jaccard_knn, which share places among the tied."
     )
+
+
+_OF_NEIGHBOURS: dict[str, Any] = {
+    "kind": "neighbour",
+    "version": 2,
+    "range": (0.0, 1.0),
+    "invariances": NEIGHBOUR_INVARIANCES,
+    "parameters": (N_NEIGHBOURS, RANKING),
+    "prepares": ("k", "neighbours"),
+    "minimum_stimuli": 3,
+    "grows_with": "k",
+    "of_neighbours": True,
+}
+_OF_SETS = _OF_NEIGHBOURS | {
+    "prepare": prepare_neighbours,
+    "changed": SHARED_PLACES,
+    "conventions": NEIGHBOUR_CONVENTIONS,
+    "beyond": 2,
+}
+_OF_ORDERED = _OF_NEIGHBOURS | {
+    "prepare": prepare_neighbour_lists,
+    "undefined_reason": order_undefined_reason,
+    "changed": (
+        "stimuli with tied neighbours are left out; before, ties took the order of the rows"
+    ),
+    "conventions": (("self_is_neighbour", False), ("ties", "lists that tie are left out")),
+    "beyond": 1,  # all others have an order, too
+}
 
 
 def compare_cycle_knn(x: Neighbours, y: Neighbours) -> float:
@@ -173,6 +209,19 @@ def compare_cycle_knn(x: Neighbours, y: Neighbours) -> float:
     return float(1.0 - missed.mean())
 
 
+CYCLE_KNN = PairwiseMeasure(
+    name="cycle_knn",
+    compare=compare_cycle_knn,
+    symmetric=False,
+    reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+    prose=(
+        "The share of stimuli that are found again: among the k nearest in x of some stimulus "
+        "that is among their own k nearest in y. Below 1 even for x with itself."
+    ),
+    **_OF_SETS | {"conventions": (*NEIGHBOUR_CONVENTIONS, ("direction", "out by y, back by x"))},
+)
+
+
 def compare_jaccard_knn(x: Neighbours, y: Neighbours) -> float:
     """Compute the mean Jaccard index of the sets of neighbours.
 
@@ -192,6 +241,16 @@ def compare_jaccard_knn(x: Neighbours, y: Neighbours) -> float:
     own, other = x.relation(), y.relation()
     shared = own.minimum(other).sum(axis=1)
     return float((shared / (own.sum(axis=1) + other.sum(axis=1) - shared)).mean())
+
+
+JACCARD_KNN = PairwiseMeasure(
+    name="jaccard_knn",
+    compare=compare_jaccard_knn,
+    symmetric=True,
+    reference="Klabunde et al. 2023, survey of similarity measures, Jaccard similarity",
+    prose="Shared nearest neighbours over all that either representation has, averaged.",
+    **_OF_SETS,
+)
 
 
 def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
@@ -227,6 +286,19 @@ def compare_lcs_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     return float(before[k].mean() / k) if n else float("nan")
 
 
+LCS_KNN = PairwiseMeasure(
+    name="lcs_knn",
+    compare=compare_lcs_knn,
+    symmetric=True,
+    reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+    prose=(
+        "Length of the longest common subsequence of the two ordered lists of nearest "
+        "neighbours, over k, averaged; the paper's code does not divide by k."
+    ),
+    **_OF_ORDERED,
+)
+
+
 def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     """Compute one minus the edit distance of the ordered lists of neighbours.
 
@@ -256,41 +328,20 @@ def compare_edit_knn(x: NeighbourLists, y: NeighbourLists) -> float:
     return float(1.0 - before[k].mean() / k) if n else float("nan")
 
 
+EDIT_KNN = PairwiseMeasure(
+    name="edit_knn",
+    compare=compare_edit_knn,
+    symmetric=True,
+    reference="Huh et al. 2024, ICML, appendix A, table 11 and the paper's code",
+    prose=(
+        "1 less the edit distance (Levenshtein, all edits cost 1) of the two ordered lists of "
+        "nearest neighbours over k, averaged."
+    ),
+    **_OF_ORDERED,
+)
+
+
 def _determined(x: NeighbourLists, y: NeighbourLists) -> tuple[Index, Index]:
     """Choose the stimuli whose lists are determined in both."""
     both = x.determined & y.determined
     return x.indices[both], y.indices[both]
-
-
-_K = Parameter("k", 10, "number of nearest neighbours")
-_RANKING = Parameter(
-    "neighbours",
-    "cosine",
-    "how nearness is ranked; cosine because the paper's code L2-normalises rows",
-    choices=("cosine", "inner", "euclidean"),
-)
-_LISTS = ("k", "neighbours")
-
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    **{
-        name: PairwiseMeasure(
-            prepare_neighbours, compare, (_K, _RANKING), _LISTS, of_neighbours=True
-        )
-        for name, compare in (
-            ("cycle_knn", compare_cycle_knn),
-            ("jaccard_knn", compare_jaccard_knn),
-        )
-    },
-    **{
-        name: PairwiseMeasure(
-            prepare_neighbour_lists,
-            compare,
-            (_K, _RANKING),
-            _LISTS,
-            order_undefined_reason,
-            of_neighbours=True,
-        )
-        for name, compare in (("lcs_knn", compare_lcs_knn), ("edit_knn", compare_edit_knn))
-    },
-}
-"""By the measure's name."""

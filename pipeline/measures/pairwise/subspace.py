@@ -7,14 +7,16 @@ product U_xᵀ U_y of a pair and the singular values: they share `prepare_subspa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
 
-from pipeline.measures.measure import Parameter
-from pipeline.measures.pairwise import EPS, Centred, PairwiseMeasure, centred
+from pipeline.measures.measure import EUCLIDEAN, Parameter
+from pipeline.measures.numerics import EPS
+from pipeline.measures.pairwise.centring import CENTRING, Centred, centred
+from pipeline.measures.pairwise.measure import PairwiseMeasure
+from pipeline.measures.presets import HUH
 from pipeline.types import Float64
 
 
@@ -132,6 +134,32 @@ def _distance(x: Float64, y: Float64) -> float:
     return float(np.linalg.norm(difference))
 
 
+PROCRUSTES = PairwiseMeasure(
+    name="procrustes",
+    kind="subspace",
+    prepare=prepare_subspace,
+    compare=compare_procrustes,
+    symmetric=True,
+    range=(0.0, 1.0),
+    invariances=EUCLIDEAN,
+    parameters=(
+        Parameter(
+            "form",
+            "angular",
+            "the cosine after the best rotation, or its angle",
+            choices=("angular", "nuclear"),
+        ),
+    ),
+    conventions=(*CENTRING, ("normalisation", "Frobenius")),
+    minimum_stimuli=3,
+    reference="Williams et al. 2021, NeurIPS; Harvey et al. 2024 (normalised Bures similarity)",
+    prose=(
+        "The cosine of two representations after the best rotation, the nuclear norm "
+        "‖XᵀY‖ over ‖X‖‖Y‖ (`nuclear`), or 1 − (2/π) of its angle (`angular`)."
+    ),
+)
+
+
 def _trivial(rank: int, n: int, remedy: str) -> str:
     """Say that the rank makes all canonical correlations 1; empty if it does not."""
     if rank < n - 1:
@@ -145,7 +173,7 @@ def _trivial(rank: int, n: int, remedy: str) -> str:
 def cca_undefined_reason(x: Subspace, *, tolerance: float, **_: object) -> str:
     """Say why a state has no canonical correlations; empty if it has."""
     remedy = (
-        "Use more stimuli, fewer features, or a measure that has a score for as many, such as "
+        "Use more stimuli, fewer features, or a measure that is defined for as many, such as "
         "cka_debiased. What svcca gives is near 1 for anything, noise included, where it keeps "
         "nearly as many components as there are stimuli; only calibration (pipeline.calibrate, or "
         "calibrate: in a workflow) tells it from chance."
@@ -156,7 +184,7 @@ def cca_undefined_reason(x: Subspace, *, tolerance: float, **_: object) -> str:
 def svcca_undefined_reason(x: Subspace, *, variance: float, dimension: int) -> str:
     """Say why the kept components have no canonical correlations; empty if they have."""
     remedy = (
-        "Use more stimuli, a smaller variance, or a dimension, for far fewer components than "
+        "Use more stimuli, a smaller variance, or a dimension, to keep far fewer components than "
         "stimuli: with nearly as many the score is near 1 for anything, noise included, and only "
         "calibration (pipeline.calibrate, or calibrate: in a workflow) tells it from chance."
     )
@@ -208,6 +236,42 @@ def compare_cca(
     return float((correlations if statistic == "mean" else correlations**2).mean())
 
 
+_TOLERANCE = Parameter(
+    "tolerance",
+    1e-6,
+    "singular values at most this share of the largest are left out",
+    minimum=0.0,
+    maximum=0.5,
+)
+
+CCA = PairwiseMeasure(
+    name="cca",
+    kind="subspace",
+    prepare=prepare_subspace,
+    compare=compare_cca,
+    undefined_reason=cca_undefined_reason,
+    symmetric=True,
+    range=(0.0, 1.0),
+    invariances=(*EUCLIDEAN, "invertible linear transformation"),
+    parameters=(
+        Parameter(
+            "statistic",
+            "mean",
+            "mean of the canonical correlations, or of their squares",
+            choices=("mean", "mean_squared"),
+        ),
+        _TOLERANCE,
+    ),
+    conventions=(*CENTRING, ("number", "smaller rank")),
+    minimum_stimuli=3,
+    reference="Raghu et al. 2017, NeurIPS; Kornblith et al. 2019, table 1",
+    prose=(
+        "Mean of the canonical correlations, or of their squares. Inflated when the ranks "
+        "together exceed the stimuli, undefined where one alone makes it 1."
+    ),
+)
+
+
 def compare_svcca(x: Subspace, y: Subspace, *, variance: float = 0.99, dimension: int = 0) -> float:
     """Compute the mean canonical correlation of the largest principal components.
 
@@ -251,6 +315,42 @@ def _kept(x: Subspace, variance: float, dimension: int) -> int:
     return min(int(enough) + 1, len(x.singular))
 
 
+SVCCA = PairwiseMeasure(
+    name="svcca",
+    kind="subspace",
+    prepare=prepare_subspace,
+    compare=compare_svcca,
+    undefined_reason=svcca_undefined_reason,
+    symmetric=True,
+    range=(0.0, 1.0),
+    invariances=EUCLIDEAN,
+    parameters=(
+        Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
+        Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
+    ),
+    has_preset=False,
+    conventions=(
+        *CENTRING,
+        ("scale", "features as they are, not z-scored"),
+        ("decomposition", "exact"),
+    ),
+    minimum_stimuli=3,
+    reference="Raghu et al. 2017, NeurIPS",
+    prose=(
+        "Mean canonical correlation of the leading principal components. Near 1 for anything, "
+        "noise included, where the components are nearly as many as the stimuli: compare "
+        "calibrated scores, or set a dimension far below."
+    ),
+    elsewhere=(
+        (
+            HUH,
+            "features are z-scored, and 10 components kept of a randomised decomposition, so "
+            "that the score changes with the seed",
+        ),
+    ),
+)
+
+
 def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float:
     """Compute the mean canonical correlation, weighted by how much of x each explains.
 
@@ -288,6 +388,40 @@ def compare_pwcca(x: Subspace, y: Subspace, *, tolerance: float = 1e-6) -> float
     p, correlations, _ = linalg.svd(x.left[:, :of_x].T @ y.left[:, :of_y], full_matrices=False)
     weights = np.abs(p.T @ x.loadings[:of_x]).sum(axis=1)
     return float(np.minimum(correlations, 1.0) @ weights / weights.sum())
+
+
+PWCCA = PairwiseMeasure(
+    name="pwcca",
+    kind="subspace",
+    prepare=prepare_pwcca,
+    compare=compare_pwcca,
+    undefined_reason=cca_undefined_reason,
+    symmetric=False,
+    range=(0.0, 1.0),
+    invariances=("translation", "isotropic scaling", "permutation of features"),
+    parameters=(_TOLERANCE,),
+    conventions=(
+        *CENTRING,
+        ("weights", "of x"),
+        ("variates", "whitened: uncorrelated, of mean 0 and equal norm"),
+    ),
+    minimum_stimuli=3,
+    reference="Morcos et al. 2018, NeurIPS",
+    prose=(
+        "Canonical correlations weighted by how much of x each direction accounts for. Also "
+        "invariant to invertible linear transformations of y."
+    ),
+    elsewhere=(
+        (
+            "Morcos et al. 2018, code",
+            "the directions that are weighted are not whitened, so that they are no canonical "
+            "variates: features are rotated by the singular vectors of the whitened "
+            "covariance, their means added again, and the result made orthogonal in order; the "
+            "weights are sums over features with their means, of the representation that has "
+            "fewer features",
+        ),
+    ),
+)
 
 
 def compare_gulp(x: Subspace, y: Subspace, *, ridge: float = 0.01) -> float:
@@ -330,64 +464,27 @@ def _shrinkage(x: Subspace, ridge: float) -> Float64:
     return np.asarray(variances / (variances + ridge))
 
 
-_TOLERANCE = Parameter(
-    "tolerance",
-    1e-6,
-    "singular values at most this share of the largest are left out",
-    minimum=0.0,
-    maximum=0.5,
+GULP = PairwiseMeasure(
+    name="gulp",
+    kind="subspace",
+    prepare=prepare_subspace,
+    compare=compare_gulp,
+    symmetric=True,
+    range=(0.0, 1.0),
+    invariances=EUCLIDEAN,
+    parameters=(
+        Parameter(
+            "ridge",
+            0.01,
+            "ridge penalty λ, for features scaled to a total variance of 1",
+            minimum=1e-8,
+        ),
+    ),
+    conventions=(*CENTRING, ("scale", "total variance 1"), ("form", "inner product")),
+    minimum_stimuli=3,
+    reference="Boix-Adserà et al. 2022, NeurIPS (GULP)",
+    prose=(
+        "How alike ridge predictions from two representations are over all tasks: GULP's inner "
+        "product over its norms. Tends to CKA for a large penalty, to CCA for a small one."
+    ),
 )
-
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    "procrustes": PairwiseMeasure(
-        prepare_subspace,
-        compare_procrustes,
-        (
-            Parameter(
-                "form",
-                "angular",
-                "the cosine after the best rotation, or its angle",
-                choices=("angular", "nuclear"),
-            ),
-        ),
-    ),
-    "cca": PairwiseMeasure(
-        prepare_subspace,
-        compare_cca,
-        (
-            Parameter(
-                "statistic",
-                "mean",
-                "mean of the canonical correlations, or of their squares",
-                choices=("mean", "mean_squared"),
-            ),
-            _TOLERANCE,
-        ),
-        undefined_reason=cca_undefined_reason,
-    ),
-    "svcca": PairwiseMeasure(
-        prepare_subspace,
-        compare_svcca,
-        (
-            Parameter("variance", 0.99, "share of variance kept", minimum=0.01, maximum=1.0),
-            Parameter("dimension", 0, "number of components kept, in place of variance", minimum=0),
-        ),
-        undefined_reason=svcca_undefined_reason,
-    ),
-    "pwcca": PairwiseMeasure(
-        prepare_pwcca, compare_pwcca, (_TOLERANCE,), undefined_reason=cca_undefined_reason
-    ),
-    "gulp": PairwiseMeasure(
-        prepare_subspace,
-        compare_gulp,
-        (
-            Parameter(
-                "ridge",
-                0.01,
-                "ridge penalty λ, for features scaled to a total variance of 1",
-                minimum=1e-8,
-            ),
-        ),
-    ),
-}
-"""By the measure's name."""

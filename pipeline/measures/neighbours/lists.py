@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from pipeline.measures.checks import is_constant
+from pipeline.measures.measure import Parameter, Value
+from pipeline.measures.numerics import is_constant, power_of_two, row_blocks
 from pipeline.types import Float32, Float64, Index, Mask
 
 TiedRows = tuple[Index, scipy.sparse.csr_array]
@@ -33,10 +34,28 @@ BLOCK_BYTES = 2**25
 """Most memory for blocks of similarities in float64, or of rows to compute some."""
 RANKED_ROWS = 256
 """Rows of similarities that are ranked at a time: few enough for the cache."""
-CONVERTED_ROWS = 64
-"""Rows that are converted to float64 at a time: few enough for the cache."""
 SPARSE_SHARE = 0.05
 """Up to this share of a block's similarities are computed one by one, more by a product."""
+
+N_NEIGHBOURS = Parameter("k", 10, "number of nearest neighbours")
+RANKING = Parameter(
+    "neighbours",
+    "cosine",
+    "how nearness is ranked; cosine because the paper's code L2-normalises rows",
+    choices=("cosine", "inner", "euclidean"),
+)
+NEIGHBOUR_CONVENTIONS: tuple[tuple[str, Value], ...] = (
+    ("self_is_neighbour", False),
+    ("ties", "share the last places equally"),
+)
+"""Conventions of measures of nearest neighbours."""
+SHARED_PLACES = (
+    "stimuli that are equally near share the last places; before, the lowest index had them, the "
+    "same in every representation, which created alignment where there is none"
+)
+"""What changed with the convention on ties."""
+NEIGHBOUR_INVARIANCES = ("isotropic scaling", "orthogonal transformation")
+"""Of the nearest neighbours, however they are ranked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +97,7 @@ class Neighbours:
 
     @property
     def ties(self) -> int:
-        """Count these rows."""
+        """Count the rows in which stimuli are tied for the last places."""
         return int(np.count_nonzero(self.tied))
 
     @property
@@ -300,12 +319,6 @@ def ranking_of(
     return Ranking(values, powers, factors, mean, bias, lengths, offset, blur)
 
 
-def row_blocks(n: int) -> Iterator[slice]:
-    """Rows that are converted at a time."""
-    for start in range(0, n, CONVERTED_ROWS):
-        yield slice(start, min(start + CONVERTED_ROWS, n))
-
-
 def _affine(
     values: NDArray[Any],
     powers: Float64,
@@ -317,11 +330,6 @@ def _affine(
     if factors is not None and len(factors) > 1:
         scaled *= factors[which]
     return scaled
-
-
-def power_of_two(largest: ArrayLike) -> Float64:
-    """Power of two that scales `largest` to between ½ and 1; exact, so that no tie is broken."""
-    return np.asarray(np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)))
 
 
 def _rank_exactly(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, sparse
 
 from pipeline.errors import InputError
-from pipeline.measures.checks import constant_features
-from pipeline.measures.pairwise import EPS, PairwiseMeasure
+from pipeline.measures.numerics import EPS, constant_features
+from pipeline.measures.pairwise.measure import PairwiseMeasure
 from pipeline.types import Float64
 
 MAX_ASSIGNMENT = 4096
@@ -94,7 +93,7 @@ def compare_soft_matching(x: Tuning, y: Tuning) -> float:
         raise InputError(
             f"Matching {of_x} features with {of_y} takes too long; up to {MAX_PROGRAM:,} pairs "
             f"of features can be matched, or {MAX_ASSIGNMENT} with as many. Use fewer features "
-            "(a random subset, or principal components if axes may be lost), or procrustes."
+            "(a random subset, or principal components if the axes do not matter), or procrustes."
         )
     correlations = x.curves.T @ y.curves
     if assign:
@@ -131,7 +130,32 @@ def _transport(gains: Float64) -> float:
     return float(-solved.fun / (of_x * supply))
 
 
-PAIRWISE_MEASURES: Mapping[str, PairwiseMeasure] = {
-    "soft_matching": PairwiseMeasure(prepare_soft_matching, compare_soft_matching),
-}
-"""By the measure's name."""
+SOFT_MATCHING = PairwiseMeasure(
+    name="soft_matching",
+    kind="subspace",
+    prepare=prepare_soft_matching,
+    compare=compare_soft_matching,
+    symmetric=True,
+    range=(-1.0, 1.0),
+    invariances=("translation", "isotropic scaling", "permutation of features"),
+    parameters=(),
+    conventions=(
+        ("correlation", "pearson"),
+        ("constant_features", "left out"),
+        ("matching", "transport plan, features of equal weight"),
+    ),
+    minimum_stimuli=3,
+    reference="Khosla & Williams 2024, UniReps (soft matching distance)",
+    prose=(
+        "The highest mean correlation of features under a transport plan between the two sets "
+        "of features, each with equal weight."
+    ),
+    elsewhere=(
+        (
+            "ReSi",
+            "SoftCorrelationMatch is a semi-matching: each feature goes with the one it "
+            "correlates with most, several with the same one if so, and the mean over features "
+            "is averaged over both directions, so that it is never less than this",
+        ),
+    ),
+)
