@@ -14,7 +14,7 @@ from pipeline.types import Mask
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pipeline.store.store import StoredCheckpoint
+    from pipeline.store.catalog import StoredCheckpoint
 
 NAMED = 6
 """Up to so many models are named for each reason; beyond that, the first ones and a count."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pipeline.store import Store
-    from pipeline.store.store import StoredCheckpoint
+    from pipeline.store.catalog import StoredCheckpoint
 
 
 PROBE_NEEDS = f"labels, and at least {FOLDS} stimuli of each class"

@@ -55,6 +55,30 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
     return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
 
 
+def read_dataset_at(root: zarr.Group, path: str, mark: str, place: str) -> xr.Dataset:
+    """Read the dataset at a path into memory.
+
+    Parameters
+    ----------
+    mark
+        Completion marker of its group.
+    place
+        The store's path or URL, for error messages.
+
+    Raises
+    ------
+    StoreError
+        Where it is missing, or part of it is damaged or lost.
+    """
+    group = find_group(root, path, mark)
+    if group is None:
+        raise StoreError(
+            f"{place} has no {path}: that stage has not been run",
+            "`consilience run WORKFLOW` computes what is missing.",
+        )
+    return read_dataset(group)
+
+
 def lost_keys(group: zarr.Group) -> list[str]:
     """Return the chunk files that a finished dataset has lost.
 

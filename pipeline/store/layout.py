@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -199,8 +199,15 @@ def as_text(values: Any) -> Any:
     return np.asarray(list(values), dtype=np.dtypes.StringDType())
 
 
-def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
-    """Yield the sorted names of the groups below a path; none if the path does not exist.
+def child_groups(root: zarr.Group, *path: str, mark: str = "") -> dict[str, zarr.Group]:
+    """Return name → group of the groups below a path, sorted; none if the path does not exist.
+
+    Each comes with its metadata, read once for all.
+
+    Parameters
+    ----------
+    mark
+        Completion marker: groups without it are left out.
 
     Raises
     ------
@@ -210,15 +217,15 @@ def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
     where = "/".join(path)
     group = find_group(root, where) if where else root
     if group is None:
-        return
+        return {}
     try:
         with quiet():
-            names = sorted(name for name, _ in group.groups())
+            found = sorted(group.groups(), key=lambda named: named[0])
     except DAMAGE as error:
         raise StoreError(
-            f"{where}: metadata below it cannot be read: {error}", remedy(root.store)
+            f"{group.path}: metadata below it cannot be read: {error}", remedy(root.store)
         ) from None
-    yield from names
+    return {name: child for name, child in found if not mark or mark in child.attrs}
 
 
 def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None:
