@@ -272,12 +272,12 @@ class Store:
         return self.dataset("competence", subset=subset)
 
     def dataset_inputs(self, name: str, subset: str, label: str) -> str | None:
-        """Return the identity of what the dataset of a measure was made from; None without one."""
+        """Return the identity of what the dataset of a measure was computed from, or None."""
         group = find_group(self.root, paths.dataset(name, subset, label), MARK)
         return None if group is None else str(group.attrs[MARK])
 
     def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
-        """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
+        """Whether a final dataset exists and was computed from these inputs (`inputs_digest`)."""
         return is_current(self.root, paths.dataset(name, subset, label), inputs)
 
     def column_datasets(self, name: str, subset: str) -> list[xr.Dataset]:
@@ -418,7 +418,7 @@ class Store:
         """Return one of the store's Zarr groups."""
         group = find_group(self.root, path)
         if group is None:
-            raise StoreError(f"{self.path}: {path} is not there", remedy(self.root.store))
+            raise StoreError(f"{self.path}: {path} is missing", remedy(self.root.store))
         return group
 
     @property

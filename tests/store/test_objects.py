@@ -286,7 +286,7 @@ def test_run__in_memory(copied: Zoo, zoo: Zoo) -> None:
 
 def test_run__in_memory_with_other_processes(copied: Zoo) -> None:
     url = "memory://tests/refused.zarr"
-    with pytest.raises(InputError, match="is the memory of one process, and the workers are"):
+    with pytest.raises(InputError, match="is the memory of one process, but the workers are"):
         run(replace(copied, cluster=None), url)
     assert locate(url).is_empty()
 

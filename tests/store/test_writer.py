@@ -84,7 +84,7 @@ def test_tower__created_found_and_dropped(writer: StoreWriter) -> None:
     assert found.attrs["family"] == "f"
     writer.drop_tower("s", "a/b", "image")
     assert writer.tower("s", "a/b", "image") is None
-    with pytest.raises(StoreError, match="is not there"):
+    with pytest.raises(StoreError, match="activations/s/a/b/image is missing"):
         writer.tower_at(encoder.path)
 
 

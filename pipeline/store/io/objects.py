@@ -113,7 +113,7 @@ class Bucket(Location):
                 return
             except (AlreadyExistsError, PreconditionError):
                 continue
-        raise OSError(f"{self.url}/{name} is constantly changed by other processes")
+        raise OSError(f"{self.url}/{name} is constantly being changed by other processes")
 
     def files(self, folder: str) -> list[str]:
         """Return the names of the objects directly below a path."""
