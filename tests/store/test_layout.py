@@ -155,7 +155,9 @@ def test_open_root__older_format(tmp_path: Path) -> None:
     path = tmp_path / "old.zarr"
     zarr.create_group(path, attributes={"format": schema.FORMAT, "format_version": 1})
     for attempt in (open_store, verify, partial(verify, repair=True)):
-        with pytest.raises(StoreError, match=r"store format 1, but .* reads format 2\. Use an older C"):
+        with pytest.raises(
+            StoreError, match=r"store format 1, but .* reads format 2\. Use an older C"
+        ):
             attempt(path)  # type: ignore[operator]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,11 @@ import xarray as xr
 from pipeline.analysis import ALIGNMENT
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
-from pipeline.stimuli import StimuliSpec, StimulusSet, Subset, load_stimuli
+from pipeline.stimuli import StimulusSet, Subset
 from pipeline.store import Store, layout, paths, subsets
 from pipeline.store.writer import StoreWriter
 
 REPRESENTATIONS = {f"timm/{m}@final#image/{n}": "d" for m in "ab" for n in ("stem", "head")}
-
-
-@pytest.fixture(scope="module")
-def stimuli() -> StimulusSet:
-    return load_stimuli(StimuliSpec(source="digits", part="test"))
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> StoreWriter:
-    return StoreWriter(tmp_path / "s.zarr", create=True)
 
 
 def labels_of(n: int) -> dict[str, MeasureSpec]:

@@ -12,21 +12,11 @@ from zoo import tree
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import groups
-from pipeline.stimuli import StimuliSpec, StimulusSet, Subset, load_stimuli
+from pipeline.stimuli import StimulusSet, Subset
 from pipeline.store import Store, paths
 from pipeline.store.io.lease import lease
 from pipeline.store.writer import StoreWriter
 from pipeline.types import Weights
-
-
-@pytest.fixture(scope="module")
-def stimuli() -> StimulusSet:
-    return load_stimuli(StimuliSpec(source="digits", part="test"))
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> StoreWriter:
-    return StoreWriter(tmp_path / "s.zarr", create=True)
 
 
 def test_writer__needs_a_store_unless_it_creates_one(tmp_path: Path) -> None:
