@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from processes import in_this_process
 from slow import SLOW
 from threadpoolctl import threadpool_limits
 from zoo import Zoo, write_zoo
@@ -57,19 +58,7 @@ def cluster() -> Iterator[str]:
     As in workers that are processes, BLAS has one thread: with more, last digits are others. It
     ends with the module: its threads draw from `random`, which Hypothesis takes for a fault.
     """
-    from distributed import LocalCluster
-
-    with (
-        threadpool_limits(1, user_api="blas"),
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            protocol="tcp",
-            dashboard_address=":0",
-            memory_limit=0,
-        ) as running,
-    ):
+    with threadpool_limits(1, user_api="blas"), in_this_process() as running:
         yield running.scheduler_address
 
 

@@ -1,4 +1,4 @@
-"""A Dask cluster of processes of their own, which a test may kill, and what tasks do there.
+"""Dask clusters in this process, or of processes that a test may kill, and what tasks do there.
 
 Workers import nothing of the tests: tasks are expressions, evaluated by `eval`.
 """
@@ -14,10 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trustme
 
 from pipeline.cluster import Task
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 600.0
@@ -27,6 +31,20 @@ PATIENCE = 600.0
 def evaluate(name: str, expression: str, **options: object) -> Task:
     """Give a task that evaluates an expression."""
     return Task(name, eval, (expression,), **options)  # type: ignore[arg-type]
+
+
+def in_this_process() -> LocalCluster:
+    """Start a scheduler with one worker of one thread, both in this process."""
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=":0",
+        memory_limit=0,
+    )
 
 
 @dataclass

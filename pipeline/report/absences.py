@@ -14,10 +14,10 @@ from pipeline.types import Mask
 if TYPE_CHECKING:
     import xarray as xr
 
-    from pipeline.store.store import StoredCheckpoint
+    from pipeline.store.catalog import StoredCheckpoint
 
 NAMED = 6
-"""Up to so many models are named for each reason; beyond that, the first ones and a count."""
+"""Most models that are named for a reason; of more, the first ones and a count."""
 NAMES = {"final": "Final models", "init": "Models at initialisation"}
 PREDICTORS = {"n_parameters": "numbers of parameters", "probe_accuracy": "accuracy"}
 Reasons = Mapping[str, Sequence[str]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-NUMBERED_CELLS = 6  # with at most so many layers on a side, cells show their numbers
+NUMBERED_CELLS = 6  # cells show their numbers if neither side has more layers
 
 
 def layer_maps(results: Results) -> Iterator[Section]:
@@ -76,7 +76,7 @@ def _best_pair(alignment: xr.Dataset, modality: str) -> tuple[str, str] | None:
 
 
 def _block(results: Results, label: str, x: str, y: str) -> tuple[Encoder, Encoder, Float64] | None:
-    """Return two encoders with the scores of their layers; None if the store has them no more."""
+    """Return two encoders with the scores of their layers; None if they are gone."""
     known = {e.id: e for e in results.store.encoders(results.set_key)}
     if x not in known or y not in known:
         return None

@@ -1,4 +1,4 @@
-"""The table of measures: what decides their numbers, and the ties that were met."""
+"""The table of measures: their conventions, and how many stimuli have ties."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def notes(results: Results) -> list[str]:
     said += [f"Left out: {why}" for why in results.outdated.values()]
     if plain := [label for label, a in results.alignment.items() if not is_calibrated(a)]:
         said.append(
-            f"Not calibrated: {', '.join(plain)}. There are no calibrated scores, no p and no q; "
+            f"Not calibrated: {', '.join(plain)}. They have no calibrated scores, p or q; "
             "raw scores also reflect the numbers of features and of layers searched."
         )
     said += _missing_controls(results)

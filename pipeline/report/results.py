@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pipeline.store import Store
-    from pipeline.store.store import StoredCheckpoint
+    from pipeline.store.catalog import StoredCheckpoint
 
 
 PROBE_NEEDS = f"labels, and at least {FOLDS} stimuli of each class"
@@ -39,7 +39,7 @@ class Results:
         Name of a final dataset → label of a measure → dataset. All have the same labels, and
         `alignment` and `convergence` are among them.
     unfinished
-        Labels that were compared but whose final datasets are not all there yet.
+        Labels that were compared but some of whose final datasets are missing.
     outdated
         Label → why its scores or their calibration cannot be used, and the remedy.
     """
@@ -113,7 +113,7 @@ def load_results(store: Store, subset: str | None = None, names: Sequence[str] =
     if not ready:
         raise InputError(
             f"{store.path}: nothing has been aggregated on subset {key} yet, so there is nothing "
-            "to report. `consilience run WORKFLOW` does what is missing."
+            "to report. `consilience run WORKFLOW` computes what is missing."
         )
     return Results(
         store,
@@ -173,7 +173,7 @@ class NullSummary:
     n_pairs: int
     """Unordered pairs of encoders that were calibrated."""
     n_permuted: int
-    """Those of them whose null was estimated by permutation."""
+    """Calibrated pairs whose null was estimated by permutation."""
 
     @property
     def flagged(self) -> int:

@@ -40,7 +40,7 @@ class SectionMaker:
     Attributes
     ----------
     chapter
-        Heading that its sections stand under, with those of neighbours of the same chapter.
+        Heading above its sections, and those of adjacent makers with the same chapter.
     needs
         Names of the final datasets that it reads.
     make

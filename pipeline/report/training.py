@@ -1,4 +1,4 @@
-"""Alignment over training: between models, and of each with its own end; and accuracy."""
+"""Alignment over training: between models, and of each with its last checkpoint; and accuracy."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def _caption(
         said.append(f"Not calibrated: {', '.join(uncalibrated)}.")
     if "to_final" in panels:
         said.append(
-            f"“With its own end” is the mean raw alignment of a model's {modality} tower with that "
-            "of its own last checkpoint; it is 1 at the end if an encoder was compared with itself."
+            f"“With last checkpoint” is the mean raw alignment of a model's {modality} tower with "
+            "that of its own last checkpoint; it is 1 at the end if an encoder was compared with "
+            "itself."
         )
     said += _left_out(results, modality, of_label)
     said += _lost_stages(results, modality, of_label.values())
@@ -148,7 +149,7 @@ def _panels(of_label: Mapping[str, xr.Dataset]) -> dict[str, str]:
     """Return the panels for which there is something to draw, with their titles."""
     titles = {
         "raw": "between models, raw", "calibrated": "between models, calibrated",
-        "to_final": "with its own end, raw", "probe_accuracy": "accuracy",
+        "to_final": "with last checkpoint, raw", "probe_accuracy": "accuracy",
     }  # fmt: skip
 
     def any_of(name: str) -> bool:

@@ -55,9 +55,9 @@ COLUMNS = (
     "n_models",
     "n_pairs",
 )
-"""Of the findings."""
+"""Keys of the rows of `findings`."""
 PAGE = "index.html"
-_HEAD = 1000  # characters, among which the page names what it was made from
+_HEAD = 1000  # characters at its beginning, among which is the digest of its inputs
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
     results = _load(store, subset)
     folder = default_folder(store, results.key) if folder is None else Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, and a report is a folder. Name another path.")
+        raise InputError(f"{folder} is a file, but a report is a folder. Name another path.")
     chapters = [
         (chapter, [section for maker in makers for section in maker.make(results)])
         for chapter, makers in groupby(SECTIONS, lambda maker: maker.chapter)
@@ -120,7 +120,7 @@ def write_report(store: Store, folder: Path | None = None, *, subset: str | None
             figures.append(folder / f"{section.name}.png")
             figures[-1].write_bytes(section.png)
     html = folder / PAGE
-    # the page last and atomically: it names what it was made from
+    # the page last and atomically: it has the digest of its inputs
     partial = html.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     partial.replace(html)
@@ -171,15 +171,13 @@ def notes(store: Store, subset: str | None = None) -> list[str]:
 
     Parameters
     ----------
-    store
-        An open store.
-    subset
-        Its key; may be omitted if the store has only one subset.
+    store, subset
+        As `findings` takes them.
 
     Raises
     ------
     InputError
-        As `write_report`.
+        As `findings`.
     """
     return prose.notes(_load(store, subset))
 
@@ -208,7 +206,7 @@ def _inputs(results: Results) -> str:
 def default_folder(store: Store, subset_key: str) -> Path:
     """Return the folder beside the store, with a folder in it for each subset if it has several.
 
-    For a store at a URL that is in the working directory.
+    For a store at a URL, it is in the working directory.
     """
     folder = store.location.folder / f"{store.location.name}.report"
     return folder if len(store.subsets) == 1 else folder / subset_key

@@ -204,13 +204,13 @@ class TowerGroup:
         Raises
         ------
         StoreError
-            Where there are activations: they were computed from the weights on record.
+            Where activations were already extracted: they belong to the recorded weights.
         """
         row = self.checkpoints.index(checkpoint)
         if self.complete[row].any():
             raise StoreError(
-                f"{self.group.path}@{checkpoint}: activations are there; other weights would be "
-                "recorded for them"
+                f"{self.group.path}@{checkpoint}: activations were already extracted from the "
+                "recorded weights, which cannot be replaced"
             )
         self._write_weights(slice(row, row + 1), [weights])
         self._columns.clear()
@@ -256,7 +256,7 @@ class TowerGroup:
         """
         where = f"{self.group.path}@{checkpoint}/{layer}"
         if not self.is_complete(checkpoint):
-            raise StoreError(f"{where}: these activations are not completely extracted yet")
+            raise StoreError(f"{where}: not all of these activations have been extracted yet")
         values = StoredLayer(self, checkpoint, layer)[...]
         return values if rows is None else values[rows]
 

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import zarr
 
 from pipeline.encoder import Encoder, in_training_order
+from pipeline.modality import modality_of
+from pipeline.schema import TOWER_GROUP
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
-from pipeline.store.layout import child_groups, find_group
+from pipeline.store.layout import child_groups
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """One checkpoint of a tower."""
+
+    label: str
+    step: int
+    is_complete: bool
+    """Whether all of its activations were extracted."""
 
 
 def tower_groups(root: zarr.Group, set_key: str) -> list[tuple[str, str, TowerGroup]]:
     """Return (model, tower, group) of every tower stored for a set."""
-    found = []
-    for source in child_groups(root, paths.ACTIVATIONS, set_key):
-        for name in child_groups(root, paths.ACTIVATIONS, set_key, source):
-            for tower in child_groups(root, paths.ACTIVATIONS, set_key, source, name):
-                model = f"{source}/{name}"
-                path = paths.tower(set_key, model, tower)
-                group = find_group(root, path, "recipe_digest")
-                if group is not None:
-                    found.append((model, tower, TowerGroup(group)))
-    return found
+    return [
+        (f"{source}/{name}", tower, TowerGroup(group))
+        for source, names in child_groups(root, paths.ACTIVATIONS, set_key).items()
+        for name, towers in child_groups(names).items()
+        for tower, group in child_groups(towers, mark=TOWER_GROUP.mark).items()
+    ]
 
 
 def tower_encoders(model: str, tower: str, group: TowerGroup, set_key: str) -> list[Encoder]:
@@ -56,3 +66,15 @@ def encoders(root: zarr.Group, set_key: str) -> list[Encoder]:
         for model, tower, group in tower_groups(root, set_key)
         for encoder in tower_encoders(model, tower, group, set_key)
     ]
+
+
+def checkpoints(root: zarr.Group, set_key: str) -> dict[tuple[str, str], list[StoredCheckpoint]]:
+    """Return (model, modality) → checkpoints in training order, incomplete ones included."""
+    found: dict[tuple[str, str], list[StoredCheckpoint]] = {}
+    for model, tower, group in tower_groups(root, set_key):
+        steps = group.training_steps
+        found[model, modality_of(tower)] = [
+            StoredCheckpoint(label, steps[label], group.is_complete(label))
+            for label in in_training_order(steps.items())
+        ]
+    return found

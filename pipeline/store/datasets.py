@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NEW = ".new"
 """Ends the name of the group that `replace_dataset` writes first."""
 MARK = "inputs"
-"""Completion marker of a final dataset: the identity of what it was made from."""
+"""Completion marker of a final dataset: the identity of what it was computed from."""
 
 
 def read_dataset(group: zarr.Group) -> xr.Dataset:
@@ -53,6 +53,30 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
     text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
     dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
     return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+
+
+def read_dataset_at(root: zarr.Group, path: str, mark: str, place: str) -> xr.Dataset:
+    """Read the dataset at a path into memory.
+
+    Parameters
+    ----------
+    mark
+        Completion marker of its group.
+    place
+        The store's path or URL, for error messages.
+
+    Raises
+    ------
+    StoreError
+        Where it is missing, or part of it is damaged or lost.
+    """
+    group = find_group(root, path, mark)
+    if group is None:
+        raise StoreError(
+            f"{place} has no {path}: that stage has not been run",
+            "`consilience run WORKFLOW` computes what is missing.",
+        )
+    return read_dataset(group)
 
 
 def lost_keys(group: zarr.Group) -> list[str]:
@@ -89,7 +113,7 @@ def inputs_digest(*inputs: Any) -> str:
 
 
 def write_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: str) -> None:
-    """Write a final dataset; `inputs`, the identity of what it was made from, last. Driver only."""
+    """Write a final dataset, and last `inputs`, what it was computed from. Driver only."""
     text = {
         name: (variable.dims, variable.values.astype(np.dtypes.StringDType()), variable.attrs)
         for name, variable in dataset.variables.items()
@@ -130,6 +154,6 @@ def replace_dataset(root: zarr.Group, path: str, dataset: xr.Dataset, inputs: st
 
 
 def is_current(root: zarr.Group, path: str, inputs: str) -> bool:
-    """Whether a final dataset is there and was made from these inputs."""
+    """Whether a final dataset exists and was computed from these inputs."""
     group = find_group(root, path, MARK)
     return group is not None and group.attrs[MARK] == inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ def open_root(
     *,
     lease: LeaseCheck | None = None,
 ) -> zarr.Group:
-    """Open the root group of a store; mode `a` creates it where there is none.
+    """Open the root group of a store; mode `a` creates it if it does not exist.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def open_root(
     store = checked if mode == "r" else WriteGuardStore(checked, location, lease)
     try:
         with write_errors(location) if mode != "r" else nullcontext():
-            # with the format given, Zarr asks for one file, not three, and raises its error
+            # given the format, Zarr reads one file, not three, and raises that file's error
             root = zarr.open_group(
                 store, mode="r" if mode == "r" else "r+", zarr_format=3, use_consolidated=False
             )
@@ -82,7 +82,7 @@ def open_root(
     if version != schema.FORMAT_VERSION:
         older = isinstance(version, int) and version < schema.FORMAT_VERSION
         raise StoreError(
-            f"{location} has store format {version}; this is Consilience for format "
+            f"{location} has store format {version}, but this Consilience reads format "
             f"{schema.FORMAT_VERSION}",
             f"Use {'an older' if older else 'a newer'} Consilience, or another path.",
         )
@@ -97,16 +97,16 @@ def has_parts(location: Location) -> bool:
 def _check_folder(path: Path) -> None:
     for part in (path, *path.parents):
         if part.is_file():
-            raise InputError(f"{part} is a file, and a store is a folder. Name another path.")
+            raise InputError(f"{part} is a file, but a store is a folder. Name another path.")
 
 
 def _nothing_at(location: Location) -> str:
     where = f" (relative paths start at {Path.cwd()})" if isinstance(location, Folder) else ""
-    return f"there is no store at {location}{where}. `consilience run WORKFLOW` makes one."
+    return f"there is no store at {location}{where}. `consilience run WORKFLOW` creates one."
 
 
 def _not_a_store(location: Location) -> str:
-    found = f"{location} is a folder with other things in it, not a store."
+    found = f"{location} is not a store, but a folder with other files."
     if has_parts(location):
         return (
             f"{location} has lost its zarr.json. `consilience store verify {location} --repair` "
@@ -199,8 +199,15 @@ def as_text(values: Any) -> Any:
     return np.asarray(list(values), dtype=np.dtypes.StringDType())
 
 
-def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
-    """Yield the sorted names of the groups below a path; none if the path does not exist.
+def child_groups(root: zarr.Group, *path: str, mark: str = "") -> dict[str, zarr.Group]:
+    """Return name → group of the groups below a path, sorted; none if the path does not exist.
+
+    Each comes with its metadata, read once for all.
+
+    Parameters
+    ----------
+    mark
+        Completion marker: groups without it are left out.
 
     Raises
     ------
@@ -210,15 +217,15 @@ def child_groups(root: zarr.Group, *path: str) -> Iterator[str]:
     where = "/".join(path)
     group = find_group(root, where) if where else root
     if group is None:
-        return
+        return {}
     try:
         with quiet():
-            names = sorted(name for name, _ in group.groups())
+            found = sorted(group.groups(), key=lambda named: named[0])
     except DAMAGE as error:
         raise StoreError(
-            f"{where}: metadata below it cannot be read: {error}", remedy(root.store)
+            f"{group.path}: metadata below it cannot be read: {error}", remedy(root.store)
         ) from None
-    yield from names
+    return {name: child for name, child in found if not mark or mark in child.attrs}
 
 
 def find_group(root: zarr.Group, path: str, mark: str = "") -> zarr.Group | None:
@@ -252,7 +259,7 @@ def subset_rows(root: zarr.Group, subset: str) -> NDArray[np.int64]:
     path = paths.subset(subset)
     group = find_group(root, path, "fingerprint")
     if group is None:
-        raise StoreError(f"{paths.metadata(path)} is lost or was not finished", remedy(root.store))
+        raise StoreError(f"{paths.metadata(path)} is lost or incomplete", remedy(root.store))
     return read_whole(array_of(group, "row")).astype(np.int64)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,33 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline import schema
-from pipeline.encoder import Encoder, in_training_order
-from pipeline.errors import InputError, StoreError
-from pipeline.modality import MODALITIES, modality_of
-from pipeline.schema import NULL_GROUP, SCORE_GROUP, STIMULUS_GROUP, TOWER_GROUP, GroupKind, State
+from pipeline.encoder import Encoder
+from pipeline.errors import StoreError
+from pipeline.schema import NULL_GROUP, SCORE_GROUP, STIMULUS_GROUP, TOWER_GROUP, GroupKind
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
-from pipeline.store.activations import StoredLayer, TowerGroup
-from pipeline.store.catalog import encoders, tower_encoders, tower_groups
-from pipeline.store.choices import resolve_one, unique
-from pipeline.store.datasets import MARK, NEW, is_current, read_dataset
+from pipeline.store.activations import TowerGroup
+from pipeline.store.catalog import StoredCheckpoint, checkpoints, encoders, tower_encoders
+from pipeline.store.choices import (
+    choose_encoders,
+    choose_representation,
+    default_modality,
+    resolve_one,
+)
+from pipeline.store.datasets import MARK, NEW, is_current, read_dataset, read_dataset_at
+from pipeline.store.final_datasets import read_final_dataset
 from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import array_of, read_whole, remedy
 from pipeline.store.io.location import Folder, Location, locate
+from pipeline.store.labelled import (
+    activations_array,
+    catalog_table,
+    diagnostics_dataset,
+    layer_scores,
+    similarity_array,
+)
 from pipeline.store.layout import child_groups, find_group, has_parts, open_root, subset_rows
-from pipeline.suggest import did_you_mean
+from pipeline.store.subsets import Subsets
 from pipeline.types import Float32, Float64, Modality
 
 if TYPE_CHECKING:
@@ -64,16 +74,6 @@ def open_store(path: str | Path) -> Store:
     return Store(path)
 
 
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """One checkpoint of a tower."""
-
-    label: str
-    step: int
-    is_complete: bool
-    """Whether all of its activations were extracted."""
-
-
 class Store:
     """A store, read-only. Results are labelled; only `score` computes anything."""
 
@@ -97,6 +97,10 @@ class Store:
     def _set(self, key: str | None) -> str:
         return resolve_one(key, self.sets, "set", "set")
 
+    def _list_subsets(self) -> Subsets:
+        """List the subsets as they are now: each public method does so at most once."""
+        return Subsets(self.root, str(self.path))
+
     @cached_property
     def _encoders(self) -> dict[str, list[Encoder]]:
         return {key: encoders(self.root, key) for key in self.sets}
@@ -115,42 +119,12 @@ class Store:
             n_features, step, initial, final, family, n_parameters, flops, samples_seen and the
             entry's metadata.
         """
-        import pandas as pd
-
-        rows = []
-        for encoder in self.encoders(set):
-            attributes = encoder.attributes
-            about = {
-                "model": encoder.model,
-                "checkpoint": encoder.checkpoint,
-                "tower": encoder.tower,
-                "step": encoder.step,
-                "initial": encoder.initial,
-                "final": encoder.final,
-                "family": attributes.get("family"),
-                "n_parameters": attributes.get("n_parameters"),
-                "flops": attributes.get("flops"),
-                "samples_seen": encoder.samples_seen,
-                "pooling": attributes.get("pooling"),
-            }
-            metadata = {k: v for k, v in attributes.get("metadata", {}).items() if k not in about}
-            layers = zip(encoder.layers, attributes["widths"], strict=True)
-            for index, (layer, width) in enumerate(layers):
-                rows.append(
-                    {
-                        "representation": f"{encoder.id}/{layer}",
-                        **about,
-                        "layer": layer,
-                        "layer_index": index,
-                        "n_features": width,
-                        **metadata,
-                    }
-                )
-        return pd.DataFrame(rows).set_index("representation") if rows else pd.DataFrame()
+        return catalog_table(self.encoders(set))
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
         """Return ids, captions, labels and, if stored, the images of a set."""
-        return self._dataset(paths.stimuli(self._set(set)), STIMULUS_GROUP.mark)
+        path = paths.stimuli(self._set(set))
+        return read_dataset_at(self.root, path, STIMULUS_GROUP.mark, str(self.path))
 
     def activations(
         self,
@@ -182,87 +156,29 @@ class Store:
         StoreError
             On computing, where data are damaged or lost.
         """
-        import dask.array
-        import xarray as xr
-
-        if "@" in model:
-            model, _, rest = model.partition("@")
-            checkpoint, _, rest = rest.partition("#")
-            tower, _, of_layer = rest.partition("/")
-            layer = of_layer or layer
-        found = [e for e in self.encoders(set) if e.model == model]
-        if not found:
-            known = sorted({e.model for e in self.encoders(set)})
-            raise InputError(
-                f"there is no model {model!r} in {self.path}."
-                f"{did_you_mean(model, known)} store.catalog() lists them."
-            )
-        tower = resolve_one(tower, unique(e.tower for e in found), "tower", f"tower of {model}")
-        found = [e for e in found if e.tower == tower]
-        checkpoint = resolve_one(
-            checkpoint, [e.checkpoint for e in found], "checkpoint", f"checkpoint of {model}"
+        encoder, layer = choose_representation(
+            self.encoders(set),
+            model,
+            layer=layer,
+            checkpoint=checkpoint,
+            tower=tower,
+            place=str(self.path),
         )
-        encoder = next(e for e in found if e.checkpoint == checkpoint)
-        layer = resolve_one(layer, list(encoder.layers), "layer", f"layer of {encoder.id}")
-        group = TowerGroup(self.group(encoder.path))
-        stored = StoredLayer(group, checkpoint, layer)
-        return xr.DataArray(
-            # not through xarray, which reads a lost chunk as NaN
-            dask.array.from_array(stored, chunks=stored.chunks, name=False),
-            dims=("stimulus", "feature"),
-            coords={"stimulus": group.stimulus_ids},
-            name="activations",
-            attrs={
-                **dict(group.array(layer).attrs),
-                "representation": f"{encoder.id}/{layer}",
-                **{k: encoder.attributes.get(k) for k in ("pooling", "recipe_digest")},
-            },
-        )
+        return activations_array(self.tower_at(encoder.path), encoder, layer)
 
     @property
     def subsets(self) -> list[str]:
         """Keys of the subsets on which encoders were compared."""
-        known = self._compared
-        return [
-            key
-            for key, about in known.items()
-            # distinct captions count where nothing else was compared, or results are theirs
-            if about.get("base") == key or about.get("base") not in known or self._has_results(key)
-        ]
-
-    def _has_results(self, key: str) -> bool:
-        from pipeline.analysis import ANALYSES
-
-        return any(find_group(self.root, paths.dataset(a.name, key)) is not None for a in ANALYSES)
-
-    @property
-    def _compared(self) -> dict[str, dict[str, Any]]:
-        """Key → attributes of all subsets, those of distinct captions included."""
-        return {
-            key: dict(self.group(paths.subset(key)).attrs)
-            for key in child_groups(self.root, paths.SCORES)
-        }
+        return self._list_subsets().keys
 
     def labels(self, subset: str | None = None) -> list[str]:
         """Return the labels of the measures that were computed on a subset."""
-        key = self.subset(subset)
-        return [
-            label
-            for label in child_groups(self.root, paths.SCORES, key)
-            if self.scores(key, label) is not None
-        ]
+        subsets = self._list_subsets()
+        return subsets.labels(subsets.resolve(subset))
 
     def subset(self, key: str | None = None) -> str:
         """Return the key given, or that of the only subset; ambiguity raises and lists all."""
-        return resolve_one(key, self.subsets, "subset", "subset")
-
-    def _grids(self, subset: str | None, label: str) -> dict[str, Grid]:
-        """Return subset key → scores of a measure: the subset's, then its distinct captions'."""
-        key = self.subset(subset)
-        label = resolve_one(label, self.labels(key), "label", "measure")
-        captions = [k for k, about in self._compared.items() if about.get("base") == key != k]
-        grids = {k: self.scores(k, label) for k in (key, *captions)}
-        return {k: grid for k, grid in grids.items() if grid is not None}
+        return self._list_subsets().resolve(key)
 
     def similarity(self, label: str, subset: str | None = None) -> xr.DataArray:
         """Return the raw similarity of every pair of representations that was compared.
@@ -279,26 +195,10 @@ class Store:
             the measure is undefined. Coordinate `n_stimuli` tells on how many rows each pair was
             compared: pairs with a text tower are compared on distinct captions.
         """
-        import xarray as xr
-
-        parts = [_read_grid(grid) for grid in self._grids(subset, label).values()]
-        names = unique(n for part in parts for n in part[0])
-        index = {n: i for i, n in enumerate(names)}
-        score = np.full((len(names), len(names)), np.nan, np.float32)
-        n_stimuli = np.zeros(score.shape, np.int64)
-        for members, scores, state, n in parts:
-            at = np.ix_([index[m] for m in members], [index[m] for m in members])
-            done = state != State.MISSING
-            score[at] = np.where(done, scores, score[at])
-            n_stimuli[at] = np.where(done, n, n_stimuli[at])
-        dims = ("representation_x", "representation_y")
-        return xr.DataArray(
-            score,
-            dims=dims,
-            name=label,
-            coords={dims[0]: names, dims[1]: names, "n_stimuli": (dims, n_stimuli)},
-            attrs=self.measure(label, subset).conventions(),
-        )
+        subsets = self._list_subsets()
+        key = subsets.resolve(subset)
+        found = similarity_array(subsets.scores(key, label).values(), label)
+        return found.assign_attrs(subsets.measure(key, label).conventions())
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
         """Return the measure and parameters that a label stands for.
@@ -308,11 +208,8 @@ class Store:
         InputError
             Where its scores were computed by an earlier version of the measure.
         """
-        from pipeline.measures import check_version, recorded_spec
-
-        named = next(iter(self._grids(subset, label).values())).attrs["measure"]
-        check_version(named, label)
-        return recorded_spec(named["name"], named["parameters"])
+        subsets = self._list_subsets()
+        return subsets.measure(subsets.resolve(subset), label)
 
     def dataset(self, name: str, label: str | None = None, subset: str | None = None) -> xr.Dataset:
         """Return a final dataset: of a subset, or of one measure on it.
@@ -334,29 +231,8 @@ class Store:
             Where the dataset is missing or damaged, or it or one that it was made from cannot be
             used by this version.
         """
-        from pipeline.analysis import ANALYSES
-
-        known = {analysis.name: analysis for analysis in ANALYSES}
-        analysis = known[resolve_one(name, list(known), "name", "final dataset")]
-        key = self.subset(subset)
-        remedy = "`consilience run WORKFLOW` makes it anew."
-        if analysis.scope == "measure":
-            labels = list(child_groups(self.root, name, key))
-            label = resolve_one(label, labels, "label", name)
-            self.measure(label, key)
-            remedy = (
-                f"`consilience run WORKFLOW`, with a workflow that compares by {label}, makes it "
-                "anew."
-            )
-        for each in (*(known[n] for n in analysis.needs if n in known), analysis):
-            if each.scope == analysis.scope:
-                path = paths.dataset(each.name, key, label)
-                group = find_group(self.root, path, MARK)
-                if group is not None and (why := each.fault(dict(group.attrs))):
-                    raise StoreError(f"{self.path}: {path} cannot be used: {why}", remedy)
-        dataset = self._dataset(paths.dataset(name, key, label), MARK)
-        schema.validate(dataset, dict(analysis.variables), analysis.variables)
-        return dataset
+        subsets = self._list_subsets()
+        return read_final_dataset(self.root, str(self.path), subsets, name, label, subset)
 
     def alignment(self, label: str, subset: str | None = None) -> xr.Dataset:
         """Return the alignment of every pair of encoders that was compared.
@@ -396,12 +272,12 @@ class Store:
         return self.dataset("competence", subset=subset)
 
     def dataset_inputs(self, name: str, subset: str, label: str) -> str | None:
-        """Return the identity of what the dataset of a measure was made from; None without one."""
+        """Return the identity of what the dataset of a measure was computed from, or None."""
         group = find_group(self.root, paths.dataset(name, subset, label), MARK)
         return None if group is None else str(group.attrs[MARK])
 
     def is_current(self, name: str, subset: str, label: str | None, inputs: str) -> bool:
-        """Whether a final dataset is there and was made from these inputs (`inputs_digest`)."""
+        """Whether a final dataset exists and was computed from these inputs (`inputs_digest`)."""
         return is_current(self.root, paths.dataset(name, subset, label), inputs)
 
     def column_datasets(self, name: str, subset: str) -> list[xr.Dataset]:
@@ -505,14 +381,15 @@ class Store:
         InputError
             Where ids are missing or repeated, or arrays do not fit them.
         """
-        spec = self.measure(measure, subset)
-        key = self.subset(subset)
-        set_key = str(self.group(paths.subset(key)).attrs["set"])
-        present = {e.modality for e in self.encoders(set_key)}
-        default = next((m for m in MODALITIES if m in present), MODALITIES[0])
-        chosen = self.select_encoders(encoders, modality or default, set_key)
-        of_text = (modality or default) == "text"
-        rows = self.rows(self._captions_of(key) if of_text else key)
+        subsets = self._list_subsets()
+        key = subsets.resolve(subset)
+        spec = subsets.measure(key, measure)
+        set_key = str(subsets.attributes(key)["set"])
+        known = self.encoders(set_key)
+        modality = modality or default_modality(known)
+        chosen = choose_encoders(known, encoders, modality, str(self.path))
+        rows = self.rows(subsets.compared_rows(key, modality))
+        of_text = modality == "text"
         column = "caption_id" if of_text else "stimulus"
         compared = [str(s) for s in self.stimulus_column(set_key, column)[rows]]
         given = [str(s) for s in stimulus]
@@ -525,15 +402,6 @@ class Store:
 
         return score_layers(own, stored_layers(), measure, spec)
 
-    def _captions_of(self, key: str) -> str:
-        """Return the subset of distinct captions on which text towers were compared."""
-        if self._compared[key].get("kind") == "captions":
-            return key
-        found = self.captions_subset(key)
-        if found is None:
-            raise InputError(f"no text towers were compared on subset {key} of {self.path}.")
-        return found
-
     def select_encoders(
         self, chosen: str | Iterable[str], modality: Modality, set: str | None = None
     ) -> list[Encoder]:
@@ -544,36 +412,14 @@ class Store:
         InputError
             Where there is no such encoder, with the nearest.
         """
-        known = [e for e in self.encoders(set) if e.modality == modality]
-        if chosen == "all":
-            return known
-        if chosen == "final":
-            return [e for e in known if e.final]
-        by_id = {e.id: e for e in known}
-        ids = [chosen] if isinstance(chosen, str) else list(chosen)
-        for i in ids:
-            if i not in by_id:
-                raise InputError(
-                    f"there is no {modality} encoder {i!r} in {self.path}.{did_you_mean(i, by_id)}"
-                )
-        return [by_id[i] for i in ids]
+        return choose_encoders(self.encoders(set), chosen, modality, str(self.path))
 
     def group(self, path: str) -> zarr.Group:
         """Return one of the store's Zarr groups."""
         group = find_group(self.root, path)
         if group is None:
-            raise StoreError(f"{self.path}: {path} is not there", remedy(self.root.store))
+            raise StoreError(f"{self.path}: {path} is missing", remedy(self.root.store))
         return group
-
-    def _dataset(self, path: str, mark: str) -> xr.Dataset:
-        """Read a small dataset whole."""
-        group = find_group(self.root, path, mark)
-        if group is None:
-            raise StoreError(
-                f"{self.path} has no {path}: that stage has not been run",
-                "`consilience run WORKFLOW` does what is missing.",
-            )
-        return read_dataset(group)
 
     @property
     def has_parts(self) -> bool:
@@ -592,22 +438,17 @@ class Store:
 
     def subset_metadata(self, subset: str | None = None) -> dict[str, Any]:
         """Return what is recorded about a subset: kind, base, set, fingerprint, n_stimuli."""
-        return dict(self.group(paths.subset(self._subset_or_captions(subset))).attrs)
+        subsets = self._list_subsets()
+        return subsets.attributes(subsets.resolve_any(subset))
 
     def captions_subset(self, subset: str | None = None) -> str | None:
         """Return the key of a subset's distinct captions; None where none were compared."""
-        key = self.subset(subset)
-        found = [k for k, about in self._compared.items() if about.get("base") == key != k]
-        return found[0] if found else None
+        subsets = self._list_subsets()
+        return next(iter(subsets.captions(subsets.resolve(subset))), None)
 
     def dataset_labels(self, name: str, subset: str | None = None) -> list[str]:
         """Return the labels for which a final dataset, such as `alignment`, is stored."""
-        key = self.subset(subset)
-        return [
-            label
-            for label in child_groups(self.root, name, key)
-            if find_group(self.root, paths.dataset(name, key, label), MARK) is not None
-        ]
+        return list(child_groups(self.root, name, self.subset(subset), mark=MARK))
 
     def dataset_metadata(self, name: str, label: str, subset: str | None = None) -> dict[str, Any]:
         """Return the attributes of a final dataset, without reading its variables."""
@@ -615,14 +456,7 @@ class Store:
 
     def checkpoints(self, set: str | None = None) -> dict[tuple[str, str], list[StoredCheckpoint]]:
         """Return (model, modality) → checkpoints in training order, incomplete ones included."""
-        found: dict[tuple[str, str], list[StoredCheckpoint]] = {}
-        for model, tower, group in tower_groups(self.root, self._set(set)):
-            steps = group.training_steps
-            found[model, modality_of(tower)] = [
-                StoredCheckpoint(label, steps[label], group.is_complete(label))
-                for label in in_training_order(steps.items())
-            ]
-        return found
+        return checkpoints(self.root, self._set(set))
 
     def diagnostics(self, label: str, subset: str | None = None) -> list[xr.Dataset]:
         """Return per-representation diagnostics: on the subset, then on its distinct captions.
@@ -633,22 +467,9 @@ class Store:
             `(representation)`: `n_ties`, the stimuli whose neighbours tie (-1 without neighbours).
             Attributes: `kind` of the subset, and `n_stimuli`.
         """
-        import xarray as xr
-
-        found = []
-        for key, grid in self._grids(subset, label).items():
-            ties = grid.column("n_ties")[list(grid.members.values())]
-            found.append(
-                xr.Dataset(
-                    {"n_ties": ("representation", ties)},
-                    coords={"representation": list(grid.members)},
-                    attrs={
-                        "kind": self._compared[key].get("kind"),
-                        "n_stimuli": grid.attrs["n_stimuli"],
-                    },
-                )
-            )
-        return found
+        subsets = self._list_subsets()
+        grids = subsets.scores(subsets.resolve(subset), label)
+        return [diagnostics_dataset(grid, subsets.attributes(key)) for key, grid in grids.items()]
 
     def layer_scores(
         self, label: str, x: Encoder, y: Encoder, subset: str | None = None
@@ -661,27 +482,8 @@ class Store:
             `(layers of x, layers of y)`, NaN where the measure is undefined; None where the pair
             was not compared. Only the chunks that hold the pair are read.
         """
-        for grid in self._grids(subset, label).values():
-            members = grid.members
-            if not all(r in members for r in (*x.representations, *y.representations)):
-                continue
-            rows, columns = ([members[r] for r in e.representations] for e in (x, y))
-            scores, _ = grid.scores_among(rows, columns)
-            if np.isfinite(scores).any():
-                return scores.astype(np.float64)
-        return None
-
-    def _subset_or_captions(self, key: str | None) -> str:
-        return key if key in self._compared else self.subset(key)
-
-
-def _read_grid(
-    grid: Grid,
-) -> tuple[list[str], Float32, NDArray[np.uint8], int]:
-    slots = list(grid.members.values())
-    at = np.ix_(slots, slots)
-    scores = grid.values("score")[at]
-    return list(grid.members), scores, grid.state()[at], int(grid.attrs["n_stimuli"])
+        subsets = self._list_subsets()
+        return layer_scores(subsets.scores(subsets.resolve(subset), label).values(), x, y)
 
 
 __all__ = ["Store", "open_store"]

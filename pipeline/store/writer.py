@@ -1,7 +1,7 @@
 """The write side of a store: what the driver creates, and what workers fill.
 
 The driver creates, grows and removes groups, and writes the final datasets. Workers write whole
-chunks of towers and grids that are there. Both hold the run's lease, or a check of it.
+chunks of existing towers and grids. Both hold the run's lease, or a check of it.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class StoreWriter(Store):
         What has to be held for as long as anything is written: the driver's `Lease`, or what
         `StoreRef.lease_check` gives a worker.
     create
-        Whether to make the store where there is none.
+        Whether to create the store if it does not exist.
 
     Raises
     ------
     InputError
-        Where there is no store, or something else stands there.
+        Where there is no store, or the path holds something else.
     StoreError
         Where it was written by another format version, is damaged, or cannot be written.
     """
@@ -76,7 +76,7 @@ class StoreWriter(Store):
         return encoders(self.root, self._set(set))
 
     def write_stimuli(self, stimuli: StimulusSet) -> None:
-        """Write a stimulus set, if it is not there."""
+        """Write a stimulus set, unless it is stored already."""
         write_stimuli(self.root, stimuli)
 
     def create_tower(
@@ -103,12 +103,12 @@ class StoreWriter(Store):
         delete(self.root, paths.tower(set_key, model, tower))
 
     def ensure_subset(self, subset: Subset) -> None:
-        """Write the rows of a subset, if they are not there."""
+        """Write the rows of a subset, unless they are stored already."""
         path = paths.subset(subset.key)
         if find_group(self.root, path, SUBSET_GROUP.mark) is not None:
             return
         ensure_parents(self.root, path)
-        group = self.root.require_group(path)  # scores may stand below
+        group = self.root.require_group(path)  # there may be scores below it
         delete(self.root, paths.array(path, "row"))
         fill_group(
             group,
@@ -125,7 +125,7 @@ class StoreWriter(Store):
         )
 
     def ensure_scores(self, subset: str, label: str, attributes: Mapping[str, Any]) -> Grid:
-        """Return the grid of one measure on a subset, created empty if it is not there.
+        """Return the grid of one measure on a subset, created empty if it does not exist.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class StoreWriter(Store):
         )
 
     def ensure_null(self, subset: str, label: str, key: str, attributes: Mapping[str, Any]) -> Grid:
-        """Return the grid of one null, created empty if it is not there.
+        """Return the grid of one null, created empty if it does not exist.
 
         Parameters
         ----------
@@ -150,7 +150,7 @@ class StoreWriter(Store):
         )
 
     def drop_measure(self, label: str) -> None:
-        """Remove all results of a measure, on every subset: what is made from others first."""
+        """Remove all results of a measure, on every subset: derived ones first."""
         from pipeline.analysis import ANALYSES
 
         final = [each.name for each in reversed(ANALYSES) if each.scope == "measure"]
@@ -161,12 +161,12 @@ class StoreWriter(Store):
     def write_dataset(
         self, name: str, subset: str, label: str | None, dataset: xr.Dataset, inputs: str
     ) -> None:
-        """Write a final dataset in place of the one that is there.
+        """Write a final dataset, replacing the existing one.
 
         Parameters
         ----------
         inputs
-            The identity of what it was made from, by `inputs_digest`.
+            The identity of what it was computed from, by `inputs_digest`.
         """
         write_dataset(self.root, paths.dataset(name, subset, label), dataset, inputs)
 
@@ -176,9 +176,9 @@ class StoreWriter(Store):
 
     @contextmanager
     def appending_run_log(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Begin the log of a run; give what adds text to it.
+        """Begin the log of a run; provide a function that appends text to it.
 
-        The logs lie in the folder of an empty array: Zarr warns of a folder that is neither group
+        The logs are in the folder of an empty array: Zarr warns of a folder that is neither group
         nor array, and of a file in a group.
         """
         group = find_group(self.root, paths.RUNS) or self.root.create_group(paths.RUNS)

@@ -35,7 +35,7 @@ class Context:
         Before extraction: all that will be in the store. After it: those that are.
     changing
         Labels of measures whose results change with the pending work of earlier stages. A plan
-        counts what is made from these as missing.
+        counts what depends on these as missing.
     """
 
     workflow: Workflow

@@ -175,8 +175,8 @@ def run_workflow(
 def _check_shared(location: Location, client: Any) -> None:
     if not location.is_shared and {*client.run(os.getpid).values()} != {os.getpid()}:
         raise InputError(
-            f"store: {location} is the memory of one process, and the workers are other processes. "
-            "Name a folder, or a URL that all of them can reach."
+            f"store: {location} is the memory of one process, but the workers are other processes. "
+            "Name a folder, or a URL that every worker can reach."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import dask
 import pytest
-from processes import PATIENCE, end, evaluate, processes
+from processes import PATIENCE, end, evaluate, in_this_process, processes
 from zoo import Zoo, inside
 
 from pipeline.cluster import (
@@ -137,20 +137,8 @@ def test_run__window_is_twice_the_threads(
 
 
 def test_run__window_follows_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from distributed import LocalCluster
-
     monkeypatch.setattr(f"{MODULE}.POLL_SECONDS", 0.02)
-    with (
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            protocol="tcp",
-            dashboard_address=":0",
-            memory_limit=0,
-        ) as growing,
-        executor(address(growing.scheduler_address)) as pool,
-    ):
+    with in_this_process() as growing, executor(address(growing.scheduler_address)) as pool:
         counts = in_flight(pool, monkeypatch)
         windows = []
         for n in (1, 3, 1):

@@ -16,8 +16,9 @@ import torch
 from open_clip import factory
 from PIL import Image
 from safetensors.torch import save_file
+from towers import Touch, check_seed, check_weights, equal, hooked, randomised
 
-from pipeline.config.model import Checkpoint, Init, ModelSpec
+from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction.describe import check_fit, describe
 from pipeline.extraction.reader import LayerReader
@@ -80,35 +81,11 @@ def spec(
 
 
 def random_model(chosen: ModelSpec) -> Any:
-    model = seeded_build(SOURCE, chosen, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn(weight.shape, generator=generator)
-    return model
+    return randomised(SOURCE, chosen, 0.1)
 
 
 def pictures(size: int = 16) -> torch.Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
-
-
-def seen(model: torch.nn.Module, names: list[str], run: Any) -> dict[str, torch.Tensor]:
-    kept: dict[str, torch.Tensor] = {}
-    handles = [
-        model.get_submodule(n).register_forward_hook(
-            lambda _m, _i, out, n=n: kept.__setitem__(n, out.clone())
-        )
-        for n in names
-    ]
-    with torch.no_grad():
-        run()
-    for handle in handles:
-        handle.remove()
-    return kept
-
-
-def equal(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # the image tower
@@ -120,7 +97,7 @@ def test_image__blocks_of_a_vit(folder: Path, pool: str) -> None:
     model = random_model(chosen)
     found = LayerReader(chosen, model, "image")(pictures())
     assert list(found) == ["blocks.0", "blocks.1", "blocks.2"]
-    hooks = seen(
+    hooks = hooked(
         model.visual,
         [f"transformer.resblocks.{i}" for i in range(3)],
         lambda: model.encode_image(pictures()),
@@ -151,7 +128,7 @@ def test_image__stages_of_a_resnet(folder: Path) -> None:
     found = LayerReader(chosen, model, "image")(pictures(32))
     names = ["layer1", "layer2", "layer3", "layer4"]
     assert list(found) == ["stem", *names]
-    hooks = seen(model.visual, [*names, "avgpool"], lambda: model.encode_image(pictures(32)))
+    hooks = hooked(model.visual, [*names, "avgpool"], lambda: model.encode_image(pictures(32)))
     for name in names:
         equal(found[name], hooks[name].mean((2, 3)))
     equal(found["stem"], hooks["avgpool"].mean((2, 3)))
@@ -165,7 +142,7 @@ def test_image__trunk_of_timm(folder: Path) -> None:
     found = LayerReader(chosen, model, "image")(pictures())
     names = ["act1", "layer1", "layer2", "layer3", "layer4"]
     assert list(found) == names
-    hooks = seen(model.visual.trunk, names, lambda: model.encode_image(pictures()))
+    hooks = hooked(model.visual.trunk, names, lambda: model.encode_image(pictures()))
     for name in names:
         equal(found[name], hooks[name].mean((2, 3)))
 
@@ -180,7 +157,7 @@ def test_image__trunk_of_timm_without_a_class_token(folder: Path) -> None:
     ).eval()  # fmt: skip
     model.visual.trunk = trunk
     found = LayerReader(chosen, model, "image")(pictures())
-    hooks = seen(trunk, ["blocks.0", "blocks.1"], lambda: trunk(pictures()))
+    hooks = hooked(trunk, ["blocks.0", "blocks.1"], lambda: trunk(pictures()))
     assert list(found) == list(hooks)
     for name, tokens in hooks.items():
         equal(found[name], tokens.mean(1))
@@ -259,7 +236,7 @@ def test_text__other_pools_leave_padding_out(folder: Path, pool: str) -> None:
     chosen = spec(folder, pool=pool)
     model, tokens = random_model(chosen), tokens_of(chosen)
     found = LayerReader(chosen, model, "text")(tokens)
-    hooks = seen(
+    hooks = hooked(
         model.transformer, ["resblocks.0", "resblocks.1"], lambda: model.encode_text(tokens)
     )
     for i in range(2):
@@ -489,19 +466,7 @@ def test_build__is_quiet_and_leaves_logging_alone(
 
 
 def test_load__seed(folder: Path) -> None:
-    chosen = spec(folder)
-
-    def weights(seed: int) -> torch.Tensor:
-        model = load_checkpoint(SOURCE, chosen, Checkpoint(init=Init(seed=seed)))
-        assert not model.training
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-    before = torch.get_rng_state()
-    first = weights(1)
-    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
-    torch.rand(3)
-    torch.testing.assert_close(weights(1), first, rtol=0, atol=0)
-    assert not torch.equal(weights(2), first)
+    check_seed(SOURCE, spec(folder))
 
 
 def training_checkpoint(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
@@ -529,20 +494,7 @@ def test_load__file(folder: Path, tmp_path: Path, kind: str) -> None:
             prefix = "module." if kind == "distributed" else ""
             torch.save(training_checkpoint(weights, prefix), file)
     check_fit(chosen, str(file))
-    loaded = load_checkpoint(SOURCE, chosen, Checkpoint(file=str(file))).state_dict()
-    assert set(loaded) == set(weights)
-    for name, weight in weights.items():
-        torch.testing.assert_close(loaded[name], weight, rtol=0, atol=0)
-
-
-class Touch:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
+    check_weights(load_checkpoint(SOURCE, chosen, Checkpoint(file=str(file))), weights)
 
 
 def test_load__arbitrary_objects_are_not_unpickled(folder: Path, tmp_path: Path) -> None:

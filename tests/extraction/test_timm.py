@@ -15,8 +15,9 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from towers import Touch, check_seed, check_weights, equal, hooked, randomised
 
-from pipeline.config.model import Checkpoint, Init, ModelSpec
+from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction.describe import check_fit, describe
 from pipeline.extraction.reader import LayerReader
@@ -71,12 +72,7 @@ def spec(kind: str, **changes: Any) -> ModelSpec:
 
 
 def random_model(chosen: ModelSpec) -> torch.nn.Module:
-    """Build with weights at which no layer is near its input (some are scaled by 1e-5 at first)."""
-    model = seeded_build(SOURCE, chosen, 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+    model: torch.nn.Module = randomised(SOURCE, chosen, 0.2)
     return model
 
 
@@ -86,23 +82,7 @@ def batch(kind: str, n: int = 3) -> torch.Tensor:
 
 
 def seen(model: torch.nn.Module, names: list[str], inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run the whole model, and keep what the named modules gave."""
-    kept: dict[str, torch.Tensor] = {}
-    handles = [
-        model.get_submodule(n).register_forward_hook(
-            lambda _m, _i, out, n=n: kept.__setitem__(n, out.clone())
-        )
-        for n in names
-    ]
-    with torch.no_grad():
-        model(inputs)
-    for handle in handles:
-        handle.remove()
-    return kept
-
-
-def equal(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    return hooked(model, names, lambda: model(inputs))
 
 
 # layers, against hooks
@@ -412,19 +392,8 @@ def test_tokenizer__images_only() -> None:
 # weights
 
 
-def test_load__seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(seed: int) -> torch.Tensor:
-        model = load_checkpoint(SOURCE, spec("vit"), Checkpoint(init=Init(seed=seed)))
-        assert not model.training
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    first = weights(1)
-    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
-    torch.rand(3)
-    torch.testing.assert_close(weights(1), first, rtol=0, atol=0)
-    assert not torch.equal(weights(2), first)
+def test_load__seed() -> None:
+    check_seed(SOURCE, spec("vit"))
 
 
 @pytest.fixture
@@ -515,20 +484,7 @@ def test_load__file(kind: str, tmp_path: Path) -> None:
     check_fit(chosen, file)
     model = load_checkpoint(SOURCE, chosen, Checkpoint(file=file))
     assert not model.training
-    loaded = model.state_dict()
-    assert set(loaded) == set(weights)
-    for name, weight in weights.items():
-        torch.testing.assert_close(loaded[name], weight, rtol=0, atol=0)
-
-
-class Touch:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
+    check_weights(model, weights)
 
 
 def test_load__arbitrary_objects_are_not_unpickled(tmp_path: Path) -> None:

@@ -794,7 +794,7 @@ def test_write_report__nothing_aggregated_is_refused(tmp_path: Path) -> None:
 
 def test_write_report__folder_that_is_a_file_is_refused(written: Any, tmp_path: Path) -> None:
     (tmp_path / "report").write_text("")
-    with pytest.raises(InputError, match="is a file, and a report is a folder"):
+    with pytest.raises(InputError, match="is a file, but a report is a folder"):
         write_report(written.store, tmp_path / "report")
 
 

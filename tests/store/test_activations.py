@@ -186,7 +186,7 @@ def test_replace_weights__only_before_the_first_block(tower: TowerGroup) -> None
     assert tower.weights("a") == Weights("w-a", 9, 99)
     assert tower.digest("b") != before
     tower.write_block("b", (0, 4), values(tower, (0, 4)))
-    with pytest.raises(StoreError, match=r"image@b: activations are there"):
+    with pytest.raises(StoreError, match=r"image@b: activations were already extracted"):
         reopened(tower).replace_weights("b", Weights("other"))
 
 
@@ -194,10 +194,10 @@ def test_read__not_extracted(tower: TowerGroup) -> None:
     add(tower, "one")
     tower.write_block("one", (0, 4), values(tower, (0, 4)))
     with pytest.raises(
-        StoreError, match=r"m/image@one/a: these activations are not completely extracted"
+        StoreError, match=r"m/image@one/a: not all of these activations have been extracted"
     ):
         reopened(tower).read("one", "a")
-    with pytest.raises(StoreError, match=r"not completely extracted"):
+    with pytest.raises(StoreError, match=r"not all of these activations"):
         tower.read("two", "a")
 
 

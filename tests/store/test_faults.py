@@ -135,10 +135,10 @@ def lost(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (newer, "has store format 3; this is Consilience for format 2. Use a newer Consilience"),
+        (newer, "has store format 3, but this Consilience reads format 2. Use a newer Consilience"),
         (another_group, "is a Zarr group, but not a Consilience store. Name another path."),
-        (a_file, "is a file, and a store is a folder. Name another path."),
-        (a_thesis, "is a folder with other things in it, not a store. Name another path."),
+        (a_file, "is a file, but a store is a folder. Name another path."),
+        (a_thesis, "is not a store, but a folder with other files. Name another path."),
         (spoiled, "zarr.json cannot be read: "),
         (lost, "has lost its zarr.json. `consilience store verify"),
     ],
@@ -168,7 +168,7 @@ def test_run__path_below_a_file(zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     code, output = run(zoo, tmp_path / "file" / "store.zarr")
     assert code == 2
-    assert "file is a file, and a store is a folder" in output
+    assert "file is a file, but a store is a folder" in output
 
 
 def test_verify__makes_the_root_again(zoo: Zoo, tmp_path: Path) -> None:

@@ -120,14 +120,14 @@ def test_layout__layers_keep_their_order(zoo: Zoo, zoo_store: Store) -> None:
 
 def test_open_root__file(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").write_text("text")
-    with pytest.raises(InputError, match=r"a\.zarr is a file, and a store is a folder"):
+    with pytest.raises(InputError, match=r"a\.zarr is a file, but a store is a folder"):
         open_store(tmp_path / "a.zarr")
 
 
 def test_open_root__folder_with_other_things(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
     for mode in ("r", "a"):
-        with pytest.raises(InputError, match="is a folder with other things in it, not a store"):
+        with pytest.raises(InputError, match="is not a store, but a folder with other files"):
             open_root(tmp_path, mode)  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -147,7 +147,7 @@ def test_open_root__a_zarr_array(tmp_path: Path) -> None:
 
 def test_open_root__newer_format(tmp_path: Path) -> None:
     open_root(tmp_path / "new.zarr", "a").attrs["format_version"] = schema.FORMAT_VERSION + 1
-    with pytest.raises(StoreError, match=r"store format 3; this is Consilience for format 2\."):
+    with pytest.raises(StoreError, match=r"store format 3, but this Consilience reads format 2\."):
         open_store(tmp_path / "new.zarr")
 
 
@@ -155,7 +155,9 @@ def test_open_root__older_format(tmp_path: Path) -> None:
     path = tmp_path / "old.zarr"
     zarr.create_group(path, attributes={"format": schema.FORMAT, "format_version": 1})
     for attempt in (open_store, verify, partial(verify, repair=True)):
-        with pytest.raises(StoreError, match=r"store format 1; .* for format 2\. Use an older C"):
+        with pytest.raises(
+            StoreError, match=r"store format 1, but .* reads format 2\. Use an older C"
+        ):
             attempt(path)  # type: ignore[operator]
 
 

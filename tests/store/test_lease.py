@@ -182,14 +182,14 @@ def test_lease__other_host_without_a_heartbeat_is_taken_over(place: Location) ->
 @pytest.mark.parametrize("text", ["{", "[]", '{"host": "a"}'])
 def test_lease__lock_not_yet_written(place: Location, text: str) -> None:
     written(place, text)
-    with pytest.raises(StoreError, match="in use by a run that has just begun"), lease(place):
+    with pytest.raises(StoreError, match="in use by a run that has just started"), lease(place):
         pass
 
 
 def test_lease__lock_whose_maker_died_before_it_was_written(tmp_path: Path) -> None:
     lock = tmp_path / LOCK
     lock.touch()
-    with pytest.raises(StoreError, match="in use by a run that has just begun"), lease(tmp_path):
+    with pytest.raises(StoreError, match="in use by a run that has just started"), lease(tmp_path):
         pass
     os.utime(lock, (time.time() - HOUR,) * 2)
     with lease(tmp_path):

@@ -28,7 +28,9 @@ from pipeline.report.write import default_folder
 from pipeline.store import open_store
 from pipeline.store.io.lease import holder, lease
 from pipeline.store.io.location import LOCK, locate
+from pipeline.store.io.objects import _MAX_CLIENTS, _client
 from pipeline.store.verify import verify
+from pipeline.store.writer import StoreWriter
 from pipeline.workflow import RunReport, load_workflow, run_workflow
 from pipeline.workflow.log import read_runs
 
@@ -218,6 +220,33 @@ def test_update__of_many_threads_none_is_lost(s3: str) -> None:
     assert record.content == b"40"
 
 
+def test_locate__more_urls_than_clients_are_kept(s3: str) -> None:
+    urls = [f"{BUCKET}/client-{n}.zarr" for n in range(_MAX_CLIENTS + 1)]
+    opened = StoreWriter(urls[0], create=True)
+    locations = [locate(url) for url in urls]
+    for n, location in enumerate(locations):
+        location.update("n", lambda _, n=n: str(n).encode())  # type: ignore[misc]
+    kept = _client.cache_info()
+    assert kept.currsize == _MAX_CLIENTS
+    assert opened.sets == open_store(urls[0]).sets == []  # the first was evicted
+    assert _client.cache_info().misses == kept.misses + 1
+    for n, location in enumerate(locations):
+        for each in (location, locate(urls[n])):
+            record = each.read("n")
+            assert record is not None
+            assert record.content == str(n).encode()
+
+
+def test_locate__stores_in_memory_are_never_dropped() -> None:
+    urls = [f"memory://tests/kept-{n}" for n in range(2 * _MAX_CLIENTS)]
+    for url in urls:
+        locate(url).update("n", lambda _, url=url: url.encode())  # type: ignore[misc]
+    for url in urls:
+        record = locate(url).read("n")
+        assert record is not None
+        assert record.content == url.encode()
+
+
 def test_open_store__bucket_that_is_not_there(s3: str) -> None:
     with pytest.raises(StoreError, match=r"s3://no-bucket/a\.zarr cannot be reached: .*bucket's"):
         open_store("s3://no-bucket/a.zarr")
@@ -257,7 +286,7 @@ def test_run__in_memory(copied: Zoo, zoo: Zoo) -> None:
 
 def test_run__in_memory_with_other_processes(copied: Zoo) -> None:
     url = "memory://tests/refused.zarr"
-    with pytest.raises(InputError, match="is the memory of one process, and the workers are"):
+    with pytest.raises(InputError, match="is the memory of one process, but the workers are"):
         run(replace(copied, cluster=None), url)
     assert locate(url).is_empty()
 

@@ -1,4 +1,4 @@
-"""Everything that is damaged or lost is named; repair prepares exactly that to be made again."""
+"""Everything that is damaged or lost is named; repair marks exactly that to be recomputed."""
 
 from __future__ import annotations
 

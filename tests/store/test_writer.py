@@ -12,21 +12,11 @@ from zoo import tree
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import groups
-from pipeline.stimuli import StimuliSpec, StimulusSet, Subset, load_stimuli
+from pipeline.stimuli import StimulusSet, Subset
 from pipeline.store import Store, paths
 from pipeline.store.io.lease import lease
 from pipeline.store.writer import StoreWriter
 from pipeline.types import Weights
-
-
-@pytest.fixture(scope="module")
-def stimuli() -> StimulusSet:
-    return load_stimuli(StimuliSpec(source="digits", part="test"))
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> StoreWriter:
-    return StoreWriter(tmp_path / "s.zarr", create=True)
 
 
 def test_writer__needs_a_store_unless_it_creates_one(tmp_path: Path) -> None:
@@ -84,7 +74,7 @@ def test_tower__created_found_and_dropped(writer: StoreWriter) -> None:
     assert found.attrs["family"] == "f"
     writer.drop_tower("s", "a/b", "image")
     assert writer.tower("s", "a/b", "image") is None
-    with pytest.raises(StoreError, match="is not there"):
+    with pytest.raises(StoreError, match="activations/s/a/b/image is missing"):
         writer.tower_at(encoder.path)
 
 

@@ -199,7 +199,7 @@ def test_run__missing_registry(copied: Zoo) -> None:
 
 def test_run__store_is_a_file(copied: Zoo) -> None:
     (copied.folder / "a.zarr").write_text("")
-    assert "a.zarr is a file, and a store is a folder" in assert_refused(
+    assert "a.zarr is a file, but a store is a folder" in assert_refused(
         copied, "--store", "a.zarr"
     )
 

@@ -243,7 +243,7 @@ def test_run__competence_by_another_probe(copied: Zoo, zoo: Zoo) -> None:
     group = open_root(copied.path, "a")[f"competence/{metadata.parent.name}"]
     del group.attrs["probe"]
     with pytest.raises(
-        StoreError, match=r"its probe is not .*`consilience run WORKFLOW` makes it anew"
+        StoreError, match=r"its probe is not .*`consilience run WORKFLOW` computes it again"
     ):
         copied.store().competence()
     assert counts(copied.plan(), "competence") == (10, 10)

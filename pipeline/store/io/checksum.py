@@ -54,7 +54,7 @@ class ChecksumStore(WrapperStore[Any]):
             raise _unreadable(key, str(error).partition("\n")[0]) from None
         if found is None or not _is_metadata(key) or byte_range is not None:
             return found
-        # a root without a checksum may be a foreign store or another format: `open_root` tells
+        # a root without a checksum may be a foreign store or another format: `open_root` decides
         text = without_checksum(key, found.to_bytes(), strict=key != METADATA)
         return prototype.buffer.from_bytes(text)
 
@@ -89,16 +89,16 @@ def without_checksum(key: str, text: bytes, *, strict: bool = True) -> bytes:
     if written is None and not strict:
         return text
     if written is None:
-        raise ValueError("it has no checksum: it is damaged, or something else wrote it")
+        raise ValueError("it has no checksum: it is damaged, or another program wrote it")
     if written != _checksum(key, document):
-        raise ValueError("its checksum does not match: it is damaged, or something else wrote it")
+        raise ValueError("its checksum does not match: it is damaged, or another program wrote it")
     return json.dumps(document).encode()
 
 
 def _unreadable(key: str, why: str) -> UnreadableError:
     return UnreadableError(
         f"{key} cannot be read now: {why}",
-        "It need not be damaged: check its permissions, the disk or the network, and try again.",
+        "It may be intact: check its permissions, the disk or the network, and try again.",
     )
 
 

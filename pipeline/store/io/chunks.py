@@ -1,7 +1,7 @@
 """Read arrays such that damaged and lost chunks raise instead of returning numbers.
 
 A flipped bit fails the checksum. To Zarr a missing chunk silently reads as the fill value: where a
-chunk must exist and its values could be fill, its file is looked for.
+chunk must exist and its values could be fill, its file is checked.
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ def fault(data: NDArray[np.uint8] | None, size: int) -> str:
 
 def remedy(store: object) -> str:
     """Return the remedy for damage."""
-    return f"`consilience store verify {store_name(store)} --repair` prepares it to be made again."
+    return (
+        f"`consilience store verify {store_name(store)} --repair` prepares it to be computed again."
+    )
 
 
 def store_name(store: object) -> str:

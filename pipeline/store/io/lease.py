@@ -83,8 +83,8 @@ class LeaseCheck:
             if self._lost:
                 raise LostError(
                     f"{self._location}: this run has lost the store: {self._lost}",
-                    "It has stopped writing; what is written is whole and kept. Run again once no "
-                    "other run is at work.",
+                    "It has stopped writing; what was written is complete and kept. Run again once "
+                    "no other run is writing.",
                 )
 
     def _look(self) -> None:
@@ -180,7 +180,7 @@ def lease(
     wait
         Seconds to wait for another run to end.
     on_wait
-        Called once with who holds the lock, where there is something to wait for.
+        Called once with who holds the lock, if there is something to wait for.
     beat, stale
         Seconds between heartbeats, and without one until a lock is taken over.
 
@@ -250,7 +250,7 @@ def _acquire(
             found = _decode(record)
             silent = _silent(found, record)
             if silent < stale and not (found and _is_gone(found)):
-                raise _HeldError(found.phrase if found else "a run that has just begun")
+                raise _HeldError(found.phrase if found else "a run that has just started")
         return _encode(replace(mine, heartbeat=time.time()))
 
     end, told = time.monotonic() + wait, False

@@ -132,7 +132,7 @@ def locate(place: str | Path | Location) -> Location:
 
 
 def register(schemes: Iterable[str], make: Callable[[str], Location]) -> None:
-    """Let URLs of these schemes be locations; `make` takes a URL."""
+    """Register what makes a location of a URL with one of these schemes."""
     _SCHEMES.update(dict.fromkeys(schemes, make))
 
 

@@ -1,4 +1,7 @@
-"""Locations in object stores: `s3://bucket/name.zarr`, and `memory://name` within a process."""
+"""Locations in object stores: `s3://bucket/name.zarr`, and `memory://name` within a process.
+
+`memory://name` is the same store everywhere in a process, for as long as the process lives.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zarr.storage import ObjectStore
@@ -23,8 +29,9 @@ if TYPE_CHECKING:
 
 _PUT_SECONDS = 5.0
 _CONFLICTS = 100  # consecutive conditional puts
-_CLIENTS: dict[str, Any] = {}
-"""URL → client, one for each store that the process uses. A store in memory is its client."""
+_MAX_CLIENTS = 8
+_MEMORY: dict[str, Any] = {}
+"""URL → content of a store in memory: the data themselves, which live as long as the process."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,7 @@ class Bucket(Location):
 
     @property
     def _objects(self) -> Any:
-        """The client, created once in a process."""
-        if self.url not in _CLIENTS:
-            _CLIENTS[self.url] = _client(self.url)
-        return _CLIENTS[self.url]
+        return _client(self.url) if self.is_shared else _in_memory(self.url)
 
     def is_empty(self) -> bool:
         """Whether there is no object below the URL but a lock."""
@@ -109,7 +113,7 @@ class Bucket(Location):
                 return
             except (AlreadyExistsError, PreconditionError):
                 continue
-        raise OSError(f"{self.url}/{name} is constantly changed by other processes")
+        raise OSError(f"{self.url}/{name} is constantly being changed by other processes")
 
     def files(self, folder: str) -> list[str]:
         """Return the names of the objects directly below a path."""
@@ -149,15 +153,26 @@ class Bucket(Location):
 register(("s3", "gs", "az", "memory"), Bucket)
 
 
-def _client(url: str) -> Any:
+def _obstore(url: str) -> ModuleType:
     try:
-        from obstore.store import MemoryStore, from_url
+        return import_module("obstore.store")
     except ModuleNotFoundError:
         raise InputError(
             f"{url}: object stores need the package obstore: pip install 'consilience[s3]'."
         ) from None
-    if url.startswith("memory://"):
-        return MemoryStore()
+
+
+def _in_memory(url: str) -> Any:
+    """Return the store that a URL names in this process, empty at first."""
+    if url not in _MEMORY:
+        _MEMORY.setdefault(url, _obstore(url).MemoryStore())  # threads agree on the first one
+    return _MEMORY[url]
+
+
+@lru_cache(maxsize=_MAX_CLIENTS)
+def _client(url: str) -> Any:
+    """Return a client; kept for its connections, and made again if it was dropped."""
+    from_url = _obstore(url).from_url
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options: dict[str, Any] = {}
     if url.startswith("s3://"):

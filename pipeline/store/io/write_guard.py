@@ -90,7 +90,7 @@ def write_errors(location: Location) -> Iterator[None]:
         if number in _FULL:
             remedy = "Free some space, and run again."
         elif number in _CLOSED:
-            remedy = "Give this account the right to write, or name another store with --store."
+            remedy = "Give this account write permission, or name another store with --store."
         raise StoreError(
             f"{location} cannot be written: {why}", f"{remedy} What was finished is kept."
         ) from error

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.analysis import Analysis
 
 _AGAIN = "marked as missing; the next run computes it again"
-_MADE = "removed; the next run makes it again"
+_MADE = "removed; the next run creates it again"
 
 
 def verify_activations(scan: Scan, part: str) -> None:
@@ -57,7 +57,7 @@ class _NoMetadataError(Exception):
 def _metadata(
     scan: Scan, path: str, group: zarr.Group, kind: GroupKind, sizes: Mapping[str, int]
 ) -> bool:
-    """Check the metadata of a group's arrays; each can be made again from the others.
+    """Check the metadata of a group's arrays; each can be restored from the others.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def _metadata(
     Raises
     ------
     _NoMetadataError
-        Where there is no array to make the others from.
+        Where no array is left to restore the others from.
     """
     attributes = dict(group.attrs)
     lengths = []
@@ -119,10 +119,10 @@ class _Tower:
         self.blocks(found, labels)
 
     def lost(self, path: str, why: str) -> None:
-        """Record damage that only another extraction repairs."""
+        """Record damage that only a new extraction can repair."""
         self.scan.add(
             f"{self.model}#{self.tower}", why, path,
-            "it cannot be made again from the rest: the tower is removed, and the next run "
+            "it cannot be restored from the rest: the tower is removed, and the next run "
             f"extracts it whole, as --replace {self.model} would",
             partial(_drop, self.path),
         )  # fmt: skip
@@ -148,7 +148,7 @@ class _Tower:
             return False
         self.scan.add(
             f"{self.model}#{self.tower}, ids of the stimuli", bad[0], path,
-            f"made again from {source}", lambda root: _write_ids(root, self.path, ids),
+            f"restored from {source}", lambda root: _write_ids(root, self.path, ids),
         )  # fmt: skip
         return False
 
@@ -210,7 +210,7 @@ def verify_measures(scan: Scan, part: str) -> None:
         group, why = scan.group(path)
         if group is None:
             scan.add(
-                f"subset {subset}", why, f"{path}/zarr.json", "the next run makes it again",
+                f"subset {subset}", why, f"{path}/zarr.json", "the next run creates it again",
                 partial(new_group, path),
             )  # fmt: skip
         elif SUBSET_GROUP.mark in group.attrs:
@@ -373,7 +373,7 @@ def _verify_dataset(scan: Scan, path: str, what: str, mark: str) -> None:
 
 
 def _verify_runs(scan: Scan, part: str) -> None:
-    """Check what holds the logs. The logs themselves are no results and have no checksums."""
+    """Check what holds the logs. The logs themselves are not results and have no checksums."""
     if scan.group(part)[0] is not None:
         for layout in RUN_GROUP.layouts({}, {"run": 0}).values():
             scan.metadata(part, layout)

@@ -147,7 +147,7 @@ class Scan:
             return False
         group, why = self.group(path)
         if group is None:
-            self.add(path, why, f"{path}/zarr.json", "made again", partial(new_group, path))
+            self.add(path, why, f"{path}/zarr.json", "restored", partial(new_group, path))
         return True
 
     def metadata(self, group: str, layout: ArrayLayout) -> None:
@@ -161,7 +161,7 @@ class Scan:
         except StoreError as error:
             self.add(
                 path, error.what, f"{path}/zarr.json",
-                "made again from its siblings",
+                "restored from its siblings",
                 partial(_new_array, where, layout),
             )  # fmt: skip
 

@@ -186,12 +186,9 @@ def null_cost(job: NullJob, subset: Subset) -> Cost:
     )
     wanted = job.missing[np.ix_(list(job.left), list(job.right))]
     pairs = float(of_left @ wanted @ of_right)
-    by_method: dict[tuple[str, int], dict[str, MeasureSpec]] = {}
-    for label, spec in job.specs.items():
-        by_method.setdefault(job.calibrate.null_method(spec), {})[label] = spec
     operations, working, results, written = prepared.operations, 0.0, 0.0, 0.0
     scores = 0.0
-    for (method, count), specs in by_method.items():
+    for (method, count), specs in _by_method(job).items():
         directed = {k: s for k, s in specs.items() if not s.measure.symmetric}
         if method == "analytic":  # pairs that moments do not determine are permuted
             relations = len({s.relation for s in specs.values()})

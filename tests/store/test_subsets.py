@@ -1,0 +1,118 @@
+"""Which subsets and measures a store has: listed once for each call, and never out of date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pipeline.analysis import ALIGNMENT
+from pipeline.errors import InputError
+from pipeline.measures import MeasureSpec, measure_spec
+from pipeline.stimuli import StimulusSet, Subset
+from pipeline.store import Store, layout, paths, subsets
+from pipeline.store.writer import StoreWriter
+
+REPRESENTATIONS = {f"timm/{m}@final#image/{n}": "d" for m in "ab" for n in ("stem", "head")}
+
+
+def labels_of(n: int) -> dict[str, MeasureSpec]:
+    return {f"knn{k}": measure_spec("mutual_knn", k=k) for k in range(1, n + 1)}
+
+
+def alignment(n: int = 2) -> xr.Dataset:
+    """Make a dataset with all that an alignment must have, and nothing in it."""
+    variables = {
+        name: (variable.dims, np.full((n,) * len(variable.dims), variable.fill_value, object))
+        if variable.dtype == "str"
+        else (variable.dims, np.zeros((n,) * len(variable.dims), variable.dtype))
+        for name, variable in ALIGNMENT.variables.items()
+    }
+    return ALIGNMENT.stamped(xr.Dataset(variables))
+
+
+def add_results(
+    writer: StoreWriter, subset: Subset, n_labels: int = 1, *, final: bool = True
+) -> None:
+    writer.ensure_subset(subset)
+    for label, spec in labels_of(n_labels).items():
+        attributes = {"measure": spec.identity(), "n_stimuli": len(subset)}
+        grid = writer.ensure_scores(subset.key, label, attributes)
+        grid.admit(REPRESENTATIONS)
+        slots = list(grid.members.values())
+        asked = np.zeros((grid.chunk, grid.chunk), bool)
+        asked[np.ix_(slots, slots)] = True
+        grid.write_chunk(
+            0, 0, {"score": np.full(asked.shape, len(subset), np.float32)}, asked, ~asked
+        )
+        if final:
+            writer.write_dataset("alignment", subset.key, label, alignment(), "i")
+
+
+@pytest.mark.parametrize("call", ["alignment", "similarity", "diagnostics", "measure"])
+@pytest.mark.parametrize("named", [True, False])
+def test_store__lists_the_subsets_once_a_call(
+    writer: StoreWriter,
+    stimuli: StimulusSet,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    named: bool,
+) -> None:
+    first = stimuli.subset(32, 0)
+    for subset in (first, first.distinct_captions(), *([stimuli.subset(32, 1)] if named else [])):
+        add_results(writer, subset, 3, final=subset.kind == "images")
+    listed = []
+
+    def counting(root: Any, *path: str, mark: str = "") -> Any:
+        listed.append("/".join((*filter(None, [root.path]), *path)))
+        return layout.child_groups(root, *path, mark=mark)
+
+    monkeypatch.setattr(subsets, "child_groups", counting)
+    getattr(Store(writer.path), call)("knn2", first.key if named else None)
+    assert sorted(listed) == [paths.SCORES, paths.subset(first.key)]
+
+
+def test_store__sees_what_is_written_after_it_was_opened(
+    writer: StoreWriter, stimuli: StimulusSet
+) -> None:
+    first, second = stimuli.subset(32, 0), stimuli.subset(48, 0)
+    reader = Store(writer.path)
+    for store in (reader, writer):
+        assert store.subsets == []
+    add_results(writer, first, 1)
+    for store in (reader, writer):
+        assert store.subset() == first.key
+        assert store.labels() == ["knn1"]
+    add_results(writer, first, 2)
+    add_results(writer, second)
+    for store in (reader, writer):
+        assert store.subsets == sorted([first.key, second.key])
+        assert store.labels(first.key) == store.dataset_labels("alignment", first.key)
+        assert store.labels(first.key) == ["knn1", "knn2"]
+        with pytest.raises(InputError, match="which subset is meant"):
+            store.similarity("knn1")
+        assert np.nanmax(store.similarity("knn1", second.key)) == len(second)
+    writer.drop_measure("knn1")
+    for store in (reader, writer):
+        assert store.labels(first.key) == ["knn2"]
+        with pytest.raises(InputError, match=r"there is no alignment 'knn1'\. Did you mean 'knn2'"):
+            store.alignment("knn1", first.key)
+
+
+def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusSet) -> None:
+    images = stimuli.subset(64, 0)
+    captions = images.distinct_captions()
+    add_results(writer, captions, final=False)
+    assert Store(writer.path).subsets == [captions.key]  # alone, as with text towers only
+    add_results(writer, images)
+    store = Store(writer.path)
+    assert store.subsets == [images.key]
+    assert store.captions_subset() == captions.key
+    assert store.subset_metadata(captions.key)["kind"] == "captions"
+    assert [d.attrs["kind"] for d in store.diagnostics("knn1")] == ["images", "captions"]
+    # pairs that both have are those of the captions
+    assert np.unique(store.similarity("knn1")) == [len(captions)]
+    add_results(writer, captions)
+    assert store.subsets == sorted([images.key, captions.key])
