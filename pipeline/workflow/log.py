@@ -12,7 +12,6 @@ import platform
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pipeline.errors import InputError, StoreError
 from pipeline.sources import packages
@@ -77,8 +77,9 @@ def run_log(store: StoreWriter, **fields: Any) -> Iterator[RunLog]:
     **fields
         What the run is about to do, as values that JSON can hold.
     """
-    started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
-    with store.appending_run_log(f"{started}-{uuid.uuid4().hex[:6]}") as add:
+    # to the microsecond: names sort by time, though two runs may start within a second
+    started = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%f")
+    with store.appending_run_log(f"{started}-{uuid4().hex[:6]}") as add:
         log = RunLog(add)
         log.write(
             "start",

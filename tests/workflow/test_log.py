@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 import xarray as xr
@@ -14,7 +15,8 @@ from zoo import Zoo, inside
 
 from pipeline.cli import main
 from pipeline.errors import InputError
-from pipeline.workflow.log import FOLDER, LOST, RUNNING, read_run, read_runs
+from pipeline.store.writer import StoreWriter
+from pipeline.workflow.log import FOLDER, LOST, RUNNING, read_run, read_runs, run_log
 
 LATE = ("models.sets=[late]", "compare.measures={cka: {}}")
 
@@ -67,6 +69,18 @@ def test_run_log__failures_and_then_another_run(copied: Zoo) -> None:
     (extraction,) = (t for t in failed.tasks if t["name"] == "extract timm/late")
     assert "late/step-10.safetensors cannot be read" in extraction["errors"][0]
     assert (mended.outcome, mended.n_failed) == ("done", 0)
+
+
+def test_read_runs__oldest_first_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StoreWriter(tmp_path / "s.zarr", create=True)
+    randoms = [UUID(digit * 32) for digit in "9531"]  # by these alone, the latest would be first
+    monkeypatch.setattr("pipeline.workflow.log.uuid4", iter(randoms).__next__)
+    for number in range(len(randoms)):
+        with run_log(store, number=number) as log:
+            log.end("done")
+    assert [run.start["number"] for run in read_runs(tmp_path / "s.zarr")] == [0, 1, 2, 3]
 
 
 def test_run_log__of_a_run_that_broke_off(copied: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
