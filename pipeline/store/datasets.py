@@ -25,7 +25,7 @@ MARK = "inputs"
 
 
 def read_dataset(group: zarr.Group) -> xr.Dataset:
-    """Read a dataset into memory.
+    """Read a dataset into memory, its variables in alphabetical order.
 
     Raises
     ------
@@ -49,10 +49,14 @@ def read_dataset(group: zarr.Group) -> xr.Dataset:
         raise StoreError(
             f"{group.path}: stored data are damaged: {error}", remedy(group.store)
         ) from error
-    # numpy cannot cast its newer variable-length strings to the older ones: return objects
-    text = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "T"}
-    dataset = dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords})
-    return dataset.assign({n: v for n, v in text.items() if n not in dataset.coords})
+    # sorted, since Zarr lists arrays in any order; and numpy cannot cast its newer variable-length
+    # strings to the older ones
+    variables = {
+        name: variable.astype(object) if variable.dtype.kind == "T" else variable
+        for name, variable in sorted(dataset.variables.items(), key=lambda named: str(named[0]))
+    }
+    coords = {name: variables.pop(name) for name in sorted(dataset.coords, key=str)}
+    return xr.Dataset(variables, coords, dataset.attrs)
 
 
 def read_dataset_at(root: zarr.Group, path: str, mark: str, place: str) -> xr.Dataset:

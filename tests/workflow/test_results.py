@@ -320,5 +320,14 @@ def test_competence__of_every_encoder(results: Results) -> None:
     assert np.isnan(found["probe_accuracy"]).all()  # of 64 rows, one class has fewer than 5
 
 
+@pytest.mark.parametrize("name", ["alignment", "convergence", "competence"])
+def test_dataset__variables_are_in_one_order(results: Results, name: str) -> None:
+    """Zarr lists arrays in the order in which their metadata happens to be read."""
+    label = None if name == "competence" else results.store.labels()[0]
+    dataset = results.store.dataset(name, label)
+    assert list(dataset.data_vars) == sorted(dataset.data_vars)
+    assert list(dataset.coords) == sorted(dataset.coords)
+
+
 def test_report__is_written_beside_the_store(zoo: Zoo) -> None:
     assert (zoo.folder / "store.report" / "index.html").stat().st_size > 10_000
