@@ -232,7 +232,7 @@ def permuting_bytes(
     for k in _neighbour_counts(specs):
         lists = n * k * (8 * SINGLE * n_xs + 4 * SINGLE * at_once)
         steps.append(lists + SINGLE * 2.0 * n * n + 3 * scores)
-    if _pairwise(specs):  # each permutation is prepared anew while the one before is there
+    if _pairwise(specs):  # each permutation is prepared while the one before is still held
         pairwise = {spec.name: spec for spec in _pairwise(specs)}
         steps.append(scores + 2 * float(kept_bytes(n, widths, pairwise).resident.sum()))
     # all measures' scores, and how they are brought together over layers

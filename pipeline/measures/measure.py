@@ -96,13 +96,6 @@ class Measure:
         The parameter, if any, whose value the number of stimuli has to exceed.
     beyond
         By at least how many.
-    has_preset
-        Whether presets apply to it: not if the code that they follow computes something else under
-        this name, which `elsewhere` then says.
-    preset_defaults
-        Defaults under a preset, where they differ.
-    ratio_of_hsic
-        Whether it is a ratio of HSIC, to whose denominator presets add a small number.
     direction
         Higher values mean more similar.
     version
@@ -110,6 +103,13 @@ class Measure:
         scores of an older one are refused.
     changed
         What this version does differently from the one before.
+    has_preset
+        Whether presets apply to it: not if the code that they follow computes something else under
+        this name, which `elsewhere` then says.
+    preset_defaults
+        Defaults under a preset, where they differ.
+    ratio_of_hsic
+        Whether it is a ratio of HSIC, to whose denominator presets add a small number.
     """
 
     name: str
@@ -127,9 +127,9 @@ class Measure:
     elsewhere: tuple[tuple[str, str], ...] = ()
     grows_with: str | None = None
     beyond: int = 0
-    has_preset: bool = True
-    preset_defaults: tuple[tuple[str, Value], ...] = ()
-    ratio_of_hsic: bool = False
     direction: Literal["similarity"] = "similarity"
     version: int = 1
     changed: str = ""
+    has_preset: bool = True
+    preset_defaults: tuple[tuple[str, Value], ...] = ()
+    ratio_of_hsic: bool = False

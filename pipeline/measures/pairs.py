@@ -314,7 +314,7 @@ def tile_sides(
     n: int, bytes_per_pair: int, memory: int, streamed: bool, tile: int | None = None
 ) -> tuple[int, int]:
     """Stimuli on the sides of a tile, in whole cells."""
-    if streamed and tile is None:  # each tile reads its rows and columns anew: few and square
+    if streamed and tile is None:  # each tile reads its rows and columns: few and square
         tile = math.isqrt(memory // bytes_per_pair)
     if tile is not None:
         side = min(n, max(1, tile // CELL) * CELL)

@@ -37,7 +37,7 @@ from pipeline.store.labelled import (
     similarity_array,
 )
 from pipeline.store.layout import child_groups, find_group, has_parts, open_root, subset_rows
-from pipeline.store.subsets import Subsets
+from pipeline.store.subsets import Subsets, recorded_measure
 from pipeline.types import Float32, Float64, Modality
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ class Store:
             compared: pairs with a text tower are compared on distinct captions.
         """
         subsets = self._list_subsets()
-        key = subsets.resolve(subset)
-        found = similarity_array(subsets.scores(key, label).values(), label)
-        return found.assign_attrs(subsets.measure(key, label).conventions())
+        grids = subsets.scores(subsets.resolve(subset), label)
+        found = similarity_array(grids.values(), label)
+        return found.assign_attrs(recorded_measure(grids, label).conventions())
 
     def measure(self, label: str, subset: str | None = None) -> MeasureSpec:
         """Return the measure and parameters that a label stands for.

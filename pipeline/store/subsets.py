@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -105,12 +106,10 @@ class Subsets:
         ------
         InputError
             Where there are no such scores, or an earlier version of the measure computed them.
+        StoreError
+            Where scores of the label are damaged, on the subset or on its distinct captions.
         """
-        from pipeline.measures import check_version, recorded_spec
-
-        named = self._own_scores(key, label).attrs["measure"]
-        check_version(named, label)
-        return recorded_spec(named["name"], named["parameters"])
+        return recorded_measure(self.scores(key, label), label)
 
     def _own_scores(self, key: str, label: str) -> Grid:
         groups = self._scored(key)
@@ -121,3 +120,23 @@ class Subsets:
         if key not in self._score_groups:
             self._score_groups[key] = child_groups(self._groups[key], mark=SCORE_GROUP.mark)
         return self._score_groups[key]
+
+
+def recorded_measure(grids: Mapping[str, Grid], label: str) -> MeasureSpec:
+    """Return the measure and parameters that scores were computed with.
+
+    Parameters
+    ----------
+    grids
+        Subset key → scores of a label, at least one.
+
+    Raises
+    ------
+    InputError
+        Where an earlier version of the measure computed them.
+    """
+    from pipeline.measures import check_version, recorded_spec
+
+    named = next(iter(grids.values())).attrs["measure"]
+    check_version(named, label)
+    return recorded_spec(named["name"], named["parameters"])

@@ -1,13 +1,19 @@
+import importlib
 import json
+import pkgutil
 
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.measures import (
+    Measure,
     MeasureSpec,
+    dense,
     get_measure,
     list_measures,
     measure_spec,
+    neighbours,
+    pairwise,
     recorded_spec,
 )
 
@@ -27,8 +33,27 @@ def test_records__equal_relations_come_from_one_function():
     """Since representations are prepared once for all measures of a relation."""
     functions = {}
     for measure in list_measures():
-        function = getattr(measure, "prepare", getattr(measure, "form", None))
+        if measure.engine == "neighbours":
+            continue  # one relation, formed by the engine
+        function = measure.form if measure.engine == "dense" else measure.prepare
         assert functions.setdefault((measure.engine, measure.relation[0]), function) is function
+
+
+@pytest.mark.parametrize("engine", [dense, neighbours, pairwise], ids=lambda e: e.__name__)
+def test_list_measures__has_every_record_that_a_module_declares(engine):
+    modules = [
+        importlib.import_module(f"{engine.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(engine.__path__)
+    ]
+    declared = [r for m in modules for r in vars(m).values() if isinstance(r, Measure)]
+    name = engine.__name__.rpartition(".")[2]
+    listed = [measure for measure in list_measures() if measure.engine == name]
+    assert {record.name for record in declared} == {measure.name for measure in listed}
+    assert all(record in listed for record in declared)
+
+
+def test_records__print_the_same_in_every_process():
+    assert not any(" at 0x" in repr(measure) for measure in list_measures())
 
 
 def test_list_measures__is_a_copy():

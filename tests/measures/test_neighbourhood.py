@@ -13,10 +13,10 @@ from pipeline.measures import pairwise, similarity
 from pipeline.measures.neighbours.lists import Neighbours
 from pipeline.measures.pairwise import neighbourhood
 
-MEASURES = {measure.name: measure for measure in pairwise.MEASURES if measure.of_neighbours}
-
 RANKINGS = ["cosine", "inner", "euclidean"]
 LISTS = ["cycle_knn", "jaccard_knn", "lcs_knn", "edit_knn"]
+RECORDS = {measure.name: measure for measure in pairwise.MEASURES}
+MEASURES = {name: RECORDS[name] for name in (*LISTS, "cknna", "second_order_cosine")}
 FORMS = ["unbiased", "biased", "paper"]
 
 

@@ -14,7 +14,6 @@ from pipeline.measures import (
     score_permuted,
     similarity,
 )
-from pipeline.measures.pairwise.measure import PairwiseMeasure
 
 NAMES = [m.name for m in list_measures() if m.engine == "pairwise"]
 FEW = {
@@ -28,11 +27,6 @@ def arrays():
     rng = np.random.default_rng(0)
     common = rng.normal(size=(24, 3))
     return [common @ rng.normal(size=(3, d)) + rng.normal(size=(24, d)) for d in (4, 6, 5)]
-
-
-def test_records__the_functions_are_in_those_of_the_engine():
-    for measure in list_measures():
-        assert isinstance(measure, PairwiseMeasure) == (measure.engine == "pairwise")
 
 
 @pytest.mark.parametrize("name", NAMES)

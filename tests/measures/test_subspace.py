@@ -24,7 +24,19 @@ from pipeline.measures import (
 )
 from pipeline.measures.pairwise import matching, subspace
 
-MEASURES = {measure.name: measure for measure in pairwise.MEASURES if measure.kind == "subspace"}
+RECORDS = {measure.name: measure for measure in pairwise.MEASURES}
+MEASURES = {
+    name: RECORDS[name]
+    for name in (
+        "procrustes",
+        "cca",
+        "svcca",
+        "pwcca",
+        "linear_regression",
+        "soft_matching",
+        "gulp",
+    )
+}
 
 CORRELATIONS = ["cca", "svcca", "pwcca"]
 

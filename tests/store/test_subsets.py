@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import xarray as xr
 
 from pipeline.analysis import ALIGNMENT
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.measures import MeasureSpec, measure_spec
 from pipeline.stimuli import StimulusSet, Subset
-from pipeline.store import Store, layout, paths, subsets
+from pipeline.store import Store, layout, paths
 from pipeline.store.writer import StoreWriter
 
 REPRESENTATIONS = {f"timm/{m}@final#image/{n}": "d" for m in "ab" for n in ("stem", "head")}
@@ -69,9 +70,11 @@ def test_store__lists_the_subsets_once_a_call(
         listed.append("/".join((*filter(None, [root.path]), *path)))
         return layout.child_groups(root, *path, mark=mark)
 
-    monkeypatch.setattr(subsets, "child_groups", counting)
+    for module in ("subsets", "store", "final_datasets"):
+        monkeypatch.setattr(f"pipeline.store.{module}.child_groups", counting)
     getattr(Store(writer.path), call)("knn2", first.key if named else None)
-    assert sorted(listed) == [paths.SCORES, paths.subset(first.key)]
+    of_results = [f"alignment/{first.key}"] if call == "alignment" else []
+    assert sorted(listed) == [*of_results, paths.SCORES, paths.subset(first.key)]
 
 
 def test_store__sees_what_is_written_after_it_was_opened(
@@ -116,3 +119,17 @@ def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusSet
     assert np.unique(store.similarity("knn1")) == [len(captions)]
     add_results(writer, captions)
     assert store.subsets == sorted([images.key, captions.key])
+
+
+@pytest.mark.parametrize("call", ["similarity", "measure", "diagnostics", "alignment"])
+def test_store__damaged_scores_of_captions_are_reported(
+    writer: StoreWriter, stimuli: StimulusSet, call: str
+) -> None:
+    images = stimuli.subset(64, 0)
+    captions = images.distinct_captions()
+    add_results(writer, images)
+    add_results(writer, captions, final=False)
+    assert isinstance(writer.path, Path)
+    (writer.path / paths.scores(captions.key, "knn1") / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=captions.key):
+        getattr(Store(writer.path), call)("knn1", images.key)

@@ -35,7 +35,7 @@ class DenseMeasure(Measure):
     engine: Literal["dense"] = "dense"
     relation: tuple[str, ...] = field(init=False)
     symmetric: Literal[True] = True
-    form: Callable[..., Relation]
+    form: Callable[..., Relation] = field(repr=False)
     formed_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

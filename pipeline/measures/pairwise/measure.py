@@ -50,10 +50,10 @@ class PairwiseMeasure(Measure):
 
     engine: Literal["pairwise"] = "pairwise"
     relation: tuple[str, ...] = field(init=False)
-    prepare: Callable[..., Any]
-    compare: Callable[..., float]
+    prepare: Callable[..., Any] = field(repr=False)
+    compare: Callable[..., float] = field(repr=False)
     prepares: tuple[str, ...] = ()
-    undefined_reason: Callable[..., str] = always_defined
+    undefined_reason: Callable[..., str] = field(default=always_defined, repr=False)
     of_neighbours: bool = False
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class BatchGrams:
 
 
 def batches(n: int, batch_size: int, n_passes: int, seed: int) -> list[Index]:
-    """Divide stimuli into batches, anew in every pass.
+    """Divide stimuli into random batches, differently in every pass.
 
     Parameters
     ----------

@@ -171,7 +171,7 @@ def _in_memory(url: str) -> Any:
 
 @lru_cache(maxsize=_MAX_CLIENTS)
 def _client(url: str) -> Any:
-    """Return a client; kept for its connections, and made again if it was dropped."""
+    """Return a client; kept for its connections, and created again once it was evicted."""
     from_url = _obstore(url).from_url
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     options: dict[str, Any] = {}
