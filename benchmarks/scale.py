@@ -28,7 +28,8 @@ import numpy as np
 from pipeline.cluster import AddressSpec, Task, executor
 from pipeline.measures import measure_spec
 from pipeline.schema import SCORE_GROUP, State
-from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
+from pipeline.stimuli import StimulusTable
+from pipeline.stimuli.digits import load_digits
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.grid import Grid, pending_pairs
@@ -183,14 +184,14 @@ def stage_seconds(log: RunRecord, stage: dict) -> float:
 MODELS, CHECKPOINTS, LAYERS, FEATURES = 20, 50, 10, 4
 
 
-def add_model(root, stimuli: StimulusSet, name: str) -> list[str]:
+def add_model(root, stimuli: StimulusTable, name: str) -> list[str]:
     """Write a model's activations; return its representations."""
     rng = np.random.default_rng(0)
     layers = [f"blocks.{i}" for i in range(LAYERS)]
     steps = {f"step{10 * i}": (10 * i, Weights(f"sha256:{name}{i}")) for i in range(CHECKPOINTS)}
     tower = TowerGroup.create(
         root, paths.tower(stimuli.key, f"made/{name}", "image"),
-        stimulus_ids=list(map(str, stimuli.image_ids)),
+        stimulus_ids=stimuli.stimulus_ids,
         layers=dict.fromkeys(layers, FEATURES),
         attributes={"model": f"made/{name}", "tower": "image", "recipe": {}, "recipe_digest": name,
                     "n_parameters": 1, "stimuli_fingerprint": stimuli.fingerprint, "metadata": {}},
@@ -227,7 +228,7 @@ def store() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/many.zarr"
         root = open_root(path, "a")
-        stimuli = load_stimuli(StimuliSpec(source="digits", part="test"))
+        stimuli = load_digits("test")
         write_stimuli(root, stimuli)
         started = time.perf_counter()
         names = [name for i in range(MODELS) for name in add_model(root, stimuli, f"m{i}")]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pipeline.types import Modality
 
-MODALITY: Mapping[str, Modality] = {"image": "image", "text": "text"}
+MODALITY: Mapping[str, Modality] = {"image": "image", "text": "text", "array": "array"}
 """Tower → modality, for every tower that a model may have."""
 
 MODALITIES = tuple(dict.fromkeys(MODALITY.values()))

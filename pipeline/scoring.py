@@ -37,7 +37,8 @@ def select_layers(
     compared
         Ids of the stimuli that the store compares.
     may_repeat
-        Whether an id may be given more than once, as that of a caption: then its first row counts.
+        Whether an id may be given more than once, as that of a caption, or of an image that the
+        set has twice: then its first row counts.
 
     Raises
     ------

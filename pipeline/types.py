@@ -17,7 +17,7 @@ Index = NDArray[np.intp]
 
 Block = tuple[int, int]
 """Half-open range of stimuli: one chunk of the activations."""
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "array"]
 """What a tower takes."""
 
 

@@ -23,7 +23,7 @@ from pipeline.analysis.competence import COMPETENCE
 from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
 from pipeline.stimuli import Subset
-from pipeline.stimuli.base import StimulusSet
+from pipeline.stimuli.memory import table_of
 from pipeline.store.grid import PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
 from pipeline.store.writer import StoreWriter
@@ -52,7 +52,7 @@ class Made:
         rng = np.random.default_rng(0)
         images = [rng.integers(0, 255, (4, 4), np.uint8) for _ in range(n)]
         self.path, self.store = path, StoreWriter(path, create=True)
-        self.stimuli = StimulusSet("made", {}, images, labels=rng.integers(0, 5, n))
+        self.stimuli = table_of("made", {}, images=images, labels=rng.integers(0, 5, n))
         self.encoders: list[Encoder] = []
         self.store.write_stimuli(self.stimuli)
         for model in range(n_models):
@@ -63,7 +63,7 @@ class Made:
             self.stimuli.key,
             model,
             "image",
-            stimulus_ids=[str(i) for i in self.stimuli.image_ids],
+            stimulus_ids=self.stimuli.stimulus_ids,
             layers={f"l{i}": width for i, width in enumerate(widths)},
             attributes={
                 "model": model,
@@ -122,11 +122,11 @@ class Made:
 def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> StageTask:
     """Give the task of extracting one model."""
     from pipeline.config.model import ModelSpec
-    from pipeline.stimuli import StimuliSpec, load_stimuli
+    from pipeline.stimuli.digits import DigitsSpec, load_digits
     from pipeline.workflow.models import plan_model
     from pipeline.workflow.stages.extract import create_towers, extract_task
 
-    stimuli = load_stimuli(StimuliSpec())
+    stimuli = load_digits("test")
     spec = ModelSpec(
         id=f"timm/b{batch_size}",
         source="timm",
@@ -138,7 +138,7 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Stag
     store = StoreWriter(folder / "s.zarr", create=True)
     plan = plan_model(store, spec, stimuli)
     create_towers(store, plan, stimuli)
-    return extract_task(plan, stimuli, StimuliSpec(), batch_size, "cpu")
+    return extract_task(plan, stimuli, DigitsSpec(), batch_size, "cpu")
 
 
 def status(name: str) -> int:

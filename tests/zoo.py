@@ -20,7 +20,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from pipeline.stimuli.digits import load_digits
+from pipeline.stimuli.digits import load_digits, pixels
 from pipeline.store import Store, open_store
 from pipeline.store.io.location import LOCK
 from pipeline.training.vocabulary import write_merges
@@ -158,7 +158,7 @@ def write_zoo(folder: Path) -> None:
         for seed, model in enumerate(TIMM):
             torch.manual_seed(seed)
             write_checkpoints(folder, build(model), name_of(model), seed)
-        size = write_merges(folder / "bpe.txt.gz", load_digits("all").captions or ())
+        size = write_merges(folder / "bpe.txt.gz", list(map(str, load_digits("all").columns["caption"])))
         config = {
             "embed_dim": 12,
             "vision_cfg": {
@@ -282,6 +282,6 @@ def digits_inputs(size: int = 16) -> torch.Tensor:
             Image.fromarray(i).convert("RGB").resize((size, size), Image.Resampling.BICUBIC),
             np.float32,
         )
-        for i in load_digits("test").images
+        for i in pixels("test")
     ]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1

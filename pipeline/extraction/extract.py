@@ -16,8 +16,8 @@ from pipeline.errors import ModelError
 from pipeline.extraction.reader import LayerReader
 from pipeline.extraction.torch_source import torch_source
 from pipeline.lru import LruCache
-from pipeline.stimuli import StimulusSet
-from pipeline.stimuli.images import as_image
+from pipeline.stimuli import StimulusReader
+from pipeline.stimuli.ids import hex_ids
 from pipeline.types import Block, Float32, Modality
 
 
@@ -25,7 +25,7 @@ def extract(
     spec: ModelSpec,
     model: torch.nn.Module,
     tower: str,
-    stimuli: StimulusSet,
+    stimuli: StimulusReader,
     blocks: Sequence[Block],
     *,
     batch_size: int = 256,
@@ -37,6 +37,8 @@ def extract(
     ----------
     model
         The model in eval mode, on `device`.
+    stimuli
+        Read a batch at a time.
     blocks
         Half-open ranges of rows of the base set.
     batch_size
@@ -54,7 +56,6 @@ def extract(
     """
     reader = LayerReader(spec, model, tower)
     inputs = _Inputs(spec, model, reader.modality, stimuli)
-    ids = stimuli.ids(reader.modality)
     for start, stop in blocks:
         parts: list[dict[str, Float32]] = []
         row = start
@@ -76,10 +77,12 @@ def extract(
             finite = np.isfinite(values).all(1)
             if not finite.all():
                 first = start + int(np.argmin(finite))
+                ids = stimuli.table.ids_at(reader.modality, slice(first, first + 1))
                 raise ModelError(
                     f"model {spec.id}, {tower} tower, layer {layer}: the activations of "
                     f"{int((~finite).sum())} stimuli are not finite, first row {first} "
-                    f"(stimulus {ids[first]}). Look at the weights, or use precision: float32."
+                    f"(stimulus {hex_ids(ids)[0]}). Look at the weights, or use precision: "
+                    "float32."
                 )
         yield (start, stop), whole
 
@@ -100,27 +103,34 @@ class _Inputs:
     """Preprocessed inputs of one tower by rows, made when asked for and kept for others."""
 
     def __init__(
-        self, spec: ModelSpec, model: torch.nn.Module, modality: Modality, stimuli: StimulusSet
+        self, spec: ModelSpec, model: torch.nn.Module, modality: Modality, stimuli: StimulusReader
     ) -> None:
         source = torch_source(spec.source)
-        self.items = stimuli.items(modality)
-        self.tokens: torch.Tensor | None = None
+        self.stimuli, self.modality = stimuli, modality
         if modality == "text":
-            key = f"{stimuli.fingerprint_of(modality)} {spec.recipe_digest}"
-            self.tokens = _inputs.get(key)
-            if self.tokens is None:  # once for all checkpoints of a model
-                self.tokens = source.tokenizer(spec)(self.items)
-                _inputs.put(key, self.tokens)
+            self.tokenize = source.tokenizer(spec)
+            how = spec.recipe_digest
         else:
             self.transform = source.image_transform(spec, model)
-            self.key = f"{stimuli.fingerprint_of(modality)} {self.transform}"
+            how = str(self.transform)
+        self.key = stimuli.table.digest, modality, how
 
     def __getitem__(self, rows: slice) -> torch.Tensor:
-        if self.tokens is not None:
-            return self.tokens[rows]
-        key = (self.key, rows.start, rows.stop)
+        key = (*self.key, rows.start, rows.stop)
         batch = _inputs.get(key)
         if batch is None:
-            batch = torch.stack([self.transform(as_image(i)) for i in self.items[rows]])
+            batch = self._made(rows)
             _inputs.put(key, batch)
         return batch
+
+    def _made(self, rows: slice) -> torch.Tensor:
+        if self.modality == "text":
+            return self.tokenize(self.stimuli.read("text", rows))
+        return torch.stack(
+            [
+                self.transform(image)
+                for row in range(rows.start, rows.stop)
+                # one at a time: a batch of photographs, decoded, may take gigabytes
+                for image in self.stimuli.read("image", slice(row, row + 1))
+            ]
+        )

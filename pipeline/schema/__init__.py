@@ -22,11 +22,14 @@ from pipeline.schema.variables import (
     LOG,
     SIMILARITY_GRID,
     STIMULI,
+    STIMULUS_ID,
     SUBSET,
     Slot,
     State,
     Variable,
+    is_column_name,
     layer_variable,
+    own_column,
     validate,
 )
 
@@ -45,6 +48,7 @@ __all__ = [
     "SIMILARITY_GRID",
     "STIMULI",
     "STIMULUS_GROUP",
+    "STIMULUS_ID",
     "SUBSET",
     "SUBSET_GROUP",
     "TOWER_GROUP",
@@ -53,7 +57,9 @@ __all__ = [
     "Slot",
     "State",
     "Variable",
+    "is_column_name",
     "layer_variable",
+    "own_column",
     "rows_per_chunk",
     "validate",
 ]

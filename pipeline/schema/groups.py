@@ -20,12 +20,15 @@ from pipeline.schema.variables import (
     SUBSET,
     Variable,
     layer_variable,
+    own_column,
 )
 
 MAX_ROWS = 1024
 """Stimuli in a chunk, at most: 4 MiB of a layer 1,024 wide."""
 COLUMN_CHUNK = 1024
 """Members of a growing axis in a chunk of a one-dimensional variable."""
+ROW_CHUNK = 2**14
+"""Stimuli in a chunk of a one-dimensional variable, at most: workers read a few at a time."""
 
 Attributes = Mapping[str, Any]
 Sizes = Mapping[str, int]
@@ -120,7 +123,7 @@ class GroupKind:
                 continue
             shape = [side if o else known[d] for o, d in zip(own, variable.dims, strict=True)]
             if len(shape) == 1:
-                chunk = [COLUMN_CHUNK if own[0] else shape[0]]
+                chunk = [COLUMN_CHUNK if own[0] else min(shape[0], ROW_CHUNK)]
             else:
                 chunk = [chunks.get(d, s) for d, s in zip(variable.dims, shape, strict=True)]
             found[name] = ArrayLayout(variable, tuple(shape), tuple(chunk))
@@ -151,6 +154,9 @@ STIMULUS_GROUP = GroupKind(
     "stimuli",
     STIMULI,
     mark="fingerprint",
+    further=lambda attributes: {
+        name: own_column(name, dtype) for name, dtype in attributes.get("own_columns", {}).items()
+    },
     chunks=lambda _, sizes: {"stimulus": rows_per_chunk(sizes["stimulus"])},
 )
 TOWER_GROUP = GroupKind(

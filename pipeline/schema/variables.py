@@ -5,6 +5,7 @@ Plain records: nothing here imports zarr, xarray or torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -63,13 +64,38 @@ def _table(*variables: Variable) -> dict[str, Variable]:
 LOG = Variable("log", ("run",), "uint8", "Empty; the logs of runs are files in its folder.")
 
 STIMULI = _table(
-    Variable("stimulus", ("stimulus",), "str", "Content id of the image."),
-    Variable("caption_id", ("stimulus",), "str", "Content id of the caption."),
+    Variable("stimulus", ("stimulus",), "str", "Content id of the image, else caption or array."),
+    Variable("image_id", ("stimulus",), "str", "Content id of the image; empty if there is none."),
+    Variable("caption_id", ("stimulus",), "str", "Content id of the caption; empty if none."),
+    Variable("array_id", ("stimulus",), "str", "Content id of the array; empty if there is none."),
     Variable("caption", ("stimulus",), "str", "Caption."),
     Variable("label", ("stimulus",), "int64", "Class number."),
     Variable("label_name", ("stimulus",), "str", "Class name."),
+    Variable("group", ("stimulus",), "str", "Group, such as a subject or a site."),
+    Variable("id", ("stimulus",), "str", "Id in the manifest."),
+    Variable("path", ("stimulus",), "str", "Path of the file, below the folder of the source."),
+    Variable("row", ("stimulus",), "int64", "Row in the source."),
+    Variable("bytes", ("stimulus",), "int64", "Size of the file in bytes."),
+    Variable("mtime_ns", ("stimulus",), "int64", "Modification time of the file, ns since 1970."),
+    Variable("image_width", ("stimulus",), "int64", "Width of the upright image in pixels."),
+    Variable("image_height", ("stimulus",), "int64", "Height of the upright image in pixels."),
     Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),
 )
+STIMULUS_ID: Mapping[str, str] = {"image": "image_id", "text": "caption_id", "array": "array_id"}
+"""Modality → the variable of its content ids; where it is not stored, they are `stimulus`."""
+_COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+
+
+def is_column_name(name: str) -> bool:
+    """Whether the store can keep a source's own column under this name."""
+    reserved = (*STIMULI, "c", "zarr.json", "height", "width", "channel")
+    return bool(_COLUMN_NAME.fullmatch(name)) and name not in reserved
+
+
+def own_column(name: str, dtype: str) -> Variable:
+    """Return the variable of a source's own column."""
+    return Variable(name, ("stimulus",), dtype, "Column of the source.")
+
 
 SUBSET = _table(Variable("row", ("stimulus",), "int64", "Row of the base set."))
 

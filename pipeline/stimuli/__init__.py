@@ -1,6 +1,29 @@
 """Ordered, content-addressed stimuli from several sources, and subsets of them."""
 
-from pipeline.stimuli.base import StimulusSet, Subset, content_id
-from pipeline.stimuli.spec import StimuliSpec, load_stimuli
+from pipeline.stimuli.ids import content_id
+from pipeline.stimuli.source import (
+    Progress,
+    SourceSpec,
+    StimulusReader,
+    StimulusRows,
+    StimulusSource,
+)
+from pipeline.stimuli.spec import SOURCES, StimuliSpec, index_stimuli, open_stimuli
+from pipeline.stimuli.subset import Subset, SubsetSpec
+from pipeline.stimuli.table import StimulusTable
 
-__all__ = ["StimuliSpec", "StimulusSet", "Subset", "content_id", "load_stimuli"]
+__all__ = [
+    "SOURCES",
+    "Progress",
+    "SourceSpec",
+    "StimuliSpec",
+    "StimulusReader",
+    "StimulusRows",
+    "StimulusSource",
+    "StimulusTable",
+    "Subset",
+    "SubsetSpec",
+    "content_id",
+    "index_stimuli",
+    "open_stimuli",
+]

@@ -8,12 +8,15 @@ whole set, its stroke weight, slant and width: 207 distinct captions.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stimuli.base import StimulusSet
-from pipeline.types import Float64
+from pipeline.stimuli.memory import PixelReader, table_of
+from pipeline.stimuli.source import Progress, SourceSpec, StimulusRows
+from pipeline.stimuli.table import StimulusTable
+from pipeline.types import Float64, Int64
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 N_TRAIN = 1200
@@ -24,31 +27,74 @@ _SLANT = ("backward", "upright", "forward")
 _WIDTH = ("narrow", "medium", "wide")
 
 
+class DigitsSpec(SourceSpec):
+    """scikit-learn's handwritten digits, with captions."""
+
+    source: Literal["digits"] = "digits"
+    """The built-in digits."""
+    part: Literal["train", "test", "all"] = "test"
+    """Which part of them; models trained here never see `test`."""
+
+    def recorded(self) -> dict[str, object]:
+        """Return source and part."""
+        return self.model_dump(mode="json")
+
+
+class DigitsSource:
+    """The digits, which are in memory."""
+
+    spec = DigitsSpec
+
+    def index(
+        self,
+        spec: DigitsSpec,
+        known: StimulusTable | None = None,
+        progress: Progress | None = None,
+    ) -> StimulusTable:
+        """Return the `train` (1,200), `test` (597) or `all` (1,797) part, rows in file order."""
+        return load_digits(spec.part)
+
+    def open(self, spec: DigitsSpec, table: StimulusRows) -> PixelReader:
+        """Open the pixels."""
+        return PixelReader(table, lambda: pixels(spec.part))
+
+
 @lru_cache(maxsize=4)
-def load_digits(part: str = "test") -> StimulusSet:
-    """Return the `train` (1,200), `test` (597) or `all` (1,797) part, rows in file order."""
+def load_digits(part: str = "test") -> StimulusTable:
+    """Return the table of the `train`, `test` or `all` part."""
+    ink, labels, rows = _part(part)
+    captions = np.array(_captions(ink, labels), dtype=object)
+    return table_of(
+        f"digits-{part}",
+        {"source": "digits", "part": part},
+        images=pixels(part),
+        captions=list(captions[rows]),
+        labels=labels[rows],
+        label_names=NAMES,
+    )
+
+
+@lru_cache(maxsize=4)
+def pixels(part: str) -> list[NDArray[np.uint8]]:
+    """Return the images of a part, uint8 (8, 8) each, rows in file order."""
+    ink, _, rows = _part(part)
+    return list(np.round(ink * (255 / 16)).astype(np.uint8)[rows])
+
+
+def _part(part: str) -> tuple[Float64, Int64, Int64]:
+    """Return ink (0 to 16) and classes of all digits, and the rows of a part."""
     from sklearn.datasets import load_digits as fetch
     from sklearn.model_selection import train_test_split
 
     bunch = fetch()
-    ink: Float64 = bunch.images  # 0 to 16
     labels = np.asarray(bunch.target, dtype=np.int64)
-    captions = np.array(_captions(ink, labels), dtype=object)
-    pixels = np.round(ink * (255 / 16)).astype(np.uint8)
     rows = np.arange(len(labels))
     if part != "all":
         train, test = train_test_split(
             rows, train_size=N_TRAIN, random_state=SPLIT_SEED, stratify=labels
         )
         rows = np.sort(train if part == "train" else test)
-    return StimulusSet(
-        name=f"digits-{part}",
-        source={"source": "digits", "part": part},
-        images=list(pixels[rows]),
-        captions=list(captions[rows]),
-        labels=labels[rows],
-        label_names=NAMES,
-    )
+    return bunch.images, labels, rows
 
 
 def class_captions() -> list[str]:
@@ -76,3 +122,6 @@ def _captions(ink: Float64, labels: NDArray[np.int64]) -> list[str]:
 
 def _tercile(values: Float64, words: tuple[str, str, str]) -> list[str]:
     return [words[i] for i in np.digitize(values, np.quantile(values, [1 / 3, 2 / 3]))]
+
+
+SOURCE = DigitsSource()

@@ -1,23 +1,49 @@
-"""The `stimuli:` section of a workflow: a source and its options."""
+"""The `stimuli:` section of a workflow: one of several sources, told apart by `source:`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pipeline.config.yaml import Spec
-from pipeline.stimuli.base import StimulusSet
-from pipeline.stimuli.digits import load_digits
+from pydantic import Discriminator, Tag
+
+from pipeline.stimuli import arrays, digits, images, text
+from pipeline.stimuli.source import (
+    Progress,
+    SourceSpec,
+    StimulusReader,
+    StimulusRows,
+    StimulusSource,
+)
+from pipeline.stimuli.table import StimulusTable
+
+SOURCES: Mapping[str, StimulusSource[Any]] = {
+    module.__name__.rpartition(".")[2]: module.SOURCE for module in (digits, images, text, arrays)
+}
+"""Every source, by the name that `source:` has."""
 
 
-class StimuliSpec(Spec):
-    """A source of stimuli and its options."""
-
-    source: Literal["digits"] = "digits"
-    """Where the stimuli come from. `digits` is built in."""
-    part: Literal["train", "test", "all"] = "test"
-    """Which part of them; models trained here never see `test`."""
+def _source(value: Any) -> Any:
+    return value.get("source", "digits") if isinstance(value, dict) else value.source
 
 
-def load_stimuli(spec: StimuliSpec) -> StimulusSet:
-    """Load the base set that a spec names."""
-    return load_digits(spec.part)
+if TYPE_CHECKING:
+    StimuliSpec = SourceSpec
+else:
+    StimuliSpec = Annotated[
+        Union[tuple(Annotated[s.spec, Tag(name)] for name, s in SOURCES.items())],  # noqa: UP007
+        Discriminator(_source),
+    ]
+"""What `stimuli:` may say; without `source:` it is `digits`."""
+
+
+def index_stimuli(
+    spec: SourceSpec, known: StimulusTable | None = None, progress: Progress | None = None
+) -> StimulusTable:
+    """Make the table of the set that a spec names; see `StimulusSource.index`."""
+    return SOURCES[spec.source].index(spec, known, progress)
+
+
+def open_stimuli(spec: SourceSpec, table: StimulusRows) -> StimulusReader:
+    """Open the set that a spec names, to read the rows of its table."""
+    return SOURCES[spec.source].open(spec, table)

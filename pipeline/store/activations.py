@@ -41,7 +41,7 @@ class TowerGroup:
         root: zarr.Group,
         path: str,
         *,
-        stimulus_ids: Sequence[str],
+        stimulus_ids: Sequence[str] | NDArray[np.object_],
         layers: Mapping[str, int],
         attributes: Mapping[str, Any],
     ) -> TowerGroup:

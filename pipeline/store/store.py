@@ -37,6 +37,7 @@ from pipeline.store.labelled import (
     similarity_array,
 )
 from pipeline.store.layout import child_groups, find_group, has_parts, open_root, subset_rows
+from pipeline.store.stimuli import StoredRows, id_column, read_table
 from pipeline.store.subsets import Subsets, recorded_measure
 from pipeline.types import Float32, Float64, Modality
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pipeline.measures import MeasureSpec
+    from pipeline.stimuli import StimulusTable
 
 
 def open_store(path: str | Path) -> Store:
@@ -122,7 +124,7 @@ class Store:
         return catalog_table(self.encoders(set))
 
     def stimuli(self, set: str | None = None) -> xr.Dataset:
-        """Return ids, captions, labels and, if stored, the images of a set."""
+        """Return ids, captions, labels, other columns and, if stored, the images of a set."""
         path = paths.stimuli(self._set(set))
         return read_dataset_at(self.root, path, STIMULUS_GROUP.mark, str(self.path))
 
@@ -339,6 +341,23 @@ class Store:
         """
         return read_whole(array_of(self.group(paths.stimuli(set_key)), name))
 
+    def find_table(self, source: Mapping[str, Any]) -> StimulusTable | None:
+        """Return the table of a stored set that was made from this source, or None."""
+        for key, group in child_groups(self.root, paths.STIMULI, mark=STIMULUS_GROUP.mark).items():
+            if group.attrs.get("source") == source:
+                return read_table(self.root, key)
+        return None
+
+    def stimulus_rows(self, set_key: str) -> StoredRows:
+        """Return the rows of a set, to be read a few at a time.
+
+        Raises
+        ------
+        StoreError
+            Where the set is missing.
+        """
+        return StoredRows(self.group(paths.stimuli(set_key)), set_key)
+
     def rows(self, subset: str) -> NDArray[np.int64]:
         """Return the rows of the base set that form a subset."""
         return subset_rows(self.root, subset)
@@ -361,8 +380,9 @@ class Store:
             Layer name → activations `(n, features)` of your model, from input to output.
         stimulus
             The n ids of what the rows were computed from, as `stimuli()` returns them: `stimulus`
-            for images, `caption_id` for captions, which may repeat. Rows may be in any order, and
-            may include more than the subset needs.
+            for images, `caption_id` for captions. Those of captions, and of images that the set
+            has twice, may repeat. Rows may be in any order, and may include more than the subset
+            needs.
         measure
             A label of this store.
         encoders
@@ -389,11 +409,11 @@ class Store:
         modality = modality or default_modality(known)
         chosen = choose_encoders(known, encoders, modality, str(self.path))
         rows = self.rows(subsets.compared_rows(key, modality))
-        of_text = modality == "text"
-        column = "caption_id" if of_text else "stimulus"
+        column = id_column(self.set_metadata(set_key), modality)
         compared = [str(s) for s in self.stimulus_column(set_key, column)[rows]]
         given = [str(s) for s in stimulus]
-        own = select_layers(layers, given, compared, may_repeat=of_text)
+        repeats = modality == "text" or len({*compared}) < len(compared)
+        own = select_layers(layers, given, compared, may_repeat=repeats)
 
         def stored_layers() -> Iterator[tuple[Encoder, list[Float32]]]:
             for encoder in chosen:

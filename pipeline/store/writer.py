@@ -34,10 +34,12 @@ from pipeline.store.stimuli import write_stimuli
 from pipeline.store.store import Store
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
+    from numpy.typing import NDArray
 
     from pipeline.encoder import Encoder
-    from pipeline.stimuli import StimulusSet, Subset
+    from pipeline.stimuli import StimulusTable, Subset
 
 
 class StoreWriter(Store):
@@ -75,8 +77,8 @@ class StoreWriter(Store):
         """Return every complete encoder on a set, as the store is now."""
         return encoders(self.root, self._set(set))
 
-    def write_stimuli(self, stimuli: StimulusSet) -> None:
-        """Write a stimulus set, unless it is stored already."""
+    def write_stimuli(self, stimuli: StimulusTable) -> None:
+        """Write a stimulus set, unless it is stored already as it is."""
         write_stimuli(self.root, stimuli)
 
     def create_tower(
@@ -85,7 +87,7 @@ class StoreWriter(Store):
         model: str,
         tower: str,
         *,
-        stimulus_ids: Sequence[str],
+        stimulus_ids: Sequence[str] | NDArray[np.object_],
         layers: Mapping[str, int],
         attributes: Mapping[str, Any],
     ) -> TowerGroup:

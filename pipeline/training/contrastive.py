@@ -9,8 +9,8 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.extraction.torch_source import torch_source
-from pipeline.stimuli import load_stimuli
-from pipeline.stimuli.digits import class_captions
+from pipeline.stimuli import index_stimuli
+from pipeline.stimuli.digits import class_captions, pixels
 from pipeline.training.objective import Objective, image_tensor
 from pipeline.training.vocabulary import write_merges
 
@@ -29,20 +29,20 @@ def prepare(recipe: TrainingRecipe) -> Objective:
     from open_clip.loss import ClipLoss
 
     options = recipe.options
-    shown, held_out = (load_stimuli(spec) for spec in (options.stimuli, options.held_out))
-    assert shown.captions is not None
+    shown, held_out = (index_stimuli(spec) for spec in (options.stimuli, options.held_out))
     assert shown.labels is not None
     assert held_out.labels is not None
     plain = class_captions()
-    _write_vocabulary(recipe, [*shown.captions, *plain])
+    captions = [str(c) for c in shown.columns["caption"]]
+    _write_vocabulary(recipe, [*captions, *plain])
     source = torch_source(recipe.model.source)
     # the towers' methods and the scale are open_clip's, unknown to torch's own type
     model = cast(Any, source.build(recipe.model))
     tokenize = source.tokenizer(recipe.model)
     transform = source.image_transform(recipe.model, model)
-    images = image_tensor(shown.images, transform)
-    test_images = image_tensor(held_out.images, transform)
-    detailed, classes = tokenize(shown.captions), tokenize(plain)
+    images = image_tensor(pixels(options.stimuli.part), transform)
+    test_images = image_tensor(pixels(options.held_out.part), transform)
+    detailed, classes = tokenize(captions), tokenize(plain)
     labels, test_labels = torch.from_numpy(shown.labels), torch.from_numpy(held_out.labels)
     contrast = ClipLoss()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.stimuli.images import as_image
+from pipeline.stimuli.decode import as_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

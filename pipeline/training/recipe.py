@@ -16,7 +16,7 @@ from pipeline.config.yaml import Document, Spec, YamlPath, validate
 from pipeline.errors import InputError
 from pipeline.seeds import derived_seed
 from pipeline.sources import SOURCES
-from pipeline.stimuli import StimuliSpec
+from pipeline.stimuli.digits import DigitsSpec
 
 STEP = "{step}"
 SUFFIXES = (".safetensors", ".pth.tar")
@@ -27,9 +27,9 @@ _VERSION = 2
 class TrainingOptions(Spec):
     """Stimuli, length and optimiser of one training run."""
 
-    stimuli: StimuliSpec = StimuliSpec(part="train")
+    stimuli: DigitsSpec = DigitsSpec(part="train")
     """What the model is trained on."""
-    held_out: StimuliSpec = StimuliSpec(part="test")
+    held_out: DigitsSpec = DigitsSpec(part="test")
     """What its accuracy is measured on at the end."""
     seed: int = Field(default=0, ge=0)
     """Distinguishes trainings by one recipe. Weights, order of the stimuli and captions are drawn

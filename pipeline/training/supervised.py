@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.extraction.torch_source import torch_source
-from pipeline.stimuli import load_stimuli
+from pipeline.stimuli import index_stimuli
+from pipeline.stimuli.digits import pixels
 from pipeline.training.objective import Objective, image_tensor
 
 if TYPE_CHECKING:
@@ -20,16 +21,13 @@ def prepare(recipe: TrainingRecipe) -> Objective:
     source = torch_source(recipe.model.source)
     model = source.build(recipe.model)
     transform = source.image_transform(recipe.model, model)
-    shown, held_out = (
-        load_stimuli(spec) for spec in (recipe.options.stimuli, recipe.options.held_out)
-    )
+    options = recipe.options
+    shown, held_out = (index_stimuli(spec) for spec in (options.stimuli, options.held_out))
     assert shown.labels is not None
     assert held_out.labels is not None
-    images, labels = image_tensor(shown.images, transform), torch.from_numpy(shown.labels)
-    test_images, test_labels = (
-        image_tensor(held_out.images, transform),
-        torch.from_numpy(held_out.labels),
-    )
+    images = image_tensor(pixels(options.stimuli.part), transform)
+    test_images = image_tensor(pixels(options.held_out.part), transform)
+    labels, test_labels = torch.from_numpy(shown.labels), torch.from_numpy(held_out.labels)
 
     def loss(rows: torch.Tensor, choices: torch.Generator) -> torch.Tensor:
         return cross_entropy(model(images[rows]), labels[rows])

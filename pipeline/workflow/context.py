@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.config.registry import Registry
 from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
-from pipeline.stimuli import StimulusSet, Subset
+from pipeline.stimuli import StimulusTable, Subset
 from pipeline.store import Store
 from pipeline.store.writer import StoreWriter
 from pipeline.training import TrainingRecipe
@@ -41,7 +41,7 @@ class Context:
     workflow: Workflow
     store: Store | None
     registry: Registry
-    stimuli: StimulusSet
+    stimuli: StimulusTable
     subset: Subset
     untrained: Sequence[TrainingRecipe]
     models: Sequence[ModelPlan]

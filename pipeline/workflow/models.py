@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.extraction.weights import weights_identity
 from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
-from pipeline.stimuli import StimulusSet
+from pipeline.stimuli import StimulusTable
 from pipeline.store import Store
 from pipeline.store.activations import TowerGroup
 from pipeline.types import Block
@@ -77,7 +77,7 @@ def step_of(checkpoint: Checkpoint) -> int:
 def plan_model(
     store: Store | None,
     spec: ModelSpec,
-    stimuli: StimulusSet,
+    stimuli: StimulusTable,
     *,
     related: Iterable[str] = (),
     replace: bool = False,
@@ -111,7 +111,7 @@ def plan_model(
     plan = ModelPlan(spec, checkpoints, None, metadata, replace)
     blocks = _blocks(len(stimuli))
     for tower in spec.towers:
-        stimuli.items(modality_of(tower))  # raises if there are none
+        stimuli.ids(modality_of(tower))  # raises where there are none
         group = None if replace else stored_tower(store, spec, tower, stimuli)
         if group is not None:
             plan.metadata_changed |= {k: group.attrs.get(k) for k in metadata} != metadata
@@ -143,13 +143,15 @@ def _blocks(n: int) -> list[Block]:
 
 
 def stored_tower(
-    store: Store | None, spec: ModelSpec, tower: str, stimuli: StimulusSet
+    store: Store | None, spec: ModelSpec, tower: str, stimuli: StimulusTable
 ) -> TowerGroup | None:
     """Return the stored activations of a model's tower, or None."""
     return None if store is None else store.tower(stimuli.key, spec.id, tower)
 
 
-def _check_unchanged(spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusSet) -> None:
+def _check_unchanged(
+    spec: ModelSpec, tower: str, group: TowerGroup, stimuli: StimulusTable
+) -> None:
     attributes = group.attrs
     if attributes["recipe_digest"] != spec.recipe_digest:
         old, new = attributes["recipe"], spec.recipe
@@ -181,7 +183,7 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
 
 
 def expected_encoders(
-    store: Store | None, models: Sequence[ModelPlan], stimuli: StimulusSet
+    store: Store | None, models: Sequence[ModelPlan], stimuli: StimulusTable
 ) -> list[Encoder]:
     """Return the encoders that will be in the store once everything is extracted.
 
@@ -220,7 +222,7 @@ def expected_encoders(
 
 
 def stored_encoders(
-    store: Store | None, model: ModelPlan, tower: str, stimuli: StimulusSet
+    store: Store | None, model: ModelPlan, tower: str, stimuli: StimulusTable
 ) -> list[Encoder]:
     """Return the fully extracted encoders of a model's tower, of the workflow's checkpoints."""
     if store is None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipeline.config.registry import load_registry
 from pipeline.errors import ConsilienceError, InputError
-from pipeline.stimuli import StimulusSet, load_stimuli
+from pipeline.lru import LruCache
+from pipeline.stimuli import Progress, StimulusTable, index_stimuli
+from pipeline.stimuli.subset import draw
 from pipeline.store import Store, open_store
 from pipeline.store.io.location import locate
 from pipeline.training import (
@@ -92,7 +94,9 @@ class Plan:
         return not self.context.untrained and not any(p.is_pending for p in self.stages.values())
 
 
-def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
+def plan_workflow(
+    workflow: Workflow, *, replace: Sequence[str] = (), progress: Progress | None = None
+) -> Plan:
     """Check a whole workflow and compare it with its store. Writes nothing.
 
     Parameters
@@ -100,13 +104,15 @@ def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
     replace
         Ids of models, and labels of measures, whose stored results are planned to be dropped and
         computed again.
+    progress
+        Called with how many stimuli are checked, of how many; not for those that are built in.
 
     Raises
     ------
     InputError, StoreError
         For every error that can be found before a task runs.
     """
-    ctx = read_context(workflow, replace=replace)
+    ctx = read_context(workflow, replace=replace, progress=progress)
     stages: dict[str, PlannedStage] = {}
     is_pending = False
     for stage in STAGES:
@@ -118,12 +124,14 @@ def plan_workflow(workflow: Workflow, *, replace: Sequence[str] = ()) -> Plan:
     return Plan(ctx, stages)
 
 
-def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
+def read_context(
+    workflow: Workflow, *, replace: Sequence[str] = (), progress: Progress | None = None
+) -> Context:
     """Read and check the files of a workflow, and compare its models with its store.
 
     Parameters
     ----------
-    replace
+    replace, progress
         As for `plan_workflow`.
 
     Raises
@@ -155,8 +163,8 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
         if r.model.id in {spec.id for spec in specs}
     ]
     steps = {r.model.id: planned_steps(r) for r in recipes}
-    stimuli = load_stimuli(workflow.stimuli)
-    subset = stimuli.subset(workflow.subset.n, workflow.subset.seed)
+    stimuli = _index(workflow, store, progress)
+    subset = draw(stimuli, workflow.subset)
     n_required = max(spec.minimum_stimuli for spec in workflow.compare.specs.values())
     if len(subset) < n_required:
         raise InputError(
@@ -199,10 +207,25 @@ def read_context(workflow: Workflow, *, replace: Sequence[str] = ()) -> Context:
     return ctx
 
 
+_indexed: LruCache[str, StimulusTable] = LruCache(limit=2)
+
+
+def _index(workflow: Workflow, store: Store | None, progress: Progress | None) -> StimulusTable:
+    """Make the table of the stimuli; what did not change is taken from an earlier one."""
+    spec = workflow.stimuli
+    key = spec.absolute().model_dump_json()
+    known = _indexed.get(key)  # a run plans more than once
+    if known is None and store is not None:
+        known = store.find_table(spec.recorded())
+    table = index_stimuli(spec, known, progress)
+    _indexed.put(key, table)
+    return table
+
+
 def _check_trainings(
     workflow: Workflow,
     store: Store | None,
-    stimuli: StimulusSet,
+    stimuli: StimulusTable,
     recipes: Sequence[TrainingRecipe],
 ) -> None:
     """Refuse to retrain models that the store has from another recipe or another seed rule."""

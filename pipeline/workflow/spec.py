@@ -22,7 +22,8 @@ from pipeline.cluster.spec import Size
 from pipeline.config.yaml import Document, OneOrMany, Spec, as_many, load_yaml, validate
 from pipeline.errors import InputError
 from pipeline.measures import MeasureSpec, measure_spec
-from pipeline.stimuli import StimuliSpec
+from pipeline.stimuli import StimuliSpec, SubsetSpec
+from pipeline.stimuli.digits import DigitsSpec
 from pipeline.workflow.representations import Budget
 
 
@@ -59,15 +60,6 @@ class Selection(Spec):
         if not (self.sets or self.families or self.ids):
             raise ValueError("name at least one of sets, families, ids.")
         return self
-
-
-class SubsetSpec(Spec):
-    """Rows of the stimulus set to compare on."""
-
-    n: int | None = Field(default=None, ge=1)
-    """Number of rows; default: all."""
-    seed: int = 0
-    """Seed for sampling the rows, without replacement."""
 
 
 class CompareSpec(Spec):
@@ -160,7 +152,7 @@ class Workflow(Spec):
     """A registry file whose reference models are trained first."""
     models: Selection
     """Which models to use."""
-    stimuli: StimuliSpec = StimuliSpec()
+    stimuli: StimuliSpec = DigitsSpec()
     """The stimuli that the models see."""
     subset: SubsetSpec = SubsetSpec()
     """The rows to compare on."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
+from pipeline.stimuli import StimulusTable, index_stimuli
+from pipeline.stimuli.digits import DigitsSpec
 from pipeline.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")
-def stimuli() -> StimulusSet:
-    return load_stimuli(StimuliSpec(source="digits", part="test"))
+def stimuli() -> StimulusTable:
+    return index_stimuli(DigitsSpec(part="test"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import xarray as xr
 from pipeline.analysis import ALIGNMENT
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import MeasureSpec, measure_spec
-from pipeline.stimuli import StimulusSet, Subset
+from pipeline.stimuli import StimulusTable, Subset
 from pipeline.store import Store, layout, paths
 from pipeline.store.writer import StoreWriter
 
@@ -56,7 +56,7 @@ def add_results(
 @pytest.mark.parametrize("named", [True, False])
 def test_store__lists_the_subsets_once_a_call(
     writer: StoreWriter,
-    stimuli: StimulusSet,
+    stimuli: StimulusTable,
     monkeypatch: pytest.MonkeyPatch,
     call: str,
     named: bool,
@@ -78,7 +78,7 @@ def test_store__lists_the_subsets_once_a_call(
 
 
 def test_store__sees_what_is_written_after_it_was_opened(
-    writer: StoreWriter, stimuli: StimulusSet
+    writer: StoreWriter, stimuli: StimulusTable
 ) -> None:
     first, second = stimuli.subset(32, 0), stimuli.subset(48, 0)
     reader = Store(writer.path)
@@ -104,7 +104,7 @@ def test_store__sees_what_is_written_after_it_was_opened(
             store.alignment("knn1", first.key)
 
 
-def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusSet) -> None:
+def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusTable) -> None:
     images = stimuli.subset(64, 0)
     captions = images.distinct_captions()
     add_results(writer, captions, final=False)
@@ -123,7 +123,7 @@ def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusSet
 
 @pytest.mark.parametrize("call", ["similarity", "measure", "diagnostics", "alignment"])
 def test_store__damaged_scores_of_captions_are_reported(
-    writer: StoreWriter, stimuli: StimulusSet, call: str
+    writer: StoreWriter, stimuli: StimulusTable, call: str
 ) -> None:
     images = stimuli.subset(64, 0)
     captions = images.distinct_captions()

@@ -12,7 +12,7 @@ from zoo import tree
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import groups
-from pipeline.stimuli import StimulusSet, Subset
+from pipeline.stimuli import StimulusTable, Subset
 from pipeline.store import Store, paths
 from pipeline.store.io.lease import lease
 from pipeline.store.writer import StoreWriter
@@ -26,7 +26,7 @@ def test_writer__needs_a_store_unless_it_creates_one(tmp_path: Path) -> None:
     assert StoreWriter(tmp_path / "s.zarr").sets == []
 
 
-def test_writer__writes_only_under_its_lease(tmp_path: Path, stimuli: StimulusSet) -> None:
+def test_writer__writes_only_under_its_lease(tmp_path: Path, stimuli: StimulusTable) -> None:
     with lease(tmp_path / "s.zarr") as held:
         writer = StoreWriter(tmp_path / "s.zarr", create=True, lease=held)
         writer.write_stimuli(stimuli)
@@ -36,7 +36,7 @@ def test_writer__writes_only_under_its_lease(tmp_path: Path, stimuli: StimulusSe
 
 
 def test_write_stimuli__columns_are_read_one_by_one(
-    writer: StoreWriter, stimuli: StimulusSet
+    writer: StoreWriter, stimuli: StimulusTable
 ) -> None:
     writer.write_stimuli(stimuli)
     before = tree(writer.location.path)  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ def test_write_stimuli__columns_are_read_one_by_one(
         writer.stimulus_column(stimuli.key, "moods")
 
 
-def test_ensure_subset__once(writer: StoreWriter, stimuli: StimulusSet) -> None:
+def test_ensure_subset__once(writer: StoreWriter, stimuli: StimulusTable) -> None:
     subset = stimuli.subset(64, 0)
     assert isinstance(subset, Subset)
     writer.ensure_subset(subset)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.stimuli import StimuliSpec
+from pipeline.stimuli.digits import DigitsSpec
 from pipeline.training import TrainingRecipe, load_recipes, planned_steps
 
 ENTRY = (
@@ -142,7 +142,7 @@ def test_seeds__do_not_change_with_what_is_saved_and_tested(tmp_path: Path) -> N
     ):
         assert one(same).seeds == seeds
     recipe = one(write(tmp_path))
-    options = recipe.options.model_copy(update={"held_out": StimuliSpec(part="all")})
+    options = recipe.options.model_copy(update={"held_out": DigitsSpec(part="all")})
     assert recipe.model_copy(update={"options": options}).seeds == seeds
 
 

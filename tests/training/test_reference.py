@@ -115,7 +115,7 @@ def test_reference__no_two_models_share_an_order_or_captions() -> None:
 
 
 def captions() -> list[str]:
-    return [*(load_digits("train").captions or ()), *class_captions()]
+    return [*map(str, load_digits("train").columns["caption"]), *class_captions()]
 
 
 def test_write_merges__size_is_the_configs(tmp_path: Path) -> None:

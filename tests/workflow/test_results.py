@@ -41,7 +41,7 @@ class Results:
     @cached_property
     def rows(self) -> dict[str, NDArray[np.int64]]:
         drawn = np.sort(np.random.default_rng(0).permutation(597)[:N])
-        captions = [load_digits("test").captions[i] for i in drawn]
+        captions = [str(load_digits("test").columns["caption"][i]) for i in drawn]
         first = [
             i
             for i, c in zip(drawn, captions, strict=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import zarr
 
 from pipeline.errors import StoreError
+from pipeline.modality import modality_of
 from pipeline.schema import (
     NULL_GROUP,
     RUN_GROUP,
@@ -24,8 +25,9 @@ from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
 from pipeline.store.datasets import MARK, lost_keys, variables
 from pipeline.store.grid import Grid
-from pipeline.store.io.chunks import ChunkIndex, array_of, read_whole, stored_chunks
+from pipeline.store.io.chunks import DAMAGE, ChunkIndex, array_of, read_whole, stored_chunks
 from pipeline.store.layout import create_variable, delete
+from pipeline.store.stimuli import id_column
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
 
 if TYPE_CHECKING:
@@ -138,12 +140,12 @@ class _Tower:
         if not bad:
             return True
         source = paths.stimuli(paths.tower_parts(self.path)[0])
-        column = "stimulus" if self.tower == "image" else "caption_id"
         try:
+            column = id_column(dict(self.scan.root[source].attrs), modality_of(self.tower))
             ids = [
                 str(i) for i in read_whole(array_of(self.scan.root, paths.array(source, column)))
             ]
-        except StoreError:
+        except (StoreError, *DAMAGE):
             self.lost(path, bad[0])
             return False
         self.scan.add(

@@ -17,7 +17,7 @@ from pipeline.encoder import Encoder
 from pipeline.measures import MeasureSpec
 from pipeline.measures.footprint import SINGLE
 from pipeline.schema import State
-from pipeline.stimuli import Subset
+from pipeline.stimuli import StimulusTable, Subset
 from pipeline.store import Store, open_store
 from pipeline.store.datasets import inputs_digest
 from pipeline.store.io.lease import StoreRef
@@ -38,7 +38,8 @@ SAVE_SECONDS = 60.0
 _DIGEST = "activations_digest"
 
 Columns = dict[str, dict[str, Any]]
-"""Encoder id → column → value, and the identity of its activations under `activations_digest`."""
+"""Encoder id → column → value, and the identity of activations and labels, under
+`activations_digest`."""
 
 
 @dataclass
@@ -77,8 +78,11 @@ class AnalyseEncoders(Stage[PendingColumns]):
         missing, n_wanted = [], 0
         for comparison, encoders in _measurable(ctx.comparisons):
             n_wanted += len(encoders)
+            base = comparison.subset.base
             todo = [
-                e for e in encoders if not e.digest or known.get(e.id, {}).get(_DIGEST) != e.digest
+                e
+                for e in encoders
+                if not e.digest or known.get(e.id, {}).get(_DIGEST) != _identity(e, base)
             ]
             if todo:
                 missing.append((comparison, todo))
@@ -136,6 +140,11 @@ def _measurable(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison,
             yield comparison, encoders
 
 
+def _identity(encoder: Encoder, base: StimulusTable) -> str:
+    """Return the identity of an encoder's activations and of the labels of its stimuli."""
+    return hashlib.sha256(f"{encoder.digest} {base.labels_digest}".encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class ColumnsJob:
     """A few encoders to measure."""
@@ -144,7 +153,7 @@ class ColumnsJob:
     subset: str
     set_key: str
     encoders: Sequence[tuple[str, str, str, str, str]]
-    """For each: id, path of its group, checkpoint, last layer, identity of its activations."""
+    """For each: id, path of its group, checkpoint, last layer, identity of what is measured."""
 
 
 def columns_task(
@@ -161,7 +170,10 @@ def columns_task(
             analysis.name,
             subset.key,
             subset.base.key,
-            [(e.id, e.path, e.checkpoint, e.layers[-1], e.digest) for e in encoders],
+            [
+                (e.id, e.path, e.checkpoint, e.layers[-1], _identity(e, subset.base))
+                for e in encoders
+            ],
         ),
         estimate=Cost(
             footprint.operations,
@@ -178,7 +190,8 @@ def measure_columns(store: StoreRef, job: ColumnsJob) -> Columns:
     (analysis,) = (a for a in ANALYSES if a.name == job.analysis)
     stored = open_store(store.place)
     rows = stored.rows(job.subset)
-    labels = stored.stimulus_column(job.set_key, "label").astype(np.int64)[rows]
+    # numbered anew: a person's class numbers may be any
+    _, labels = np.unique(stored.stimulus_column(job.set_key, "label")[rows], return_inverse=True)
     found: Columns = {}
     for encoder, path, checkpoint, layer, digest in job.encoders:
         x = stored.tower_at(path).read(checkpoint, layer, rows)

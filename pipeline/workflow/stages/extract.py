@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from pipeline.cluster import Device
 from pipeline.cluster.workers import report_progress
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.encoder import in_training_order
-from pipeline.errors import InputError, LostError, ModelError
+from pipeline.errors import LostError, ModelError
 from pipeline.extraction.allocator import own_pages
 from pipeline.extraction.weights import weights_identity
 from pipeline.measures.footprint import SINGLE
 from pipeline.modality import modality_of
 from pipeline.schema import rows_per_chunk
 from pipeline.sources import packages
-from pipeline.stimuli import StimuliSpec, StimulusSet, load_stimuli
+from pipeline.stimuli import SourceSpec, StimulusTable, open_stimuli
+from pipeline.stimuli.ids import hex_ids
 from pipeline.store.activations import TowerGroup
 from pipeline.store.io.lease import StoreRef
 from pipeline.store.writer import StoreWriter
@@ -29,7 +29,6 @@ from pipeline.workflow.models import (
     ModelPlan,
     step_of,
     stored_encoders,
-    stored_tower,
 )
 from pipeline.workflow.stages.stage import Failure, Stage, StageTask, stage_task
 
@@ -96,11 +95,11 @@ class Extract(Stage[list[ModelPlan]]):
 
 
 def extract_task(
-    model: ModelPlan, stimuli: StimulusSet, spec: StimuliSpec, batch_size: int, device: Device
+    model: ModelPlan, stimuli: StimulusTable, spec: SourceSpec, batch_size: int, device: Device
 ) -> StageTask:
     """Return the task that extracts a model's missing activations."""
     job = ExtractJob(
-        spec,
+        spec.absolute(),
         stimuli.key,
         model.spec.absolute(),
         {label: model.checkpoints[label].absolute() for label in model.missing},
@@ -118,7 +117,7 @@ def extract_task(
     )
 
 
-def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device: Device) -> Cost:
+def extract_cost(model: ModelPlan, stimuli: StimulusTable, batch_size: int, device: Device) -> Cost:
     """Estimate the cost of extracting one model: loading, forward passes, pooled outputs."""
     n = len(stimuli)
     assert model.towers is not None
@@ -135,13 +134,13 @@ def extract_cost(model: ModelPlan, stimuli: StimulusSet, batch_size: int, device
     # weights are in memory twice while loading, as read from the file and in the model; the model
     # of the previous checkpoint is released only after the next one is loaded
     loading = max(files, default=0.0) + (weights if published and len(model.missing) > 1 else 0.0)
-    pixels = sum(image.nbytes for image in stimuli.images)
     return Cost(
         model.flops(n),
         sum(files),
         model.bytes_to_write(n) + model.n_missing,
-        weights + max(loading, forward + 2.0 * batch * inputs) + pooled,
-        decoded + pixels,
+        # an image is in memory as a file, decoded, and resized
+        weights + max(loading, forward + 2.0 * batch * inputs) + pooled + 3.0 * stimuli.item_bytes,
+        decoded + stimuli.resident_bytes,
     )
 
 
@@ -152,7 +151,7 @@ def _file_bytes(file: str | None, weights: float) -> float:
     return weights
 
 
-def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusSet) -> None:
+def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusTable) -> None:
     """Create or grow the groups of one model. Driver only."""
     spec = model.spec
     steps = {label: step_of(c) for label, c in model.checkpoints.items()}
@@ -177,7 +176,7 @@ def create_towers(store: StoreWriter, model: ModelPlan, stimuli: StimulusSet) ->
         group.add_checkpoints(rows)
 
 
-def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusSet) -> TowerGroup:
+def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusTable) -> TowerGroup:
     from importlib.metadata import version
 
     assert model.towers is not None
@@ -186,7 +185,7 @@ def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusS
         stimuli.key,
         spec.id,
         tower,
-        stimulus_ids=[str(i) for i in stimuli.ids(modality_of(tower))],
+        stimulus_ids=hex_ids(stimuli.ids(modality_of(tower))),
         layers=dict(zip(info.layers, info.widths, strict=True)),
         attributes={
             **model.metadata,
@@ -209,7 +208,7 @@ def _create(store: StoreWriter, model: ModelPlan, tower: str, stimuli: StimulusS
 class ExtractJob:
     """What a worker needs to extract one model: specs, not the model itself."""
 
-    stimuli: StimuliSpec
+    stimuli: SourceSpec
     set_key: str
     spec: ModelSpec
     checkpoints: Mapping[str, Checkpoint]
@@ -238,11 +237,6 @@ def _check_loaded(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: To
         )
 
 
-@lru_cache(maxsize=2)
-def _stimuli(spec: StimuliSpec) -> StimulusSet:
-    return load_stimuli(spec)
-
-
 def extract_job(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     """Extract one model on a worker; return checkpoint → error of those that failed."""
     with own_pages():
@@ -255,16 +249,11 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     from pipeline.extraction.extract import extract
     from pipeline.extraction.torch_source import load_checkpoint, load_weights, torch_source
 
-    stimuli = _stimuli(job.stimuli)
-    if stimuli.key != job.set_key:
-        raise InputError(
-            f"this worker sees other stimuli ({stimuli.key}) than the driver ({job.set_key}): "
-            "put the same files and versions on every machine."
-        )
     device = job.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     writer = StoreWriter(store.place, lease=store.lease_check())
+    stimuli = open_stimuli(job.stimuli, writer.stimulus_rows(job.set_key))
     errors: dict[str, str] = {}
     done = 0
     source, model = torch_source(job.spec.source), None
@@ -276,7 +265,7 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
             else:
                 model = load_checkpoint(source, job.spec, job.checkpoints[label]).to(device)
             for tower, blocks in towers.items():
-                group = stored_tower(writer, job.spec, tower, stimuli)
+                group = writer.tower(job.set_key, job.spec.id, tower)
                 assert group is not None
                 _check_loaded(job.spec, label, job.checkpoints[label], group)
                 for block, values in extract(

@@ -1,0 +1,151 @@
+"""From what a source found to a table: faults, order, duplicates and class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.stimuli.ids import Ids
+from pipeline.stimuli.source import FileSpec
+from pipeline.stimuli.table import StimulusTable
+from pipeline.types import Int64, Mask, Modality
+
+
+@dataclass
+class Draft:
+    """Rows as a source found them, bad ones included.
+
+    Attributes
+    ----------
+    rows
+        What each row is called in messages: a path, a line.
+    content
+        Modality → content ids; 0 where a row has no item, or a bad one.
+    columns
+        Name → value of each row.
+    faults
+        Row → why it cannot be used.
+    notes
+        What a person should know of it, as sentences.
+    """
+
+    rows: Sequence[str]
+    content: Mapping[Modality, Ids]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    faults: Mapping[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def table(
+        self,
+        spec: FileSpec,
+        name: str,
+        *,
+        order: bool = False,
+        details: Mapping[str, Any] | None = None,
+        resident_bytes: int = 0,
+        item_bytes: int = 0,
+    ) -> StimulusTable:
+        """Return the table of the good rows.
+
+        Parameters
+        ----------
+        order
+            Whether to order the rows by their content ids, for sources that have no order of
+            their own; else they stay as they are.
+        details
+            What the store records of the source besides its spec.
+        """
+        notes = list(self.notes)
+        keep = np.ones(len(self.rows), dtype=bool)
+        if self.faults:
+            keep[list(self.faults)] = False
+            if spec.on_bad_stimulus == "error":
+                raise InputError(self._faults_message(name))
+            notes.append(_noted("cannot be used and were dropped", self._named(~keep), self.rows))
+        made = StimulusTable(name, {}, self.content)
+        chosen = np.arange(len(self.rows))
+        if order:
+            chosen = np.argsort(made.row_ids, kind="stable")
+        chosen = chosen[keep[chosen]]
+        repeats = _repeats(made.row_ids[chosen])
+        if repeats.any():
+            named = [self.rows[int(i)] for i in chosen[repeats]]
+            if spec.duplicates == "drop":
+                chosen = chosen[~repeats]
+                notes.append(_noted("are exact duplicates and were dropped", named, self.rows))
+            else:
+                notes.append(
+                    _noted("are exact duplicates of earlier ones", named, self.rows)
+                    + " They are each other's nearest neighbours: duplicates: drop leaves them out."
+                )
+        if not len(chosen):
+            raise InputError(f"stimuli {name!r}: none are left.")
+        return StimulusTable(
+            name,
+            spec.recorded(),
+            {m: ids[chosen] for m, ids in self.content.items() if ids[chosen].any()},
+            {column: values[chosen] for column, values in self.columns.items()},
+            details or {},
+            notes,
+            resident_bytes,
+            item_bytes,
+        )
+
+    def _named(self, rows: Mask) -> list[str]:
+        return [self.rows[int(i)] for i in np.flatnonzero(rows)]
+
+    def _faults_message(self, name: str) -> str:
+        lines = "".join(f"\n  {self.rows[i]}: {self.faults[i]}" for i in sorted(self.faults))
+        return (
+            f"stimuli {name!r}: {len(self.faults)} of {len(self.rows)} cannot be used:{lines}\n"
+            "Repair or remove them, or leave them out for all models with on_bad_stimulus: drop."
+        )
+
+
+def _noted(what: str, named: Sequence[str], rows: Sequence[str]) -> str:
+    shown = ", ".join(named[:3]) + (", …" if len(named) > 3 else "")
+    return f"{len(named)} of {len(rows)} stimuli {what}: {shown}."
+
+
+def _repeats(ids: Ids) -> Mask:
+    """Return which ids have been seen before."""
+    repeated = np.ones(len(ids), dtype=bool)
+    repeated[np.unique(ids, return_index=True)[1]] = False
+    return repeated
+
+
+def text_column(values: Sequence[str]) -> NDArray[Any]:
+    """Return strings as a column."""
+    return np.array(values, dtype=np.dtypes.StringDType())
+
+
+def label_columns(values: Sequence[Any], rows: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return class numbers, and names where classes are not numbers themselves.
+
+    Names are numbered in alphabetical order.
+
+    Raises
+    ------
+    InputError
+        Where a row has no label.
+    """
+    texts = [str(v).strip() if v is not None else "" for v in values]
+    without = [row for row, text in zip(rows, texts, strict=True) if not text]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(rows)} rows have no label, first {without[0]}. Label all "
+            "rows, or none: rename the column, or set label: null."
+        )
+    try:
+        numbers: Int64 = np.array([int(t) for t in texts], dtype=np.int64)
+        if (numbers >= 0).all():
+            return {"label": numbers}
+    except ValueError:
+        pass
+    names, codes = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    return {"label": codes.astype(np.int64), "label_name": text_column(list(names[codes]))}
