@@ -22,7 +22,7 @@ import psutil
 from pipeline.analysis.competence import COMPETENCE
 from pipeline.encoder import Encoder
 from pipeline.measures import measure_spec
-from pipeline.stimuli import Subset
+from pipeline.stimuli import Subset, SubsetSpec, draw
 from pipeline.stimuli.memory import table_of
 from pipeline.store.grid import PendingPairs, pending_pairs
 from pipeline.store.io.lease import StoreRef
@@ -85,7 +85,7 @@ class Made:
         self, n: int, measures: dict[str, Any], memory: int, null: CalibrateSpec | None, tag: str
     ) -> Iterator[StageTask]:
         """Give the tasks that compare everything, each with what it is said to take."""
-        subset, budget = self.stimuli.subset(n), Budget(memory)
+        subset, budget = draw(self.stimuli, SubsetSpec(n=n)), Budget(memory)
         specs = {f"{name}-{tag}": measure_spec(name, **o) for name, o in measures.items()}
         every = np.ones((len(self.encoders),) * 2, bool)
         comparison = Comparison(
@@ -202,9 +202,9 @@ def main(what: str) -> None:
                 task.function(StoreRef(warm.path), task.job)
             for task in made.tasks(1536, measures, memory, null, case):
                 show(case, made.path, task)
-        for task in warm.competence(warm.stimuli.subset(48)):
+        for task in warm.competence(draw(warm.stimuli, SubsetSpec(n=48))):
             task.function(StoreRef(warm.path), task.job)
-        for task in made.competence(made.stimuli.subset(1536)):
+        for task in made.competence(draw(made.stimuli, SubsetSpec(n=1536))):
             show("competence", made.path, task)
 
 

@@ -158,7 +158,9 @@ def write_zoo(folder: Path) -> None:
         for seed, model in enumerate(TIMM):
             torch.manual_seed(seed)
             write_checkpoints(folder, build(model), name_of(model), seed)
-        size = write_merges(folder / "bpe.txt.gz", list(map(str, load_digits("all").columns["caption"])))
+        size = write_merges(
+            folder / "bpe.txt.gz", list(map(str, load_digits("all").columns["caption"]))
+        )
         config = {
             "embed_dim": 12,
             "vision_cfg": {

@@ -5,7 +5,8 @@ Knows nothing of Zarr.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,15 +106,18 @@ class _Inputs:
     def __init__(
         self, spec: ModelSpec, model: torch.nn.Module, modality: Modality, stimuli: StimulusReader
     ) -> None:
-        source = torch_source(spec.source)
-        self.stimuli, self.modality = stimuli, modality
-        if modality == "text":
-            self.tokenize = source.tokenizer(spec)
-            how = spec.recipe_digest
-        else:
-            self.transform = source.image_transform(spec, model)
+        self.spec, self.stimuli, self.modality = spec, stimuli, modality
+        self.source = torch_source(spec.source)
+        how = spec.recipe_digest
+        if modality == "image":
+            self.transform = self.source.image_transform(spec, model)
             how = str(self.transform)
         self.key = stimuli.table.digest, modality, how
+
+    @cached_property
+    def tokenize(self) -> Callable[[Sequence[str]], torch.Tensor]:
+        """The tokenizer, which takes a while to load."""
+        return self.source.tokenizer(self.spec)
 
     def __getitem__(self, rows: slice) -> torch.Tensor:
         key = (*self.key, rows.start, rows.stop)

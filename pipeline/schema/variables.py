@@ -81,9 +81,12 @@ STIMULI = _table(
     Variable("image_height", ("stimulus",), "int64", "Height of the upright image in pixels."),
     Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),
 )
-STIMULUS_ID: Mapping[str, str] = {"image": "image_id", "text": "caption_id", "array": "array_id"}
-"""Modality → the variable of its content ids; where it is not stored, they are `stimulus`."""
 _COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+
+
+def id_variable(modality: str) -> str:
+    """Return the variable of a modality's content ids; if not stored, `stimulus` has them."""
+    return {"text": "caption_id"}.get(modality, f"{modality}_id")
 
 
 def is_column_name(name: str) -> bool:

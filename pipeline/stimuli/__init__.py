@@ -9,7 +9,7 @@ from pipeline.stimuli.source import (
     StimulusSource,
 )
 from pipeline.stimuli.spec import SOURCES, StimuliSpec, index_stimuli, open_stimuli
-from pipeline.stimuli.subset import Subset, SubsetSpec
+from pipeline.stimuli.subset import Subset, SubsetSpec, draw
 from pipeline.stimuli.table import StimulusTable
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Subset",
     "SubsetSpec",
     "content_id",
+    "draw",
     "index_stimuli",
     "open_stimuli",
 ]

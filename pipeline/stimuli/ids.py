@@ -26,21 +26,22 @@ def content_id(*parts: bytes) -> str:
 
 def array_id(values: NDArray[Any]) -> str:
     """Return the id of an array: of its shape and its values; of its dtype, unless uint8."""
-    return _of_array(values.shape, values.dtype, np.ascontiguousarray(values).tobytes())
+    content = np.ascontiguousarray(values, dtype=_portable(values.dtype)).tobytes()
+    return content_id(*_kind(values.shape, values.dtype), content)
 
 
-def _of_array(shape: tuple[int, ...], dtype: np.dtype[Any], content: bytes) -> str:
-    return content_id(*_kind(shape, dtype), content)
+def _portable(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("<")
 
 
 def _kind(shape: tuple[int, ...], dtype: np.dtype[Any]) -> list[bytes]:
     kind = [repr(tuple(shape)).encode()]
-    return kind if dtype == np.uint8 else [*kind, dtype.newbyteorder("<").str.encode()]
+    return kind if dtype == np.uint8 else [*kind, _portable(dtype).str.encode()]
 
 
 def row_ids(values: NDArray[Any]) -> Ids:
     """Return `array_id` of each row of an array `(n, …)`."""
-    rows = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    rows = np.ascontiguousarray(values, dtype=_portable(values.dtype))
     content = rows.reshape(-1).view(np.uint8).data
     n_bytes = rows.nbytes // max(1, len(rows))
     start = hashlib.sha256()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,9 @@ from pydantic import Field, model_validator
 from pipeline.config.yaml import Spec
 from pipeline.errors import InputError
 from pipeline.stimuli.ids import fingerprint, hex_ids
+from pipeline.stimuli.table import StimulusTable
 from pipeline.suggest import did_you_mean
 from pipeline.types import Int64, Mask
-
-if TYPE_CHECKING:
-    from pipeline.stimuli.table import StimulusTable
 
 Value = str | int | float | bool
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.modality import MODALITIES
 from pipeline.stimuli.ids import Ids, fingerprint, hex_ids
-from pipeline.stimuli.subset import Subset, SubsetSpec, draw
 from pipeline.types import Int64, Modality
 
 LACKING: Mapping[Modality, str] = {"image": "images", "text": "captions", "array": "arrays"}
@@ -166,16 +165,6 @@ class StimulusTable:
     def key(self) -> str:
         """Name in the store: `name-` and 8 hex digits of the fingerprint."""
         return f"{self.name}-{self.fingerprint[:8]}"
-
-    def subset(self, n: int | None = None, seed: int = 0, **options: Any) -> Subset:
-        """Return rows to compare on, in their order; see `SubsetSpec`.
-
-        Raises
-        ------
-        InputError
-            Where the rows that were asked for are not there.
-        """
-        return draw(self, SubsetSpec(n=n, seed=seed, **options))
 
 
 def _content(values: NDArray[Any]) -> bytes:

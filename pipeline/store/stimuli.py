@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.modality import MODALITIES
-from pipeline.schema import STIMULI, STIMULUS_GROUP, STIMULUS_ID
+from pipeline.schema import STIMULI, STIMULUS_GROUP, id_variable
 from pipeline.stimuli.ids import Ids, as_ids, hex_ids
 from pipeline.stimuli.table import StimulusTable
 from pipeline.store import paths
@@ -34,7 +34,7 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
     columns: dict[str, Any] = {"stimulus": table.stimulus_ids, **table.columns}
     for modality, ids in table.content.items():
         if not np.array_equal(ids, table.row_ids):
-            columns[STIMULUS_ID[modality]] = hex_ids(ids)
+            columns[id_variable(modality)] = hex_ids(ids)
     sizes = {"stimulus": len(table)}
     images = () if table.pixels is None else table.pixels()
     if len({image.shape for image in images}) == 1:
@@ -75,7 +75,7 @@ def _dtype(values: NDArray[Any]) -> str:
 
 def id_column(attributes: Mapping[str, Any], modality: Modality) -> str:
     """Return the variable that has the content ids of a modality, by the attributes of a set."""
-    name = STIMULUS_ID[modality]
+    name = id_variable(modality)
     return name if name in attributes["variables"] else "stimulus"
 
 
@@ -95,7 +95,7 @@ def read_table(root: zarr.Group, set_key: str) -> StimulusTable | None:
     def column(name: str) -> NDArray[Any]:
         return read_whole(array_of(group, name))
 
-    others = {"stimulus", "image", *STIMULUS_ID.values()}
+    others = {"stimulus", "image", *map(id_variable, MODALITIES)}
     return StimulusTable(
         str(attributes["name"]),
         attributes["source"],

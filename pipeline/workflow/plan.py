@@ -9,8 +9,7 @@ from typing import Any
 from pipeline.config.registry import load_registry
 from pipeline.errors import ConsilienceError, InputError
 from pipeline.lru import LruCache
-from pipeline.stimuli import Progress, StimulusTable, index_stimuli
-from pipeline.stimuli.subset import draw
+from pipeline.stimuli import Progress, StimulusTable, draw, index_stimuli
 from pipeline.store import Store, open_store
 from pipeline.store.io.location import locate
 from pipeline.training import (

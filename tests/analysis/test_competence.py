@@ -10,14 +10,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.analysis.competence import FOLDS, PENALTIES, knn_accuracy, probe_accuracy
-from pipeline.stimuli.digits import load_digits
+from pipeline.stimuli.digits import load_digits, pixels
 
 
 def digits(n: int = 250) -> tuple[np.ndarray, np.ndarray]:
     found = load_digits("test")
     assert found.labels is not None
-    pixels = np.stack(found.images[:n]).reshape(n, -1).astype(np.float32)
-    return pixels, found.labels[:n]
+    x = np.stack(pixels("test")[:n]).reshape(n, -1).astype(np.float32)
+    return x, found.labels[:n]
 
 
 def leave_one_out(x: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits as bunch
 
 from pipeline.config.yaml import load_yaml, validate
 from pipeline.errors import InputError
-from pipeline.stimuli import StimuliSpec, content_id, load_stimuli
-from pipeline.stimuli.digits import NAMES, class_captions, load_digits
+from pipeline.stimuli import SubsetSpec, content_id, draw, index_stimuli
+from pipeline.stimuli.digits import NAMES, DigitsSpec, class_captions, load_digits, pixels
+from pipeline.stimuli.ids import hex_ids
 
 GOLDEN = {
     "train": (1200, "da76d5078996df2aca02f723fd6a8d7b4a34409dbee44ec5adeedb0cafabd009",
@@ -22,6 +23,14 @@ GOLDEN = {
     "all": (1797, "566091cbdd6a9a9af445b87d5e78a304dcc4d07c27e2a27da868a727aee33739",
             "e4154f67d0981a50b563954e8a7a845d918e2f271d7aeebbd3bb88a988a21409"),
 }  # fmt: skip
+
+
+def image_ids(part: str) -> list[str]:
+    return list(hex_ids(load_digits(part).ids("image")))
+
+
+def captions(part: str) -> list[str]:
+    return [str(c) for c in load_digits(part).columns["caption"]]
 
 
 @pytest.mark.parametrize("part", GOLDEN)
@@ -36,19 +45,19 @@ def test_load_digits__golden(part: str) -> None:
 
 
 def test_load_digits__first_ids() -> None:
-    assert load_digits("all").image_ids[0] == "75b41e1649c892df"
-    assert load_digits("test").image_ids[0] == "e55c0efb671c1567"
-    assert load_digits("all").ids("text")[0] == "1880282384241042"
+    assert image_ids("all")[0] == "75b41e1649c892df"
+    assert image_ids("test")[0] == "e55c0efb671c1567"
+    assert hex_ids(load_digits("all").ids("text"))[0] == "1880282384241042"
     first = np.round(bunch().images[0] * 255 / 16).astype(np.uint8)
     assert content_id(b"(8, 8)", first.tobytes()) == "75b41e1649c892df"
 
 
 def test_load_digits__subset_of_the_quickstart() -> None:
-    assert load_digits("test").subset(512, 0).key == "digits-test-n512-8f615389"
+    assert draw(load_digits("test"), SubsetSpec(n=512, seed=0)).key == "digits-test-n512-8f615389"
 
 
 def test_load_digits__parts_are_disjoint_and_make_the_whole() -> None:
-    train, test, whole = (set(load_digits(p).image_ids) for p in ("train", "test", "all"))
+    train, test, whole = (set(image_ids(p)) for p in ("train", "test", "all"))
     assert len(train) == 1200
     assert len(test) == 597
     assert not train & test
@@ -58,8 +67,8 @@ def test_load_digits__parts_are_disjoint_and_make_the_whole() -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_load_digits__rows_in_file_order(part: str) -> None:
-    place = {i: k for k, i in enumerate(load_digits("all").image_ids)}
-    assert np.all(np.diff([place[i] for i in load_digits(part).image_ids]) > 0)
+    place = {i: k for k, i in enumerate(image_ids("all"))}
+    assert np.all(np.diff([place[i] for i in image_ids(part)]) > 0)
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -76,35 +85,31 @@ def test_load_digits__pixels_and_labels_are_the_files() -> None:
     digits = load_digits("all")
     assert digits.labels is not None
     np.testing.assert_array_equal(digits.labels, bunch().target)
-    np.testing.assert_allclose(np.stack(digits.images) / 255 * 16, bunch().images, atol=0.04)
-    assert {i.shape for i in digits.images} == {(8, 8)}
-    assert {i.dtype for i in digits.images} == {np.dtype(np.uint8)}
-    assert tuple(digits.label_names) == NAMES
+    np.testing.assert_allclose(np.stack(pixels("all")) / 255 * 16, bunch().images, atol=0.04)
+    assert {i.shape for i in pixels("all")} == {(8, 8)}
+    assert {i.dtype for i in pixels("all")} == {np.dtype(np.uint8)}
+    names = digits.columns["label_name"]
+    assert [str(n) for n in names] == [NAMES[i] for i in digits.labels]
 
 
 def test_captions__agree_with_label_and_row() -> None:
     for part in GOLDEN:
         digits = load_digits(part)
-        assert digits.captions is not None
         assert digits.labels is not None
-        for caption, label in zip(digits.captions, digits.labels, strict=True):
+        for caption, label in zip(captions(part), digits.labels, strict=True):
             assert caption.endswith(f" handwritten {NAMES[label]}")
-    whole = load_digits("all")
-    assert whole.captions is not None
-    by_id = dict(zip(whole.image_ids, whole.captions, strict=True))
-    test = load_digits("test")
-    assert [by_id[i] for i in test.image_ids] == list(test.captions or ())
+    by_id = dict(zip(image_ids("all"), captions("all"), strict=True))
+    assert [by_id[i] for i in image_ids("test")] == captions("test")
 
 
 def test_captions__distinct() -> None:
-    counts = {p: len(set(load_digits(p).captions or ())) for p in GOLDEN}
+    counts = {p: len(set(captions(p))) for p in GOLDEN}
     assert counts == {"train": 193, "test": 166, "all": 207}
-    assert len(load_digits("test").subset(512, 0).distinct_captions()) == 159
+    assert len(draw(load_digits("test"), SubsetSpec(n=512, seed=0)).distinct_captions()) == 159
 
 
 def words(position: int) -> np.ndarray:
-    captions = load_digits("all").captions or ()
-    split = [c.replace("a ", "", 1).replace(",", "").split() for c in captions]
+    split = [c.replace("a ", "", 1).replace(",", "").split() for c in captions("all")]
     return np.array([s[position] for s in split])
 
 
@@ -159,9 +164,9 @@ def test_class_captions__by_label() -> None:
 # spec
 
 
-def test_load_stimuli__default_is_the_test_part() -> None:
-    assert load_stimuli(StimuliSpec()).key == load_digits("test").key
-    assert load_stimuli(StimuliSpec(part="all")).name == "digits-all"
+def test_index_stimuli__default_is_the_test_part() -> None:
+    assert index_stimuli(DigitsSpec()).key == load_digits("test").key
+    assert index_stimuli(DigitsSpec(part="all")).name == "digits-all"
 
 
 def test_stimuli_spec__fault(tmp_path: Path) -> None:
@@ -170,6 +175,6 @@ def test_stimuli_spec__fault(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"w.yaml, line 3: unknown key 'prat'. Did you mean 'part'"
     ):
-        validate(StimuliSpec, parsed.data["stimuli"], parsed, ("stimuli",))
+        validate(DigitsSpec, parsed.data["stimuli"], parsed, ("stimuli",))
     with pytest.raises(ValidationError, match="'train', 'test' or 'all'"):
-        StimuliSpec(part="half")  # type: ignore[arg-type]
+        DigitsSpec(part="half")  # type: ignore[arg-type]

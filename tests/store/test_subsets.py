@@ -12,7 +12,7 @@ import xarray as xr
 from pipeline.analysis import ALIGNMENT
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import MeasureSpec, measure_spec
-from pipeline.stimuli import StimulusTable, Subset
+from pipeline.stimuli import StimulusTable, Subset, SubsetSpec, draw
 from pipeline.store import Store, layout, paths
 from pipeline.store.writer import StoreWriter
 
@@ -61,8 +61,9 @@ def test_store__lists_the_subsets_once_a_call(
     call: str,
     named: bool,
 ) -> None:
-    first = stimuli.subset(32, 0)
-    for subset in (first, first.distinct_captions(), *([stimuli.subset(32, 1)] if named else [])):
+    first = draw(stimuli, SubsetSpec(n=32, seed=0))
+    second = [draw(stimuli, SubsetSpec(n=32, seed=1))] if named else []
+    for subset in (first, first.distinct_captions(), *second):
         add_results(writer, subset, 3, final=subset.kind == "images")
     listed = []
 
@@ -80,7 +81,7 @@ def test_store__lists_the_subsets_once_a_call(
 def test_store__sees_what_is_written_after_it_was_opened(
     writer: StoreWriter, stimuli: StimulusTable
 ) -> None:
-    first, second = stimuli.subset(32, 0), stimuli.subset(48, 0)
+    first, second = draw(stimuli, SubsetSpec(n=32, seed=0)), draw(stimuli, SubsetSpec(n=48, seed=0))
     reader = Store(writer.path)
     for store in (reader, writer):
         assert store.subsets == []
@@ -105,7 +106,7 @@ def test_store__sees_what_is_written_after_it_was_opened(
 
 
 def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusTable) -> None:
-    images = stimuli.subset(64, 0)
+    images = draw(stimuli, SubsetSpec(n=64, seed=0))
     captions = images.distinct_captions()
     add_results(writer, captions, final=False)
     assert Store(writer.path).subsets == [captions.key]  # alone, as with text towers only
@@ -125,7 +126,7 @@ def test_subsets__of_distinct_captions(writer: StoreWriter, stimuli: StimulusTab
 def test_store__damaged_scores_of_captions_are_reported(
     writer: StoreWriter, stimuli: StimulusTable, call: str
 ) -> None:
-    images = stimuli.subset(64, 0)
+    images = draw(stimuli, SubsetSpec(n=64, seed=0))
     captions = images.distinct_captions()
     add_results(writer, images)
     add_results(writer, captions, final=False)

@@ -12,7 +12,7 @@ from zoo import tree
 
 from pipeline.errors import InputError, StoreError
 from pipeline.schema import groups
-from pipeline.stimuli import StimulusTable, Subset
+from pipeline.stimuli import StimulusTable, Subset, SubsetSpec, draw
 from pipeline.store import Store, paths
 from pipeline.store.io.lease import lease
 from pipeline.store.writer import StoreWriter
@@ -49,7 +49,7 @@ def test_write_stimuli__columns_are_read_one_by_one(
 
 
 def test_ensure_subset__once(writer: StoreWriter, stimuli: StimulusTable) -> None:
-    subset = stimuli.subset(64, 0)
+    subset = draw(stimuli, SubsetSpec(n=64, seed=0))
     assert isinstance(subset, Subset)
     writer.ensure_subset(subset)
     writer.ensure_subset(subset)

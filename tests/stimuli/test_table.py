@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.stimuli import StimulusSet, Subset, content_id
-from pipeline.stimuli.base import fingerprint
+from pipeline.stimuli import StimulusTable, Subset, SubsetSpec, content_id, draw
+from pipeline.stimuli.ids import array_id, as_ids, fingerprint, hex_ids, row_ids
+from pipeline.stimuli.memory import table_of
 
 
 def images(n: int, seed: int = 0) -> list[NDArray[np.uint8]]:
@@ -20,8 +21,8 @@ def images(n: int, seed: int = 0) -> list[NDArray[np.uint8]]:
     return list(rng.integers(0, 256, size=(n, 4, 4), dtype=np.uint8))
 
 
-def some(n: int = 10, captions: list[str] | None = None, name: str = "some") -> StimulusSet:
-    return StimulusSet(name, {"source": "test"}, images(n), captions)
+def some(n: int = 10, captions: list[str] | None = None, name: str = "some") -> StimulusTable:
+    return table_of(name, {"source": "test"}, images=images(n), captions=captions)
 
 
 # ids
@@ -38,23 +39,44 @@ def test_content_id__differs_where_the_parts_do(a: list[bytes], b: list[bytes]) 
     assert (content_id(*a) == content_id(*b)) == (a == b)
 
 
-def test_fingerprint__depends_on_order() -> None:
-    assert fingerprint(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
-    assert fingerprint(["a", "b"]) != fingerprint(["b", "a"])
+def test_fingerprint__of_ids_one_to_a_line() -> None:
+    a, b = content_id(b"a"), content_id(b"b")
+    assert fingerprint(as_ids([a, b])) == hashlib.sha256(f"{a}\n{b}".encode()).hexdigest()
+    assert fingerprint(as_ids([a, b])) != fingerprint(as_ids([b, a]))
 
 
-def test_image_ids__of_shape_and_pixels() -> None:
+def test_hex_ids__and_back() -> None:
+    texts = [content_id(b"a"), "", "0000000000000001", content_id(b"b")]
+    assert list(hex_ids(as_ids(texts))) == texts
+    assert as_ids(texts)[1:3].tolist() == [0, 1]
+    assert len(as_ids([])) == len(hex_ids(as_ids([]))) == 0
+
+
+def test_array_id__of_shape_and_pixels() -> None:
     flat = np.arange(8, dtype=np.uint8)
     shapes = [flat.reshape(2, 4), flat.reshape(4, 2), flat[::-1].reshape(2, 4)]
-    assert len(set(StimulusSet("a", {}, shapes).image_ids)) == 3
+    assert len({array_id(s) for s in shapes}) == 3
     # the memory order of an array is no content
-    turned = np.asfortranarray(flat.reshape(2, 4))
-    assert StimulusSet("a", {}, [turned]).image_ids[0] == StimulusSet("a", {}, shapes).image_ids[0]
+    assert array_id(np.asfortranarray(shapes[0])) == array_id(shapes[0])
     backwards = np.ascontiguousarray(flat.reshape(2, 4)[:, ::-1])[:, ::-1]
-    assert StimulusSet("a", {}, [backwards]).image_ids[0] == content_id(b"(2, 4)", flat.tobytes())
+    assert array_id(backwards) == content_id(b"(2, 4)", flat.tobytes())
 
 
-def test_stimulus_set__images_do_not_depend_on_captions() -> None:
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, ">i2", bool])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+def test_row_ids__those_of_each_row(dtype: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, 100, (7, *shape)).astype(dtype)
+    assert list(hex_ids(row_ids(values))) == [array_id(v) for v in values]
+    assert list(hex_ids(row_ids(values[::2]))) == [array_id(v) for v in values[::2]]
+
+
+def test_array_id__of_the_dtype_but_not_of_its_byte_order() -> None:
+    values = np.arange(3, dtype=np.int32)
+    assert array_id(values) == array_id(values.astype(">i4"))
+    assert len({array_id(values.astype(d)) for d in (np.int32, np.float32, np.uint32)}) == 3
+
+
+def test_table__images_do_not_depend_on_captions() -> None:
     plain, told, retold = some(3), some(3, ["a", "b", "c"]), some(3, ["c", "b", "a"])
     assert plain.fingerprint == told.fingerprint == retold.fingerprint
     assert plain.key == told.key == f"some-{plain.fingerprint[:8]}"
@@ -62,12 +84,12 @@ def test_stimulus_set__images_do_not_depend_on_captions() -> None:
     with pytest.raises(InputError, match="no captions"):
         plain.fingerprint_of("text")
     assert told.fingerprint_of("text") != retold.fingerprint_of("text")
-    assert told.ids("text")[0] == retold.ids("text")[2] == content_id(b"a")
-    np.testing.assert_array_equal(told.ids("image"), plain.image_ids)
+    assert told.ids("text")[0] == retold.ids("text")[2] == int(content_id(b"a"), 16)
+    np.testing.assert_array_equal(told.ids("image"), plain.row_ids)
 
 
-def test_stimulus_set__captions_in_utf_8() -> None:
-    assert some(1, ["Größe"]).ids("text")[0] == content_id("Größe".encode())
+def test_table__captions_in_utf_8() -> None:
+    assert hex_ids(some(1, ["Größe"]).ids("text"))[0] == content_id("Größe".encode())
 
 
 def test_ids__no_captions() -> None:
@@ -78,19 +100,19 @@ def test_ids__no_captions() -> None:
     ):
         some().ids("text")
     with pytest.raises(InputError, match="no captions"):
-        some().subset(3).distinct_captions()
+        draw(some(), SubsetSpec(n=3)).distinct_captions()
 
 
-def test_stimulus_set__captions_alone() -> None:
-    words = StimulusSet("words", {}, captions=["b", "a", "b"])
+def test_table__captions_alone() -> None:
+    words = table_of("words", {}, captions=["b", "a", "b"])
     assert len(words) == 3
     assert words.modalities == ("text",)
-    assert words.items("text") == ["b", "a", "b"]
-    np.testing.assert_array_equal(words.stimulus_ids, words.ids("text"))
+    assert list(words.columns["caption"]) == ["b", "a", "b"]
+    np.testing.assert_array_equal(words.row_ids, words.ids("text"))
     assert words.fingerprint == words.fingerprint_of("text") == fingerprint(words.ids("text"))
     assert words.key == f"words-{words.fingerprint[:8]}"
-    assert words.subset(2).fingerprint != words.fingerprint
-    distinct = words.subset().distinct_captions()
+    assert draw(words, SubsetSpec(n=2)).fingerprint != words.fingerprint
+    distinct = draw(words, SubsetSpec()).distinct_captions()
     assert distinct.rows.tolist() == [0, 1]
     assert distinct.key == f"words-captions-n2-{distinct.fingerprint[:8]}"
     with pytest.raises(
@@ -101,10 +123,10 @@ def test_stimulus_set__captions_alone() -> None:
         words.ids("image")
 
 
-def test_stimulus_set__modalities() -> None:
+def test_table__modalities() -> None:
     assert some(2).modalities == ("image",)
     assert some(2, ["a", "b"]).modalities == ("image", "text")
-    assert len(StimulusSet("none", {})) == 0
+    assert len(table_of("none", {})) == 0
 
 
 # subsets
@@ -112,7 +134,7 @@ def test_stimulus_set__modalities() -> None:
 
 def test_subset__all_rows() -> None:
     base = some(10)
-    for whole in (base.subset(), base.subset(10, seed=5)):
+    for whole in (draw(base, SubsetSpec()), draw(base, SubsetSpec(n=10, seed=5))):
         np.testing.assert_array_equal(whole.rows, np.arange(10))
         assert whole.fingerprint == base.fingerprint
         assert whole.key == f"some-n10-{base.fingerprint[:8]}"
@@ -122,26 +144,27 @@ def test_subset__all_rows() -> None:
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_subset__without_replacement_in_order(n: int, seed: int) -> None:
     base = some(40)
-    rows = base.subset(n, seed).rows
+    rows = draw(base, SubsetSpec(n=n, seed=seed)).rows
     assert len(rows) == n
     assert (np.diff(rows) > 0).all()
     assert rows.min() >= 0
     assert rows.max() < 40
-    np.testing.assert_array_equal(base.subset(n, seed).rows, rows)
+    np.testing.assert_array_equal(draw(base, SubsetSpec(n=n, seed=seed)).rows, rows)
 
 
 def test_subset__every_row_is_as_likely() -> None:
     base = some(8)
-    counts = np.bincount(np.concatenate([base.subset(3, s).rows for s in range(800)]), minlength=8)
+    drawn = [draw(base, SubsetSpec(n=3, seed=s)).rows for s in range(800)]
+    counts = np.bincount(np.concatenate(drawn), minlength=8)
     assert abs(counts - 300).max() < 5 * np.sqrt(800 * 3 / 8 * 5 / 8)
 
 
 def test_subset__fingerprint_follows_the_rows() -> None:
     base = some(20)
-    prints = {base.subset(10, s).fingerprint for s in range(5)} | {base.fingerprint}
-    assert len(prints) == 6
-    rows = base.subset(10, 1).rows
-    assert Subset(base, rows).fingerprint == fingerprint(base.image_ids[rows])
+    prints = {draw(base, SubsetSpec(n=10, seed=s)).fingerprint for s in range(5)}
+    assert len(prints | {base.fingerprint}) == 6
+    rows = draw(base, SubsetSpec(n=10, seed=1)).rows
+    assert Subset(base, rows).fingerprint == fingerprint(base.row_ids[rows])
 
 
 @pytest.mark.parametrize("n", [0, -1, 11])
@@ -151,12 +174,12 @@ def test_subset__too_many(n: int) -> None:
         match=rf"subset: n = {n} rows were asked of stimuli 'some', which have 10\. Set subset.n "
         r"to at most 10, or leave it out",
     ):
-        some(10).subset(n)
+        draw(some(10), SubsetSpec(n=n))
 
 
 def test_distinct_captions__first_of_each_in_order() -> None:
     base = some(6, ["b", "a", "b", "c", "a", "d"])
-    captions = base.subset().distinct_captions()
+    captions = draw(base, SubsetSpec()).distinct_captions()
     assert captions.rows.tolist() == [0, 1, 3, 5]
     assert len(captions) == 4
     assert captions.kind == "captions"
@@ -167,15 +190,16 @@ def test_distinct_captions__first_of_each_in_order() -> None:
 
 def test_distinct_captions__fingerprint_knows_the_captions() -> None:
     one, other = some(3, ["a", "b", "c"]), some(3, ["a", "b", "d"])
-    assert one.subset().fingerprint == other.subset().fingerprint
-    captions = one.subset().distinct_captions()
-    assert captions.fingerprint != other.subset().distinct_captions().fingerprint
-    assert captions.fingerprint != one.subset().fingerprint  # the same rows, of another kind
+    assert draw(one, SubsetSpec()).fingerprint == draw(other, SubsetSpec()).fingerprint
+    captions = draw(one, SubsetSpec()).distinct_captions()
+    assert captions.fingerprint != draw(other, SubsetSpec()).distinct_captions().fingerprint
+    # the same rows, of another kind
+    assert captions.fingerprint != draw(one, SubsetSpec()).fingerprint
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=12))
 def test_distinct_captions__every_caption_once(captions: list[str]) -> None:
     base = some(len(captions), captions)
-    rows = base.subset().distinct_captions().rows
+    rows = draw(base, SubsetSpec()).distinct_captions().rows
     assert [captions[r] for r in rows] == list(dict.fromkeys(captions))
