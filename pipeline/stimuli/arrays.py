@@ -64,7 +64,7 @@ class ArraysSource:
     ) -> StimulusTable:
         """Identify every row, and check that its numbers are finite."""
         values = open_array(spec.path, spec.key)
-        n = len(values)
+        n = int(values.shape[0])
         if spec.modality == "image" and not _is_pixels(values):
             raise InputError(f"{spec.path}: {PIXELS}; it has {values.dtype} {values.shape}.")
         if values.dtype.kind not in "iufb":
@@ -126,6 +126,8 @@ class _Numbered(Sequence[str]):
         return self.n
 
     def __getitem__(self, row: Any) -> Any:
+        if row >= self.n:
+            raise IndexError(row)
         return f"row {row}"
 
 
@@ -152,7 +154,7 @@ def open_array(path: str, key: str | None) -> Any:
             f"{path} cannot be read as numbers: {error}. Save it with numpy.save, numpy.savez or "
             "Zarr; objects are not read, since reading them may run code."
         ) from None
-    if found.ndim == 0 or not len(found):
+    if found.ndim == 0 or not found.shape[0]:
         raise InputError(f"{path} has no rows: its shape is {found.shape}.")
     return found
 
@@ -204,7 +206,7 @@ def _identity(path: Path) -> dict[str, int]:
 
 def _identify(values: Any, progress: Progress | None) -> tuple[Ids, dict[int, str]]:
     """Return the id of each row, and why rows cannot be used."""
-    n, row_bytes = len(values), values.dtype.itemsize * int(np.prod(values.shape[1:]))
+    n, row_bytes = int(values.shape[0]), values.dtype.itemsize * int(np.prod(values.shape[1:]))
     if not row_bytes:
         raise InputError(f"stimuli: the rows are empty: the shape is {values.shape}.")
     step = max(1, AT_ONCE // row_bytes)

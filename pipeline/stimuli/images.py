@@ -206,14 +206,14 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
     suffixes = Image.registered_extensions()
     root, found, others = spec.folder, [], 0
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = [f for f in folders if not f.startswith(".")]
         linked = [f for f in folders if Path(folder, f).is_symlink()]
         if linked:
             raise InputError(
                 f"stimuli: {Path(folder, linked[0])} is a link to a folder, which may lead out of "
                 f"{root}. Copy the folder, or name it as the root."
             )
-        for name in sorted(names):
+        for name in names:
             path = Path(folder, name).relative_to(root).as_posix()
             if name.startswith("."):
                 continue
@@ -228,7 +228,7 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
         asked = f"that matches {spec.pattern!r}" if spec.pattern else "with the suffix of an image"
         raise InputError(f"stimuli: the folder {root} has no file {asked}.")
     notes = [f"{others} files without the suffix of an image were left out."] if others else []
-    return found, notes
+    return sorted(found), notes
 
 
 def _inspect(
