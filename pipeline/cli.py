@@ -29,6 +29,7 @@ from pipeline.printing import (
     print_runs,
     print_table,
 )
+from pipeline.progress import counted
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
@@ -193,7 +194,8 @@ def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
     from pipeline.cluster.workers import planned_worker_resources
     from pipeline.workflow import check_memory, plan_workflow
 
-    made = plan_workflow(spec, replace=replace)
+    with counted(ERR, "stimuli", "items") as progress:
+        made = plan_workflow(spec, replace=replace, progress=progress)
     print_plan(made)
     if made.needs:
         where = override(spec.cluster, cluster)

@@ -47,6 +47,8 @@ def print_plan(plan: Plan) -> None:
     ctx = plan.context
     rows = ", ".join(f"{len(c.subset)} {c.subset.kind}" for c in ctx.comparisons)
     OUT.print(f"stimuli {ctx.stimuli.key}: {len(ctx.stimuli)}; compared on {rows}")
+    for note in ctx.stimuli.notes:
+        OUT.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     OUT.print("nothing to do" if plan.is_done else f"store {plan.workflow.store}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import RLock
 from typing import Any
@@ -139,6 +139,28 @@ def stage(
         yield shown
         shown.ended = shown.seconds
         shown.end()
+
+
+@contextmanager
+def counted(console: Console, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of work whose extent it tells itself; nothing where there is none.
+
+    Yields
+    ------
+    Callable
+        Takes how many units are done, of how many. Thread-safe.
+    """
+    lock, shown = RLock(), list[StageProgress]()
+    with ExitStack() as stack:
+
+        def count(done: int, total: int) -> None:
+            with lock:
+                if not shown:
+                    shown.append(stack.enter_context(stage(console, title, total, unit)))
+                if done > shown[0].done:  # threads may report in another order
+                    shown[0].advance(done - shown[0].done)
+
+        yield count
 
 
 class _Lines(StageProgress):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -44,6 +44,8 @@ class Document:
 
     path: Path
     data: CommentedMap
+    settings: dict[YamlPath, str] = field(default_factory=dict)
+    """Where values of the command line are, and how they were given."""
 
     def line(self, location: Sequence[str | int]) -> int:
         """Return the line (from 1) of the deepest part of `location` that exists."""
@@ -63,7 +65,10 @@ class Document:
         return line + 1
 
     def where(self, location: Sequence[str | int] = ()) -> str:
-        """Return `file, line n` for messages."""
+        """Return `file, line n`, or the setting of the command line, for messages."""
+        for depth in range(len(location), 0, -1):
+            if tuple(location[:depth]) in self.settings:
+                return self.settings[tuple(location[:depth])]
         return f"{self.path}, line {self.line(location)}"
 
 
@@ -188,6 +193,15 @@ def _describe(fault: Any, kind: type[Spec], document: Document, location: YamlPa
                 f"{where}: unknown key {key!r}.{did_you_mean(str(loc[-1]), known)} "
                 f"Known keys: {', '.join(sorted(known))}."
             )
+        case "union_tag_invalid":
+            known = fault["ctx"]["expected_tags"].replace("'", "").split(", ")
+            given = fault["ctx"]["tag"]
+            return (
+                f"{where}: {key}: there is no source {given!r}.{did_you_mean(given, known)} "
+                f"Sources: {', '.join(known)}."
+            )
+        case "union_tag_not_found":
+            return f"{where}: {key!r}: expected {{source: …}} and its keys (given: {given!r})."
         case "missing":
             return f"{where}: {key!r} is missing."
         case "value_error":
@@ -214,14 +228,20 @@ def _known_keys(kind: type[Spec], path: Sequence[str | int]) -> set[str]:
     current: Any = kind
     members: dict[str, Any] = {}
     for part in path:
-        field = current.model_fields.get(part)
-        if part in members:  # names the class of a union
+        declared = current.model_fields.get(part)
+        if part in members:  # names a member of a union
             current = members[str(part)]
-        elif field is not None:
-            members = {m.__name__: m for m in _specs_in(field.annotation)}
+        elif declared is not None:
+            members = {n: m for m in _specs_in(declared.annotation) for n in _names_of(m)}
             current = next(iter(members.values()), current)
     fields: dict[str, Any] = current.model_fields
     return {f.alias or name for name, f in fields.items()}
+
+
+def _names_of(member: Any) -> list[str]:
+    """Return the names by which pydantic calls a member of a union: its class, or its tag."""
+    source = member.model_fields.get("source")
+    return [member.__name__, *(get_args(source.annotation) if source is not None else ())]
 
 
 def _specs_in(annotation: Any) -> list[Any]:

@@ -101,8 +101,8 @@ def _flagged(null: NullSummary) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """Say what the report cannot show, a sentence each."""
-    said = []
+    """Say what the report cannot show, and what to know of the stimuli, a sentence each."""
+    said = list(results.stimuli.get("notes", ()))
     if results.unfinished:
         said.append(
             f"Compared but not yet aggregated, so left out: {', '.join(results.unfinished)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -23,8 +23,7 @@ PROVENANCE = SectionMaker("Provenance", ("alignment", "convergence"), provenance
 def _rows(results: Results) -> list[tuple[str, str]]:
     """Return what each row is about, and what it says."""
     about = results.metadata
-    set_key = results.set_key
-    stimuli = results.store.set_metadata(set_key) if set_key in results.store.sets else {}
+    set_key, stimuli = results.set_key, results.stimuli
     convergence = next(iter(results.convergence.values())).attrs
     versions = {
         json.dumps(e.attributes["versions"], sort_keys=True)
@@ -35,6 +34,7 @@ def _rows(results: Results) -> list[tuple[str, str]]:
         ("store", str(results.store.path)),
         ("stimulus set", set_key),
         ("source of the stimuli", _phrase(stimuli.get("source"))),
+        *_decoding(stimuli.get("details", {})),
         ("subset", f"{results.key}, fingerprint {about.get('fingerprint', 'not recorded')}"),
         (
             "versions at extraction",
@@ -52,6 +52,14 @@ def _rows(results: Results) -> list[tuple[str, str]]:
         by_null.setdefault(_null(null_summary(dataset)), []).append(label)
     rows += [(f"null of {', '.join(labels)}", how) for how, labels in by_null.items()]
     return rows
+
+
+def _decoding(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how image files were decoded, where the stimuli are files."""
+    if "rules" not in details:
+        return []
+    rules = "; ".join(f"{kind}: {rule}" for kind, rule in details["rules"].items())
+    return [("decoding of images", f"{details['decoder']}; {rules}")]
 
 
 def _null(null: NullSummary | None) -> str:

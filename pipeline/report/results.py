@@ -76,6 +76,12 @@ class Results:
         return str(self.metadata["set"])
 
     @cached_property
+    def stimuli(self) -> Mapping[str, Any]:
+        """What is recorded about the stimulus set; nothing if the store has lost it."""
+        sets = self.store.sets
+        return self.store.set_metadata(self.set_key) if self.set_key in sets else {}
+
+    @cached_property
     def checkpoints(self) -> Mapping[tuple[str, str], Sequence[StoredCheckpoint]]:
         """(model, modality) → the checkpoints that were to be extracted, in training order."""
         return self.store.checkpoints(self.set_key)

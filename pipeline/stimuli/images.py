@@ -112,7 +112,7 @@ class ImagesSource:
         manifest = read_manifest(spec.manifest or "")
         paths = manifest.required(spec.image, "image")
         captions = manifest.optional(spec.caption, "caption", "caption")
-        columns = described(
+        columns, notes = described(
             manifest,
             items=[c for c in (spec.image, spec.caption) if c],
             label=spec.label,
@@ -131,7 +131,7 @@ class ImagesSource:
             content["text"] = as_ids(text_id(c) if c else "" for c in captions)
             columns["caption"] = text_column(captions)
         rows_named = [f"{r} ({p})" if p else r for r, p in zip(manifest.rows, paths, strict=True)]
-        draft = Draft(rows_named, content, columns, files.faults)
+        draft = Draft(rows_named, content, columns, files.faults, notes)
         name = Path(spec.manifest or "").stem
         if name.lower() in ("manifest", "metadata"):
             name = spec.folder.resolve().name
@@ -232,60 +232,69 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
 
 
 def _inspect(
-    root: Path,
-    paths: Sequence[str],
-    known: StimulusTable | None,
-    progress: Progress | None,
+    root: Path, paths: Sequence[str], known: StimulusTable | None, progress: Progress | None
 ) -> _Files:
     """Identify and decode files; those with the size and time that is known of them are not read.
 
     Nothing depends on the order in which threads finish.
     """
-    resolved = root.resolve()
-    remembered = _remembered(known)
-    done = 0
-
-    def inspect(path: str) -> tuple[str, int, int, int, int] | str:
-        nonlocal done
-        try:
-            file = below(resolved, path)
-            stat = file.stat()
-            old = remembered.get(path)
-            if old is not None and old[1:3] == (stat.st_size, stat.st_mtime_ns):
-                return old
-            content = file.read_bytes()
-            width, height = decode(content).size
-        except (OSError, ValueError) as error:
-            return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        finally:
-            done += 1
-            if progress is not None:
-                progress(done, len(paths))
-        return content_id(content), stat.st_size, stat.st_mtime_ns, width, height
-
+    resolved, remembered = root.resolve(), _remembered(known)
+    found: list[_File | str | None] = [
+        _recalled(resolved, path, remembered.get(path)) for path in paths
+    ]
+    unread = [i for i, recalled in enumerate(found) if recalled is None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(inspect, paths))
+        read = pool.map(lambda i: _inspect_file(resolved, paths[i]), unread)
+        for done, (i, file) in enumerate(zip(unread, read, strict=True), 1):
+            found[i] = file
+            if progress is not None:
+                progress(done, len(unread))
     faults = {i: f for i, f in enumerate(found) if isinstance(f, str)}
-    good = [("", 0, 0, 0, 0) if isinstance(f, str) else f for f in found]
-    ids, *numbers = zip(*good, strict=True) if good else ((), (), (), (), ())
-    names = ("bytes", "mtime_ns", "image_width", "image_height")
+    rows = [f if isinstance(f, tuple) else ("", 0, 0, 0, 0) for f in found]
+    ids, *numbers = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     columns: dict[str, NDArray[Any]] = {
-        name: np.array(values, dtype=np.int64) for name, values in zip(names, numbers, strict=True)
+        name: np.array(values, dtype=np.int64)
+        for name, values in zip(_FILE_COLUMNS, numbers, strict=True)
     }
     return _Files(as_ids(ids), {"path": text_column(paths), **columns}, faults)
 
 
-def _remembered(known: StimulusTable | None) -> dict[str, tuple[str, int, int, int, int]]:
-    """Return path → what `_inspect` found when it read the file."""
+_FILE_COLUMNS = ("bytes", "mtime_ns", "image_width", "image_height")
+_File = tuple[str, int, int, int, int]
+"""Content id, and what the columns of a file have."""
+
+
+def _inspect_file(root: Path, path: str) -> _File | str:
+    """Return what is known of a file once it is read, or why it cannot be used."""
+    try:
+        file = below(root, path)
+        stat, content = file.stat(), file.read_bytes()
+        width, height = decode(content).size
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:
+        return str(error)
+    return content_id(content), stat.st_size, stat.st_mtime_ns, width, height
+
+
+def _recalled(root: Path, path: str, file: _File | None) -> _File | None:
+    """Return what was known of a file, unless its size or its modification time is another now."""
+    if file is None:
+        return None
+    try:
+        stat = below(root, path).stat()
+    except (OSError, ValueError):
+        return None  # it is inspected, which says what is wrong
+    return file if file[1:3] == (stat.st_size, stat.st_mtime_ns) else None
+
+
+def _remembered(known: StimulusTable | None) -> dict[str, _File]:
+    """Return path → what `_inspect_file` found when the file was read."""
     if known is None:
         return {}
-    columns = [known.columns[n] for n in ("bytes", "mtime_ns", "image_width", "image_height")]
-    numbers = (column.tolist() for column in columns)
-    ids = hex_ids(known.content["image"])
-    return {
-        str(path): tuple(rest)
-        for path, *rest in zip(known.columns["path"], ids, *numbers, strict=True)
-    }
+    columns = (known.columns[name].tolist() for name in _FILE_COLUMNS)
+    rows = zip(known.columns["path"], hex_ids(known.content["image"]), *columns, strict=True)
+    return {str(path): tuple(file) for path, *file in rows}
 
 
 def below(root: Path, path: str) -> Path:

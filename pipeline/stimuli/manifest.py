@@ -169,8 +169,8 @@ def described(
     label: str | None,
     group: str | None,
     id: str | None,
-) -> dict[str, NDArray[Any]]:
-    """Return the columns of a manifest that describe its rows.
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the columns of a manifest that describe its rows, and notes on those left out.
 
     Parameters
     ----------
@@ -182,10 +182,10 @@ def described(
     Raises
     ------
     InputError
-        Where a column is not there, is incomplete, repeats an id, or has a name that the store
-        cannot hold.
+        Where a column is not there, is incomplete, or repeats an id.
     """
     found: dict[str, NDArray[Any]] = {}
+    left_out: list[str] = []
     labels = manifest.optional(label, "label", "label")
     if labels is not None:
         found |= label_columns(labels, manifest.rows)
@@ -199,14 +199,18 @@ def described(
     for name, values in manifest.columns.items():
         if name in (*items, label, group, id):
             continue
-        if not is_column_name(name):
-            raise InputError(
-                f"{manifest.path}: the column {name!r} cannot be kept under this name: it is one "
-                "that the store uses, or has other characters than letters, digits, spaces, dots, "
-                "dashes and underscores. Rename it."
-            )
-        found[name] = plain_column(values)
-    return found
+        if is_column_name(name):
+            found[name] = plain_column(values)
+        else:
+            left_out.append(name)
+    notes = [_LEFT_OUT.format(names=", ".join(map(repr, left_out)))] if left_out else []
+    return found, notes
+
+
+_LEFT_OUT = (
+    "Columns that were left out, because the store uses their names or cannot have such names: "
+    "{names}."
+)
 
 
 def _check_unique(ids: Sequence[str], manifest: Manifest) -> None:

@@ -24,7 +24,9 @@ SOURCES: Mapping[str, StimulusSource[Any]] = {
 
 
 def _source(value: Any) -> Any:
-    return value.get("source", "digits") if isinstance(value, dict) else value.source
+    if isinstance(value, dict):
+        return value.get("source", "digits")
+    return getattr(value, "source", None)
 
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pipeline.config.yaml import Spec
 from pipeline.errors import InputError
 from pipeline.stimuli.ids import fingerprint, hex_ids
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.table import StimulusTable, is_text
 from pipeline.suggest import did_you_mean
 from pipeline.types import Int64, Mask
 
@@ -139,7 +139,7 @@ def _having(table: StimulusTable, name: str, wanted: tuple[Value, ...]) -> Mask:
     for value in wanted:
         here = np.zeros(len(table), dtype=bool)
         for column in values:
-            if column.dtype.kind in "OT":
+            if is_text(column):
                 here |= column == str(value)
             elif not isinstance(value, str):
                 here |= column == value

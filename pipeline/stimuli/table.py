@@ -151,7 +151,8 @@ class StimulusTable:
         everything: dict[str, NDArray[Any]] = dict(self.columns)
         everything |= {f"{modality} id": ids for modality, ids in self.content.items()}
         for name, values in sorted(everything.items()):
-            digest.update(f"{name} {values.dtype.kind} ".encode())
+            kind = "text" if is_text(values) else values.dtype.str
+            digest.update(f"{name} {kind} ".encode())
             digest.update(_content(values))
         return digest.hexdigest()
 
@@ -167,7 +168,12 @@ class StimulusTable:
         return f"{self.name}-{self.fingerprint[:8]}"
 
 
+def is_text(values: NDArray[Any]) -> bool:
+    """Whether a column is of strings."""
+    return values.dtype.kind in "OTU"
+
+
 def _content(values: NDArray[Any]) -> bytes:
-    if values.dtype.kind in "OT":
+    if is_text(values):
         return "\0".join(map(str, values)).encode()
     return np.ascontiguousarray(values).tobytes()

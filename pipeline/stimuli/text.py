@@ -54,7 +54,7 @@ class TextSource:
         if Path(spec.path).suffix in FORMATS:
             manifest = read_manifest(spec.path)
             texts = manifest.required(spec.text, "text")
-            columns = described(
+            columns, notes = described(
                 manifest, items=[spec.text], label=spec.label, group=spec.group, id=spec.id
             )
             rows = manifest.rows
@@ -64,10 +64,10 @@ class TextSource:
             numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
             texts = [line for _, line in numbered]
             rows = [f"{Path(spec.path).name}, line {i}" for i, _ in numbered]
-            columns, faults = {}, {}
+            columns, faults, notes = {}, {}, []
         ids = as_ids("" if i in faults else text_id(t) for i, t in enumerate(texts))
-        draft = Draft(rows, {"text": ids}, {**columns, "caption": text_column(texts)}, faults)
-        return draft.table(spec, name)
+        columns["caption"] = text_column(texts)
+        return Draft(rows, {"text": ids}, columns, faults, notes).table(spec, name)
 
     def open(self, spec: TextSpec, table: StimulusRows) -> TextReader:
         """Open the table itself."""

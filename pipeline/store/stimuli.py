@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.modality import MODALITIES
 from pipeline.schema import STIMULI, STIMULUS_GROUP, id_variable
-from pipeline.stimuli.ids import Ids, as_ids, hex_ids
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.ids import Ids, as_ids, fingerprint, hex_ids
+from pipeline.stimuli.table import StimulusTable, is_text
 from pipeline.store import paths
 from pipeline.store.io.chunks import array_of, read, read_whole
 from pipeline.store.layout import create_group, find_group
@@ -54,7 +54,7 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
             "notes": list(table.notes),
             "modalities": list(table.modalities),
             "caption_fingerprint": (
-                table.fingerprint_of("text") if "text" in table.content else None
+                fingerprint(table.content["text"]) if "text" in table.content else None
             ),
             "own_columns": {
                 name: _dtype(values) for name, values in columns.items() if name not in STIMULI
@@ -70,7 +70,7 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
 
 
 def _dtype(values: NDArray[Any]) -> str:
-    return "str" if values.dtype.kind in "OTU" else values.dtype.name
+    return "str" if is_text(values) else values.dtype.name
 
 
 def id_column(attributes: Mapping[str, Any], modality: Modality) -> str:

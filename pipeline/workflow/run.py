@@ -31,7 +31,7 @@ from pipeline.cluster.workers import (
     worker_resources,
 )
 from pipeline.errors import InputError
-from pipeline.progress import stage
+from pipeline.progress import counted, stage
 from pipeline.store import Store
 from pipeline.store.io.lease import Lease, StoreRef, lease
 from pipeline.store.io.location import Location, absolute, locate
@@ -133,7 +133,8 @@ def run_workflow(
                 Store(location)  # refuses a folder that is not a store
                 # taken before planning: no other run may change the store meanwhile
                 held_lease = stack.enter_context(take_lease())
-            plan = plan_workflow(workflow, replace=replace)
+            with counted(console, "stimuli", "items") as progress:
+                plan = plan_workflow(workflow, replace=replace, progress=progress)
             if plan.needs:
                 check_memory(plan, planned_worker_resources(cluster_spec), cluster_spec)
             untrained = plan.context.untrained

@@ -235,3 +235,4 @@ def _apply(document: Document, setting: str) -> None:
     if not isinstance(node, dict):
         raise InputError(f"--set {setting}: {last!r} is below a value, not a mapping.")
     node[last] = value
+    document.settings[(*path, last)] = f"--set {setting}"

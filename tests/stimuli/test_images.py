@@ -363,9 +363,6 @@ FAULTS = {
     "repeated id": ("image,id\ncats/a.jpg,x\ne.webp,x\n",
                     r"m.csv, line 2 and m.csv, line 3 have the same id 'x'"),
     "no id": ("image,id\ncats/a.jpg,x\ne.webp,\n", r"m.csv, line 3 has no id"),
-    "a name of the store's": ("image,mtime_ns\ncats/a.jpg,1\n", r"the column 'mtime_ns' cannot be "
-                              r"kept under this name: it is one that the store uses"),
-    "an odd name": ("image,a/b\ncats/a.jpg,1\n", r"the column 'a/b' cannot be kept"),
 }  # fmt: skip
 
 
@@ -375,6 +372,17 @@ def test_manifest__faults(folder: Path, fault: str) -> None:
     write_photos(folder.parent, ["outside.png"])
     with pytest.raises(InputError, match=message):
         index_stimuli(of_manifest(write(folder / "m.csv", text)))
+
+
+def test_manifest__columns_that_cannot_be_kept(folder: Path) -> None:
+    path = write(folder / "m.csv", "image,mtime_ns,a/b,fine name\ncats/a.jpg,1,2,3\n")
+    table = index_stimuli(of_manifest(path))
+    assert table.notes == [
+        "Columns that were left out, because the store uses their names or cannot have such "
+        "names: 'mtime_ns', 'a/b'."
+    ]
+    assert table.columns["fine name"].tolist() == [3]
+    assert table.columns["mtime_ns"][0] > 10**18
 
 
 def test_manifest__files_that_are_none(folder: Path) -> None:
