@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from pipeline.linked import linked
 from pipeline.types import Mask
 
 
@@ -28,6 +30,8 @@ class Encoder:
     """Whether this is the model's last checkpoint."""
     digest: str = ""
     """Identity of the activations; empty if they are not extracted yet."""
+    weights: str = ""
+    """Identity of the weights: digest of a file, a seed, published ones; empty if not known yet."""
     set_key: str = ""
     """Key of the stimulus set."""
     path: str = ""
@@ -78,11 +82,40 @@ def related(encoders: Sequence[Encoder]) -> Mask:
     Returns
     -------
     numpy.ndarray
-        Symmetric mask `(n_encoders, n_encoders)`, from the relations declared in the registry.
-        True for two encoders of one model.
+        Symmetric mask `(n_encoders, n_encoders)`. True for encoders of one model; of models that
+        the registry declares as related, or that have a trained checkpoint in common; and for
+        initialisations that are the same.
     """
-    relatives = {e.model: {e.model, *e.attributes.get("related", ())} for e in encoders}
-    models = list(relatives)
-    pairs = np.array([[a in relatives[b] or b in relatives[a] for b in models] for a in models])
-    at = [models.index(e.model) for e in encoders]
-    return np.asarray(pairs[np.ix_(at, at)])
+    shared = _by_weights(encoders)
+    links = [(e.model, other) for e in encoders for other in e.attributes.get("related", ())]
+    links += [
+        (a.model, b.model)
+        for same in shared
+        for a, b in pairwise(same)
+        if not a.initial and not b.initial
+    ]
+    group = linked((e.model for e in encoders), links)
+    own = np.array([group[e.model] for e in encoders], dtype=object)
+    found = np.asarray(own[:, None] == own)
+    for same in shared:
+        rows = [i for i, e in enumerate(encoders) if e.weights == same[0].weights]
+        found[np.ix_(rows, rows)] = True
+    return found
+
+
+def _by_weights(encoders: Iterable[Encoder]) -> list[list[Encoder]]:
+    """Return the encoders of each weights that several of them have."""
+    groups: dict[str, list[Encoder]] = {}
+    for encoder in encoders:
+        if encoder.weights:
+            groups.setdefault(encoder.weights, []).append(encoder)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def equal_weights(encoders: Iterable[Encoder]) -> list[list[str]]:
+    """Return the checkpoints, as `MODEL@CHECKPOINT`, of each weights that several of them have."""
+    named = [
+        list(dict.fromkeys(f"{e.model}@{e.checkpoint}" for e in same))
+        for same in _by_weights(encoders)
+    ]
+    return [names for names in named if len(names) > 1]

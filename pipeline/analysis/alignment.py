@@ -252,7 +252,7 @@ def _compute(inputs: Inputs) -> xr.Dataset:
 
 ALIGNMENT = Analysis(
     name="alignment",
-    version=2,  # 1 had no modalities, and no competence of text towers
+    version=3,  # 2 took models with the same weights for independent ones
     scope="measure",
     needs=("scores", "competence"),
     variables=VARIABLES,

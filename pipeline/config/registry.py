@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config.model import ModelSpec
 from pipeline.config.yaml import Document, YamlPath, load_yaml, validate
 from pipeline.errors import InputError
+from pipeline.linked import linked
 from pipeline.suggest import did_you_mean
 
 
@@ -86,19 +87,17 @@ class Registry:
 
         The relation is transitive: two fine-tunes of one model are related.
         """
-        group = {i: i for i in self.entries}
-
-        def root(i: str) -> str:
-            while group[i] != i:
-                i = group[i]
-            return i
-
-        for spec in self:
-            for other in (*spec.same_weights_as, *spec.initialised_from):
-                group[root(spec.id)] = root(other)
+        group = linked(
+            self.entries,
+            (
+                (spec.id, other)
+                for spec in self
+                for other in (*spec.same_weights_as, *spec.initialised_from)
+            ),
+        )
         members: dict[str, list[str]] = {}
         for i in self.entries:
-            members.setdefault(root(i), []).append(i)
+            members.setdefault(group[i], []).append(i)
         return {frozenset((a, b)) for ids in members.values() for a in ids for b in ids if a != b}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.encoder import equal_weights
 from pipeline.report.absences import left_out, models_of, named
 from pipeline.report.modality import convergence_of, modalities
 from pipeline.report.results import (
@@ -103,6 +104,7 @@ def _flagged(null: NullSummary) -> str:
 def notes(results: Results) -> list[str]:
     """Say what the report cannot show, and what to know of the stimuli, a sentence each."""
     said = list(results.stimuli.get("notes", ()))
+    said += _shared_weights(results)
     if results.unfinished:
         said.append(
             f"Compared but not yet aggregated, so left out: {', '.join(results.unfinished)}."
@@ -125,6 +127,20 @@ def notes(results: Results) -> list[str]:
         for modality in modalities(results)
     ):
         said.append("Only one stage of training was compared, so nothing is shown over training.")
+    return said
+
+
+def _shared_weights(results: Results) -> list[str]:
+    """Say which checkpoints have the same weights, although they have other names."""
+    said = []
+    chosen = {str(e) for a in results.alignment.values() for e in a["encoder_x"].values}
+    compared = [e for e in results.store.encoders(results.set_key) if e.id in chosen]
+    for names in equal_weights(compared):
+        listed = f"{named(names)} have the same weights"
+        if len({name.partition("@")[0] for name in names}) > 1:
+            said.append(f"{listed}: they count as related, and their pairs enter no mean.")
+        else:
+            said.append(f"{listed}: nothing was learnt between them, or files were copied.")
     return said
 
 

@@ -282,7 +282,7 @@ ALIGNMENT = _table(
         "related",
         ("encoder_x", "encoder_y"),
         "bool",
-        "Not trained independently: one model, shared weights, or one initialised from the other.",
+        "Not trained independently: one model, the same weights, or declared as related.",
     ),
     Variable("n_stimuli", ("encoder_x", "encoder_y"), "int64", "Rows the pair was compared on."),
 )

@@ -50,6 +50,7 @@ def tower_encoders(model: str, tower: str, group: TowerGroup, set_key: str) -> l
             # the last one known, extracted or not: an earlier one must not pass for it
             final=label == ordered[-1],
             digest=group.digest(label),
+            weights=group.weights(label).digest,
             set_key=set_key,
             path=group.group.path,
             attributes=attributes,

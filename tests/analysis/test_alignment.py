@@ -22,7 +22,7 @@ from pipeline.analysis.alignment import (
 )
 from pipeline.analysis.competence import COLUMNS
 from pipeline.calibration import benjamini_hochberg, calibrate_score
-from pipeline.encoder import Encoder
+from pipeline.encoder import Encoder, equal_weights, related
 from pipeline.errors import InputError
 from pipeline.schema import ALIGNMENT, ENCODER, validate
 
@@ -305,6 +305,41 @@ def test_alignment_dataset__related() -> None:
         for y in made.encoder_y.values:
             expected = x == y or frozenset((x, y)) in kin
             assert bool(made.related.sel(encoder_x=x, encoder_y=y)) == expected
+
+
+def test_related__models_with_a_trained_checkpoint_in_common() -> None:
+    """A copy under another id, of any checkpoint, links the models; others stay apart."""
+    first = [encoder("a", "one", weights="w1"), encoder("a", "two", weights="w2")]
+    copy, other = encoder("b", weights="w1"), encoder("c", weights="w3")
+    further = encoder("d", weights="w4", attributes={"related": ["timm/b"]})
+    found = related([*first, copy, other, further])
+    kin = [0, 0, 0, 1, 0]
+    expected = np.equal.outer(kin, kin)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_related__equal_initialisations_link_themselves_alone() -> None:
+    """Two runs may begin alike as a control: trained, they are independent all the same."""
+    start = {"checkpoint": "init", "step": 0, "initial": True, "weights": "init:seed=0@ff"}
+    encoders = [encoder("a", **start), encoder("b", **start), encoder("a"), encoder("b")]
+    found = related(encoders)
+    assert found[0, 1]
+    assert found[1, 0]
+    assert not found[2, 3]
+    assert not found[0, 3]
+
+
+def test_related__unknown_weights_are_not_equal() -> None:
+    assert not related([encoder("a"), encoder("b")])[0, 1]
+
+
+def test_equal_weights__named_once_for_all_towers() -> None:
+    encoders = [
+        encoder("a", "one", weights="w"), encoder("a", "two", weights="w"),
+        encoder("b", weights="w"), encoder("b", tower="text", weights="w"),
+        encoder("c", weights="v"), encoder("c", tower="text", weights="v"),
+    ]  # fmt: skip
+    assert equal_weights(encoders) == [["timm/a@one", "timm/a@two", "timm/b@end"]]
 
 
 def test_encoder_columns__metadata() -> None:

@@ -30,6 +30,7 @@ from pipeline.analysis.competence import COMPETENCE
 from pipeline.cluster import Executor, Outcome, Task
 from pipeline.errors import InputError, StoreError
 from pipeline.measures import measure_spec
+from pipeline.report import notes
 from pipeline.schema import Slot, State
 from pipeline.store import datasets
 from pipeline.store.activations import TowerGroup
@@ -729,3 +730,24 @@ def test_run__another_order_of_the_registry(copied: Zoo) -> None:
     models = read_yaml(copied.folder / "registry.yaml")["models"]
     write_yaml(copied.folder / "registry.yaml", {"models": models[::-1]})
     assert n_tasks(copied.run(ONE)) == [0, 0, 0, 0]
+
+
+def test_run__copies_of_weights_count_as_related(copied: Zoo) -> None:
+    """A copy under another id scores 1 as if trained apart: it is noticed by its bytes."""
+    registry = read_yaml(copied.folder / "registry.yaml")
+    (first,) = (e for e in registry["models"] if e["id"] == "timm/vit-a")
+    shutil.copytree(copied.folder / "run/vit-a", copied.folder / "run/copy")
+    twin = {**first, "id": "timm/twin", "checkpoints": "run/copy/step-{step}.safetensors"}
+    write_yaml(copied.folder / "registry.yaml", {"models": [*registry["models"], twin]})
+    setting = ("models={ids: [timm/vit-*, timm/twin]}", ONE)
+    assert copied.run(*setting).failures == {}
+    store, key = copied.store(), copied.plan(*setting).context.key
+    label = next(iter(copied.plan(*setting).context.specs))
+    alignment = store.alignment(label, key)
+    twins = alignment.sel(encoder_x="timm/twin@step10#image", encoder_y="timm/vit-a@step10#image")
+    assert float(twins.score) == pytest.approx(1)
+    assert bool(twins.related)
+    others = alignment.sel(encoder_x="timm/twin@step10#image", encoder_y="timm/vit-b@step10#image")
+    assert not bool(others.related)
+    said = " ".join(notes(store, subset=key))
+    assert "timm/twin@step10, timm/vit-a@step10 have the same weights: they count as" in said
