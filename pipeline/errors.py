@@ -57,4 +57,4 @@ class ClusterError(ConsilienceError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, with a full stop."""
     text = str(error).strip().split("\n")[0]
-    return text if text.endswith(".") else text + "."
+    return text if text.endswith((".", "?", "!")) else text + "."

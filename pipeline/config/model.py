@@ -31,7 +31,7 @@ else:
 _ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STEP, _EPOCH = "{step}", "{epoch}"
-_ENDINGS = re.compile(r"\.(pt|pth|th|ckpt|bin|safetensors)?(\.tar)?$")
+_ENDINGS = re.compile(r"(\.(pt|pth|th|ckpt|bin|safetensors))?(\.tar)?$")
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
     "id",

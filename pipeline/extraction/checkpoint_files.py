@@ -8,6 +8,7 @@ shapes of the model's own weights; where several fit, the entry has to say which
 from __future__ import annotations
 
 import fnmatch
+import pickle
 import re
 import threading
 import warnings
@@ -49,28 +50,26 @@ def _empty(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-_HARMLESS = (
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    *(
-        f"{module}.{kind}"
-        for module in ("pathlib", "pathlib._local")
-        for kind in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-    ),
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"builtins.{n}" for n in ("bool", "dict", "float", "frozenset", "int", "list", "range",
-                                "slice", "str", "tuple")),
-)  # fmt: skip
+_HARMLESS = {
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+    "datetime": "date datetime time timedelta timezone",
+    "pathlib": "Path PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "pathlib._local": "Path PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "numpy": "dtype ndarray bool bool_ float16 float32 float64 int8 int16 int32 int64 uint8",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    "torch.torch_version": "TorchVersion",
+    "builtins": "bool dict float frozenset int list range slice str tuple",
+}
 """What training programs save beside weights: arguments, paths, statistics."""
 # torch's list of allowed names is global to the process, and so are filters of warnings
 _ALLOWED: list[Any] = [
-    *((_Inert, name) for name in _HARMLESS),
+    *(
+        (_Inert, f"{module}.{name}")
+        for module, names in _HARMLESS.items()
+        for name in names.split()
+    ),
     (_empty, "collections.defaultdict"),
 ]
 _one_at_a_time = threading.Lock()
@@ -109,9 +108,11 @@ def read_checkpoint(file: str | Path) -> Any:
             raise ModelError(
                 f"holds a pickled {refused[1]}, which could run code when loaded. {_SAVE}"
             ) from None
+        kind, why = type(error).__name__, first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to read it unsafely
+            why = "it is not a whole file of torch.save with its default pickle protocol."
         raise ModelError(
-            f"cannot be read: {type(error).__name__}: {first_line(error)} Replace the file or drop "
-            "the checkpoint."
+            f"cannot be read: {kind}: {why} Replace the file or drop the checkpoint."
         ) from None
 
 
@@ -287,12 +288,14 @@ class CheckpointReader:
         keys = dict.fromkeys(c.key for c in fitting)
         prefixes = dict.fromkeys(c.prefix for c in fitting)
         what, names = ("key", keys) if len(keys) > 1 else ("prefix", prefixes)
-        file = self.spec.checkpoints
-        shown = file if isinstance(file, str) else self.checkpoint.file
+        template, choice = self.spec.checkpoints, f"{what}: {next(iter(names)) or repr('')}"
+        if isinstance(template, str):
+            shown = f"checkpoints: [{{file: '{template}', {choice}}}]"
+        else:
+            shown = f"{{file: '{self.checkpoint.file}', {choice}}}"
         return self._error(
             f"holds {len(names)} different sets of weights that fit {self.spec.name}, with the "
-            f"{what} {_quoted(names)}. Choose one with `{what}:`, as in {{file: '{shown}', "
-            f"{what}: {next(iter(names)) or repr('')}}}."
+            f"{what} {_quoted(names)}. Choose one with `{what}:`, as in {shown}."
         )
 
     def _misfit(self, candidate: _Weights) -> ModelError:

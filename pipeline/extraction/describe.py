@@ -148,13 +148,11 @@ def _dependent(
     spec: ModelSpec, model: torch.nn.Module, tower: str, names: Sequence[str]
 ) -> list[str]:
     """Return the layers that depend on the named weights: those with a gradient."""
-    owners = {name.rpartition(".")[0] for name in names}
-    chosen = [
-        p  # buffers have no gradient, but the parameters beside them have
-        for owner in sorted(owners)
-        for p in model.get_submodule(owner).parameters(recurse=False)
-    ]
-    chosen = [p for name, p in model.named_parameters() if name in names] + chosen
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen = [parameters[name] for name in names if name in parameters]
+    for owner in {name.rpartition(".")[0] for name in names if name not in parameters}:
+        # buffers have no gradient, but the parameters beside them have
+        chosen += model.get_submodule(owner).parameters(recurse=False)
     try:
         for parameter in chosen:
             parameter.requires_grad_(True)

@@ -40,6 +40,7 @@ def _selection(spec: ModelSpec, checkpoint: Checkpoint) -> str:
         return ""
     chosen = dict(checkpoint.selection)
     if checkpoint.ignore:
+        chosen["ignore"] = sorted(checkpoint.ignore)
         chosen["initial"] = f"{spec.initial_seed(0):016x}"
     return json.dumps(chosen, sort_keys=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import os
 import pathlib
 import pickle
@@ -221,6 +222,18 @@ def test_key__average_beside_the_last_weights(tmp_path: Path) -> None:
     almost["fc.bias"][2] = float(np.nextafter(np.float32(almost["fc.bias"][2]), np.float32(9)))
     torch.save(trained(state(chosen, 1), state_dict_ema=almost), file)
     refused(chosen, "Choose one with `key:`", Checkpoint(file=str(file)))
+
+
+def test_key__of_a_template(tmp_path: Path) -> None:
+    template = f"{tmp_path}/w-{{step}}.pth"
+    chosen = spec(checkpoints=template)
+    sets = {"a": state(chosen, 1), "b": state(chosen, 2)}
+    torch.save(sets, tmp_path / "w-3.pth")
+    (checkpoint,) = chosen.checkpoint_map().values()
+    remedy = f"as in checkpoints: [{{file: '{template}', key: a}}]."
+    refused(chosen, re.escape(remedy), checkpoint)
+    followed = spec(checkpoints=[{"file": template, "key": "a"}])
+    check_fit(followed, followed.checkpoint_map()["step3"])
 
 
 def test_key__only_one_set_fits(tmp_path: Path) -> None:
@@ -571,6 +584,9 @@ def test_read_checkpoint__harmless_classes(tmp_path: Path) -> None:
         counts=collections.Counter("abc"),
         random=np.random.default_rng(0).bytes(3),
         span=slice(3),
+        torch=torch.__version__,
+        began=datetime.datetime(2024, 1, 1),
+        kinds=[np.float32, np.dtype("f4"), torch.float16],
     )
     torch.save(content, tmp_path / "w.pth")
     same(loaded(spec(), tmp_path / "w.pth"), state(spec()))
@@ -587,6 +603,37 @@ def test_read_checkpoint__harmless_classes_are_allowed_here_alone(tmp_path: Path
     assert torch.serialization.get_safe_globals() == before
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "w.pth", weights_only=True)
+
+
+def test_read_checkpoint__paths_of_other_systems(tmp_path: Path) -> None:
+    """The class is never looked up, so it need not exist here."""
+    torch.save({**state(spec()), "args": pathlib.PureWindowsPath("C:/a")}, tmp_path / "own.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "own.pth") as own,
+        zipfile.ZipFile(tmp_path / "w.pth", "w") as theirs,
+    ):
+        for entry in own.namelist():
+            theirs.writestr(entry, own.read(entry).replace(b"PureWindowsPath", b"WindowsPath"))
+    same(loaded(spec(), tmp_path / "w.pth"), state(spec()))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: torch.save({"a": torch.ones(2)}, file, pickle_protocol=4),
+        lambda file: file.write_bytes(pickle.dumps({"a": np.ones(2)})),
+        lambda file: file.write_text("<!DOCTYPE html><html>"),
+    ],
+)
+def test_read_checkpoint__other_formats(write: Callable[[Path], Any], tmp_path: Path) -> None:
+    """Without torch's advice to read them unsafely."""
+    write(tmp_path / "w.pth")
+    refused(
+        spec(),
+        r"w.pth cannot be read: UnpicklingError: it is not a whole file of torch.save with its "
+        r"default pickle protocol\. Replace the file or drop the checkpoint\.$",
+        Checkpoint(file=str(tmp_path / "w.pth")),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

@@ -611,6 +611,23 @@ def test_load__text_tower_left_out(folder: Path, tmp_path: Path) -> None:
         check_fit(both, checkpoint)
 
 
+def test_load__scale_left_out(folder: Path, tmp_path: Path) -> None:
+    """No layer depends on it, though other weights at the top of the model are used by some."""
+    chosen, file = spec(folder), tmp_path / "w.pt"
+    weights = dict(seeded_build(SOURCE, chosen, 7).state_dict())
+    del weights["logit_scale"]
+    torch.save(weights, file)
+    checkpoint = Checkpoint(file=str(file), ignore=["logit_scale"])
+    check_fit(chosen, checkpoint)
+    found = load_checkpoint(SOURCE, chosen, checkpoint).state_dict()
+    for name in weights:
+        torch.testing.assert_close(found[name], weights[name], rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"positional_embedding\] .* text tower depend on"):
+        check_fit(
+            chosen, Checkpoint(file=str(file), ignore=["logit_scale", "positional_embedding"])
+        )
+
+
 def test_load__revision(folder: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model open_clip/tiny: open_clip's tags have no revision"

@@ -75,12 +75,15 @@ def test_weights_identity__of_a_choice_within_a_file(tmp_path: Path) -> None:
     choices: list[dict[str, Any]] = [
         {"key": "ema"}, {"key": "ema", "prefix": "a"}, {"key": ""}, {"prefix": "ema"},
         {"ignore": "fc.*"}, {"ignore": ["fc.weight"]},
+        {"ignore": ["b", "a"]},
     ]  # fmt: skip
     found = [weights_identity(SPEC, Checkpoint(file=str(file), **c)) for c in choices]
     assert len({plain.digest, *(f.digest for f in found)}) == 1 + len(choices)
     assert found[1].digest == f'{plain.digest} {{"key": "ema", "prefix": "a."}}'
     initial = f"{SPEC.initial_seed(0):016x}"  # another architecture has other initial values
     assert found[4].digest == f'{plain.digest} {{"ignore": ["fc.*"], "initial": "{initial}"}}'
+    swapped = weights_identity(SPEC, Checkpoint(file=str(file), ignore=("a", "b")))
+    assert swapped == found[-1]
     for choice, identity in zip(choices, found, strict=True):
         checkpoint = Checkpoint(file=str(file), **choice)
         assert weights_identity(SPEC, checkpoint, identity) == identity
