@@ -367,7 +367,6 @@ def _is_weight(value: Any) -> bool:
         isinstance(value, torch.Tensor)
         and value.layout is torch.strided
         and value.device.type == "cpu"
-        and not value.is_quantized
     )
 
 
