@@ -52,3 +52,9 @@ class ModelError(ConsilienceError):
 
 class ClusterError(ConsilienceError):
     """A cluster that is unreachable, has no workers left, or whose workers a task kills."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, with a full stop."""
+    text = str(error).strip().split("\n")[0]
+    return text if text.endswith((".", "?", "!")) else text + "."

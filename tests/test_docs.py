@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import open_clip
 import pytest
+import timm
+import torch
 from nbclient import NotebookClient
 from processes import PATIENCE
 from ruamel.yaml import YAML
@@ -19,6 +22,8 @@ import pipeline
 from pipeline.cluster import LocalSpec, override
 from pipeline.config.model import ModelSpec
 from pipeline.config.registry import load_registry
+from pipeline.extraction.describe import check_fit, describe
+from pipeline.extraction.torch_source import load_checkpoint, torch_source
 from pipeline.measures import measure_spec
 from pipeline.workflow import load_workflow
 from pipeline.workflow.spec import CalibrateSpec, CompareSpec
@@ -103,6 +108,108 @@ def test_clusters__recipes_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tmp_path / "cluster.yaml").write_text(block, encoding="utf-8")
         kinds.add(override(LocalSpec(), "cluster.yaml").kind)
     assert kinds == {"local", "address", "ssh", "slurm", "kubernetes"}
+
+
+def full(shapes: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
+    """Make weights that take no space in a file."""
+    return {n: torch.tensor(value, dtype=w.dtype).expand(w.shape) for n, w in shapes.items()}
+
+
+def prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
+
+
+def write_checkpoints() -> None:
+    """Write the files that docs/checkpoints.md names, with the step in the weights."""
+    with torch.device("meta"):
+        r18 = timm.create_model("resnet18", num_classes=100).state_dict()
+        vit = timm.create_model("vit_tiny_patch16_224").state_dict()
+        trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "layers": 2, "width": 12,
+                       "head_width": 4},
+        "text_cfg": {"context_length": 10, "vocab_size": 30, "width": 12, "heads": 3, "layers": 2},
+    }  # fmt: skip
+    Path("my-clip.json").write_text(json.dumps(config), encoding="utf-8")
+    clip = open_clip.CLIP(**config).state_dict()
+    query, momentum = full(r18, 1), full(r18, 2)
+    for weights in (query, momentum):
+        for name in ("weight", "bias"):
+            weights[f"fc.2.{name}"] = weights.pop(f"fc.{name}")
+    headless = {k: v for k, v in full(vit, 1).items() if not k.startswith("head.")}
+    files: dict[str, Any] = {
+        "runs/best.pth": full(vit, 5),
+        "runs/last.pth": {"model": full(vit, 9), "optimizer": {}},
+        "runs/dino/epoch20.pth": {
+            "student": {
+                **prefixed("module.backbone.", full(trunk, 1)),
+                "module.head.w": query["fc.2.bias"],
+            },
+            "teacher": prefixed("backbone.", full(trunk, 2)),
+        },
+        "runs/moco.pth.tar": {
+            "state_dict": {
+                **prefixed("module.encoder_q.", query),
+                **prefixed("module.encoder_k.", momentum),
+                "module.queue": torch.zeros(2, 2),
+            }
+        },
+        "runs/pretrained.pth": {
+            "model": {**headless, "mask_token": torch.ones(1), "decoder.weight": torch.ones(2)}
+        },
+    }
+    for step in (500, 1000):
+        weights = full(r18, step)
+        files[f"runs/r18/checkpoint-{step}.pth.tar"] = {"state_dict": weights, "epoch": 1}
+        files[f"runs/lightning/epoch={step // 500}-step={step}.ckpt"] = {
+            "state_dict": {**prefixed("model.", weights), "loss.weight": torch.ones(2)}
+        }
+        files[f"runs/ema/checkpoint-{step}.pth.tar"] = {
+            "state_dict": full(r18, -1), "state_dict_ema": prefixed("module.", weights),
+        }  # fmt: skip
+    for epoch in (1, 2):
+        files[f"logs/run/checkpoints/epoch_{epoch}.pt"] = {
+            "epoch": epoch, "state_dict": prefixed("module.", full(clip, epoch)),
+        }  # fmt: skip
+    for path, content in files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(content, path)
+
+
+VALUES = {
+    "timm/some-files": {"best": 5, "last": 9},
+    "timm/labelled-files": {"middle": 5, "end": 9},
+    "timm/student-and-teacher": {"student-20": 1, "teacher-20": 2},
+    "timm/moco": {"moco": 1},
+    "timm/without-head": {"pretrained": 1},
+    "open_clip/mine": {"epoch1": 1, "epoch2": 2},
+}
+"""The weights of a checkpoint, where they are not the number in its label."""
+
+
+def test_checkpoints__examples_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoints()
+    seen = []
+    for block in re.findall(r"```yaml\n(.*?)```", read("docs/checkpoints.md"), re.DOTALL):
+        Path("models.yaml").write_text(block, encoding="utf-8")
+        labels = re.findall(r"checkpoints:.*# → (.*)", block)
+        for model, shown in zip(load_registry(["models.yaml"]), labels, strict=True):
+            seen.append(model.id)
+            describe(model)
+            checkpoints = model.checkpoint_map()
+            assert ", ".join(checkpoints) == shown
+            for label, checkpoint in checkpoints.items():
+                if checkpoint.file is None:
+                    continue
+                check_fit(model, checkpoint)
+                loaded = load_checkpoint(torch_source(model.source), model, checkpoint)
+                value = VALUES.get(model.id, {}).get(label) or int(label.removeprefix("step"))
+                ignored = ("head.", "fc.") if checkpoint.ignore else ()
+                for name, weight in loaded.state_dict().items():
+                    assert name.startswith(ignored) or (weight == value).all(), name
+    assert set(seen) >= VALUES.keys()
 
 
 def test_readme__counts_the_registry() -> None:

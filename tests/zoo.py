@@ -18,7 +18,7 @@ import timm
 import torch
 from rich.console import Console
 from ruamel.yaml import YAML
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.stimuli.digits import load_digits, pixels
 from pipeline.store import Store, open_store
@@ -273,6 +273,12 @@ def flip_byte(file: Path, at: int = 100) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 0x10
     file.write_bytes(content)
+
+
+def spoil(file: Path) -> None:
+    """Make weights that can be read and loaded, and give activations that are not finite."""
+    weights = {name: torch.full_like(w, torch.nan) for name, w in load_file(file).items()}
+    save_file(weights, file)
 
 
 def digits_inputs(size: int = 16) -> torch.Tensor:

@@ -12,9 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
@@ -30,7 +30,8 @@ else:
 
 _ID = re.compile(r"[a-z_]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_STEP = "{step}"
+_STEP, _EPOCH = "{step}", "{epoch}"
+_ENDINGS = re.compile(r"(\.(pt|pth|th|ckpt|bin|safetensors))?(\.tar)?$")
 # keys that describe or select a model but do not change its activations
 _NOT_RECIPE = {
     "id",
@@ -59,7 +60,16 @@ class Checkpoint(Spec):
     init: Init | None = None
     """Freshly initialised weights."""
     file: str | None = None
-    """A checkpoint file: safetensors, or timm's or open_clip's own format."""
+    """A checkpoint file: safetensors, or what `torch.save` wrote; with {step} or {epoch}, many."""
+    key: str | None = None
+    """Which of several sets of weights in the file, such as `state_dict_ema`; dots go a level
+    down, and '' is the top."""
+    prefix: str | None = None
+    """What comes before the names of the model's weights in the file, such as
+    `module.encoder_q.`."""
+    ignore: OneOrMany = ()
+    """Globs of names: weights of the model that keep their initial values, and entries of the file
+    that are left out."""
     pretrained: str | None = None
     """A pretrained tag other than the entry's own."""
     revision: str | None = None
@@ -72,7 +82,21 @@ class Checkpoint(Spec):
         given = [k for k in ("init", "file", "pretrained") if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: keep one of them.")
+        if self.file is None and self.selection:
+            raise ValueError(f"{' and '.join(self.selection)} need `file:`, which they are about.")
         return self
+
+    @field_validator("prefix", mode="after")
+    @classmethod
+    def _ends_in_a_dot(cls, value: str | None) -> str | None:
+        return f"{value}." if value and not value.endswith(".") else value
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """What is taken from the file, where not all that is in it; JSON-able."""
+        return self.model_dump(
+            mode="json", include={"key", "prefix", "ignore"}, exclude_defaults=True
+        )
 
     @property
     def kind(self) -> str:
@@ -84,6 +108,20 @@ class Checkpoint(Spec):
         if self.file is None:
             return self
         return self.model_copy(update={"file": str(Path(self.file).absolute())})
+
+
+def _as_file(value: Any) -> Any:
+    """Read a path as a checkpoint."""
+    return {"file": value} if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+    Checkpoints = str | dict[str, Checkpoint]
+else:
+    _FileOrCheckpoint = Annotated[
+        Checkpoint, BeforeValidator(_as_file, json_schema_input_type=str | Checkpoint)
+    ]
+    Checkpoints = str | list[_FileOrCheckpoint] | dict[str, _FileOrCheckpoint]
 
 
 class EveryN(Spec):
@@ -129,8 +167,9 @@ class ModelSpec(Spec):
     """Defaults to image for timm, to image and text for open_clip."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Passed to `timm.create_model` or `open_clip.create_model`."""
-    checkpoints: str | dict[str, Checkpoint] = Field(default_factory=dict)
-    """A file template with {step}, or a map label → checkpoint; default: the published weights."""
+    checkpoints: Checkpoints = Field(default_factory=dict)
+    """A file template with {step} or {epoch}, a list of files, or a map label → file or checkpoint;
+    default: the published weights."""
     layers: Literal["blocks", "all", "last"] | EveryN | str | tuple[str, ...] = "blocks"
     """blocks | all | last | {every: n} | a list of names | a glob."""
     pool: Literal["auto", "cls", "mean", "max", "flatten"] = "auto"
@@ -150,17 +189,19 @@ class ModelSpec(Spec):
 
     @field_validator("checkpoints", mode="after")
     @classmethod
-    def _checkpoint_labels(cls, value: str | dict[str, Checkpoint]) -> str | dict[str, Checkpoint]:
+    def _labelled(cls, value: Any) -> Checkpoints:
+        """Give the items of a list their labels, and check those of a map."""
         if isinstance(value, str):
-            if value.count(_STEP) != 1:
+            if _counter(value) is None:
                 raise ValueError(
-                    f"the template {value!r} needs {_STEP} exactly once, in the place of the "
-                    "step's number in the file names."
+                    f"the template {value!r} needs {_STEP} or {_EPOCH} exactly once, in the place "
+                    "of the number in the file names. A single file goes in a list: [FILE]."
                 )
             return value
-        for label in value:
-            _check_label(label)
-        return value
+        labelled = value if isinstance(value, dict) else _labels(value)
+        for label, checkpoint in labelled.items():
+            _check_label(label, checkpoint)
+        return labelled
 
     @model_validator(mode="before")
     @classmethod
@@ -262,35 +303,57 @@ class ModelSpec(Spec):
         InputError
             Where a file is missing, or a template matches no file and no steps are planned.
         """
-        if isinstance(self.checkpoints, dict):
-            if not self.checkpoints:
-                return {"pretrained": Checkpoint()}
-            for label, checkpoint in self.checkpoints.items():
-                if checkpoint.file and not Path(checkpoint.file).is_file():
-                    near = did_you_mean(Path(checkpoint.file).name, _names_beside(checkpoint.file))
+        if not self.checkpoints:
+            return {"pretrained": Checkpoint()}
+        listed = self.checkpoints
+        if isinstance(listed, str):
+            listed = _labels([Checkpoint(file=listed)])
+        found: dict[str, Checkpoint] = {}
+        for label, checkpoint in listed.items():
+            counter = None if checkpoint.file is None else _counter(checkpoint.file)
+            if checkpoint.file is None or counter is None:
+                self._check_exists(label, checkpoint.file)
+                found[label] = checkpoint
+                continue
+            for number, file in self._files(checkpoint.file, counter, planned_steps).items():
+                name = label.replace(counter, str(number))
+                if name in found:
                     raise InputError(
-                        f"model {self.id}, checkpoint {label}: there is no file "
-                        f"{checkpoint.file} (paths are relative to {Path.cwd()})."
-                        f"{near}"
+                        f"model {self.id}: {found[name].file} and {file} would both have the label "
+                        f"{name}. Write a map of labels, such as {{a-{counter}: …, "
+                        f"b-{counter}: …}}."
                     )
-            return dict(self.checkpoints)
-        steps: dict[int, str] = {}
-        for file, step in _matches(self.checkpoints):
-            if step in steps:
-                raise InputError(
-                    f"model {self.id}: {steps[step]} and {file} are both step {step}. Remove one, "
-                    "or name the checkpoints one by one (a map of label → {file: …, step: …})."
-                )
-            steps[step] = file
-        for step in planned_steps:
-            steps.setdefault(step, self.checkpoints.replace(_STEP, str(step)))
-        if not steps:
+                found[name] = checkpoint.model_copy(update={"file": file, "step": number})
+        return found
+
+    def _check_exists(self, label: str, file: str | None) -> None:
+        if file and not Path(file).is_file():
+            near = did_you_mean(Path(file).name, _names_beside(file))
             raise InputError(
-                f"model {self.id}: the template {self.checkpoints} matches no file (paths are "
-                f"relative to {Path.cwd()}; {_STEP} stands for digits). "
-                + _what_is_there(self.checkpoints)
+                f"model {self.id}, checkpoint {label}: there is no file {file} (paths are relative "
+                f"to {Path.cwd()}).{near}"
             )
-        return {f"step{s}": Checkpoint(file=steps[s], step=s) for s in sorted(steps)}
+
+    def _files(self, template: str, counter: str, planned_steps: Sequence[int]) -> dict[int, str]:
+        """Return number → file of a template, in order of the numbers."""
+        files: dict[int, str] = {}
+        for file, number in _matches(template, counter):
+            if number in files:
+                raise InputError(
+                    f"model {self.id}: {files[number]} and {file} are both {counter[1:-1]} "
+                    f"{number}. Remove one, or name the checkpoints one by one (a map of label → "
+                    "{file: …, step: …})."
+                )
+            files[number] = file
+        for step in planned_steps:
+            files.setdefault(step, template.replace(counter, str(step)))
+        if not files:
+            raise InputError(
+                f"model {self.id}: the template {template} matches no file (paths are "
+                f"relative to {Path.cwd()}; {counter} stands for digits). "
+                + _what_is_there(template)
+            )
+        return dict(sorted(files.items()))
 
 
 def read_json(path: str | Path, about: str) -> Any:
@@ -303,27 +366,72 @@ def read_json(path: str | Path, about: str) -> Any:
         raise InputError(f"{about}: {path} is not JSON: {error}.") from None
 
 
-def _check_label(label: str) -> None:
-    if not _LABEL.fullmatch(label):
+def _counter(file: str) -> str | None:
+    """Return the placeholder whose number labels the files of a template; None for one file."""
+    found = [p for p in (_STEP, _EPOCH) if file.count(p) == 1]
+    return found[0] if found and not any(file.count(p) > 1 for p in (_STEP, _EPOCH)) else None
+
+
+def _labels(listed: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Label each file of a list by its name, and by as many folders as tell it from the others."""
+    files = [checkpoint.file for checkpoint in listed if checkpoint.file is not None]
+    if len(files) < len(listed):
+        raise ValueError(
+            "a list of checkpoints names files. Write a map of labels for others, such as "
+            "{start: {init: {}}, end: FILE}."
+        )
+    names = [[_ENDINGS.sub("", p.name), *p.parts[-2::-1]] for p in map(Path, files)]
+    labelled: dict[str, Checkpoint] = {}
+    for file, name, checkpoint in zip(files, names, listed, strict=True):
+        counter = _counter(file)
+        n = next((n for n in range(1, len(name)) if _times(name[:n], names) == 1), len(name))
+        label = f"{counter[1:-1]}{counter}" if counter else "-".join(name[:n][::-1])
+        if label in labelled:
+            raise ValueError(
+                f"{labelled[label].file} and {file} would both have the label {label}. Write a map "
+                f"of labels instead, such as {{a: {{file: {file}, key: …}}, b: …}}."
+            )
+        labelled[label] = checkpoint
+    return labelled
+
+
+def _times(beginning: list[str], names: list[list[str]]) -> int:
+    return sum(name[: len(beginning)] == beginning for name in names)
+
+
+def _check_label(label: str, checkpoint: Checkpoint) -> None:
+    counter = None if checkpoint.file is None else _counter(checkpoint.file)
+    plain = label if counter is None else label.replace(counter, "0")
+    if counter is not None and (label.count(counter) != 1 or checkpoint.step is not None):
+        raise ValueError(
+            f"{checkpoint.file} stands for many files, so the label {label!r} needs {counter} "
+            f"exactly once, as in {re.sub(r'[{}]', '', label)}-{counter}, and no `step:` beside it."
+        )
+    if not _LABEL.fullmatch(plain):
         raise ValueError(
             f"the checkpoint label {label!r} may only have letters, digits, dots, dashes and "
-            "underscores, because it becomes part of a name in the store."
+            "underscores, because it becomes part of a name in the store. Write a map of labels of "
+            f"your own, {{label: {checkpoint.file or '…'}}}."
         )
 
 
-def _matches(template: str) -> list[tuple[str, int]]:
+def _matches(template: str, counter: str) -> list[tuple[str, int]]:
     path = Path(template)
-    at = next(i for i, part in enumerate(path.parts) if _STEP in part)
-    pattern = re.compile(
-        re.escape(path.as_posix()).replace(re.escape(_STEP), r"(?P<step>\d+)") + "$"
-    )
+    placeholder = re.compile(rf"({_STEP}|{_EPOCH})")
+    at = next(i for i, part in enumerate(path.parts) if placeholder.search(part))
+    pattern = re.escape(path.as_posix())
+    for name in (_STEP, _EPOCH):
+        pattern = pattern.replace(re.escape(name), rf"(?P<{name[1:-1]}>\d+)")
     root = Path(*path.parts[:at]) if at else Path()
-    pieces = (part.split(_STEP) for part in path.parts[at:])
-    wildcards = "/".join("*".join(glob.escape(piece) for piece in part) for part in pieces)
+    pieces = (placeholder.split(part) for part in path.parts[at:])
+    wildcards = "/".join(
+        "".join("*" if p in (_STEP, _EPOCH) else glob.escape(p) for p in part) for part in pieces
+    )
     if not root.is_dir():
         return []
-    found = ((f, pattern.match(f.as_posix())) for f in sorted(root.glob(wildcards)) if f.is_file())
-    return [(f.as_posix(), int(m["step"])) for f, m in found if m]
+    files = (f for f in sorted(root.glob(wildcards)) if f.is_file())
+    found = ((f, re.fullmatch(pattern, f.as_posix())) for f in files)
+    return [(f.as_posix(), int(m[counter[1:-1]])) for f, m in found if m]
 
 
 def _names_beside(file: str) -> list[str]:
@@ -332,7 +440,7 @@ def _names_beside(file: str) -> list[str]:
 
 
 def _what_is_there(template: str) -> str:
-    before = template.split(_STEP)[0]
+    before = re.split(f"{_STEP}|{_EPOCH}", template)[0]
     folder = Path(before) if before.endswith("/") else Path(before).parent
     if not folder.is_dir():
         return f"There is no folder {folder}: correct the path, or train the model first."

@@ -140,6 +140,7 @@ _WRONG_KIND = {
     "float_type",
     "bool_type",
     "tuple_type",
+    "list_type",
     "dict_type",
     "literal_error",
     "model_type",

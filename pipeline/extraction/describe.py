@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -12,44 +11,39 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.config.model import ModelSpec
-from pipeline.errors import ConsilienceError, InputError, ModelError
+from pipeline.config.model import Checkpoint, ModelSpec
+from pipeline.errors import ConsilienceError, InputError, ModelError, first_line
 from pipeline.extraction.reader import LayerReader
-from pipeline.extraction.torch_source import (
-    TorchSource,
-    differences,
-    first_line,
-    misfit_message,
-    torch_source,
-)
+from pipeline.extraction.torch_source import TorchSource, checkpoint_reader, torch_source
 from pipeline.lru import LruCache
 from pipeline.modality import modality_of
 from pipeline.sources.source import TowerInfo
 
-
-@dataclass(frozen=True)
-class _Architecture:
-    towers: dict[str, TowerInfo]
-    shapes: dict[str, tuple[int, ...]]
-
-
 # entries that differ in seeds only, as a zoo's do, share one recipe and one build
-_architectures: LruCache[str, _Architecture] = LruCache(limit=256)
+_architectures: LruCache[str, dict[str, TowerInfo]] = LruCache(limit=256)
+# checkpoints of an entry are checked one after the other
+_models: LruCache[str, torch.nn.Module] = LruCache(limit=2)
 
 
-def _architecture(spec: ModelSpec) -> _Architecture:
+def _architecture(spec: ModelSpec) -> dict[str, TowerInfo]:
     key = f"{spec.recipe_digest} {spec.towers}"
     known = _architectures.get(key)
     if known is not None:
         return known
-    source = torch_source(spec.source)
-    # with gradients, the operation counter breaks on weights that modules pass to each other
-    model = source.build(spec, device="meta").requires_grad_(False)
+    source, model = torch_source(spec.source), _meta_model(spec)
     towers: dict[str, TowerInfo] = {t: _tower_info(spec, source, model, t) for t in spec.towers}
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    made = _Architecture(towers, shapes)
-    _architectures.put(key, made)
-    return made
+    _architectures.put(key, towers)
+    return towers
+
+
+def _meta_model(spec: ModelSpec) -> torch.nn.Module:
+    """Build the architecture on torch's meta device."""
+    model = _models.get(spec.recipe_digest)
+    if model is None:
+        # with gradients, the operation counter breaks on weights that modules pass to each other
+        model = torch_source(spec.source).build(spec, device="meta").requires_grad_(False)
+        _models.put(spec.recipe_digest, model)
+    return model
 
 
 def _tower_info(
@@ -117,26 +111,57 @@ def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
         Where the source does not know the model, cannot build or run it, or a layer does not exist.
     """
     torch_source(spec.source).check(spec)
-    return _architecture(spec).towers
+    return _architecture(spec)
 
 
-def check_fit(spec: ModelSpec, file: str) -> None:
-    """Check that a checkpoint's weights have the names and shapes of the architecture's.
+def check_fit(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint's file can be read, and has the weights of the architecture.
 
-    A file that cannot be read is left to the extraction, which reports it and goes on.
+    Names and shapes are read, and the weights themselves only where several sets of them fit.
 
     Raises
     ------
     InputError
-        Where they have not, with the first differences.
+        Where it cannot or has not, or where a layer depends on weights that `ignore:` leaves out.
     """
+    source, model = torch_source(spec.source), _meta_model(spec)
+    reader = checkpoint_reader(source, spec, checkpoint, model)
     try:
-        weights = torch_source(spec.source).read_weights(file)
-    except Exception:  # safetensors, zipfile and torch raise errors of any type on a broken file
+        reader.read()
+    except ModelError as error:
+        raise InputError(str(error)) from None
+    if not reader.ignored:
         return
-    misfit = differences(_architecture(spec).shapes, weights)
-    if misfit:
-        raise InputError(misfit_message(spec, file, misfit))
+    for tower in spec.towers:
+        dependent = _dependent(spec, model, tower, reader.ignored)
+        if dependent:
+            patterns = ", ".join(checkpoint.ignore)
+            layers = f"{', '.join(dependent[:3])}{', …' if len(dependent) > 3 else ''}"
+            raise InputError(
+                f"model {spec.id}: ignore: [{patterns}] leaves out weights that layers of the "
+                f"{tower} tower depend on ({layers}). Load these weights, or leave the layers out "
+                "of `layers:`, or the tower out of `towers:`."
+            )
+
+
+def _dependent(
+    spec: ModelSpec, model: torch.nn.Module, tower: str, names: Sequence[str]
+) -> list[str]:
+    """Return the layers that depend on the named weights: those with a gradient."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen = [parameters[name] for name in names if name in parameters]
+    for owner in {name.rpartition(".")[0] for name in names if name not in parameters}:
+        # buffers have no gradient, but the parameters beside them have
+        chosen += model.get_submodule(owner).parameters(recurse=False)
+    try:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        with _blamed(spec, f"reading the {tower} tower"):
+            reader = LayerReader(spec, model, tower)
+            example = torch_source(spec.source).example(spec, model, tower)
+            return [layer for layer, pooled in reader.read(example).items() if pooled.requires_grad]
+    finally:
+        model.requires_grad_(False)
 
 
 def _jsonable(value: Any) -> Any:

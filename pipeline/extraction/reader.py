@@ -63,6 +63,10 @@ class LayerReader:
     @torch.inference_mode()
     def __call__(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return layer → `(batch, width)`, on the inputs' device."""
+        return self.read(inputs)
+
+    def read(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the same, with gradients where weights have them."""
         hooked: dict[str, torch.Tensor] = {}
         wanted = [n for n in self.layers if n not in self.blocks]
         modules = dict(self.source.modules(self.model, self.tower).named_modules())
@@ -90,7 +94,7 @@ class LayerReader:
         def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and output.ndim >= 2:
                 # a later in-place operation would overwrite it
-                kept[name] = output.detach().clone()
+                kept[name] = output.clone()
 
         return hook
 

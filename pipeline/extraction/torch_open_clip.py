@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
-from open_clip.factory import load_state_dict as read_open_clip_checkpoint
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 
-from pipeline.errors import InputError, ModelError
-from pipeline.extraction.torch_source import Tokens, first_line, uninitialised
+from pipeline.errors import InputError, ModelError, first_line
+from pipeline.extraction.torch_source import RefuseResizing, Tokens, uninitialised
 from pipeline.extraction.torch_timm import gives_prefix_tokens, timm_blocks
 from pipeline.suggest import did_you_mean
 
@@ -127,9 +128,22 @@ class TorchOpenClip:
         tag = checkpoint.pretrained or spec.pretrained
         return self._create(spec, pretrained=tag, require_pretrained=True)
 
-    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
-        """Read safetensors or open_clip's training checkpoints."""
-        weights: dict[str, torch.Tensor] = read_open_clip_checkpoint(file, weights_only=True)
+    def convert(self, model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the weights as `open_clip.load_checkpoint` has them.
+
+        That is MobileCLIP's own format, text towers in the format before `CustomTextCLIP`, and
+        scales of another shape. A missing `logit_bias`, which no activation depends on, is 0.
+        """
+        with RefuseResizing():
+            weights = convert_state_dict(model, weights)
+        if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+            weights = convert_to_custom_text_state_dict(weights)
+        for name in ("logit_scale", "logit_bias"):
+            scale = getattr(model, name)
+            if name in weights and scale is not None and weights[name].numel() == 1:
+                weights[name] = weights[name].reshape(scale.shape)
+        if model.logit_bias is not None:
+            weights.setdefault("logit_bias", torch.zeros(model.logit_bias.shape))
         return weights
 
     def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:

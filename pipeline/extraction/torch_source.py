@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline.errors import InputError, ModelError
+from pipeline.config.model import Checkpoint
+from pipeline.errors import InputError
+from pipeline.extraction.checkpoint_files import CheckpointReader
 from pipeline.sources import SOURCES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.config.model import Checkpoint, ModelSpec
+    from pipeline.config.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ class TorchSource(Protocol):
     def load_published(self, spec: ModelSpec, checkpoint: Checkpoint) -> torch.nn.Module:
         """Return the model on the CPU with published weights, in eval mode."""
 
-    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
-        """Read a checkpoint file in the library's own formats, without free unpickling."""
+    def convert(
+        self, model: torch.nn.Module, weights: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return weights in an older or a foreign format as the library's own loader has them.
+
+        Nothing is resized. Raises anything where the weights are in no such format.
+        """
 
     def image_transform(
         self, spec: ModelSpec, model: torch.nn.Module
@@ -104,6 +111,16 @@ class _SkipInPlace(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class RefuseResizing(TorchFunctionMode):
+    """Raise where a library would interpolate weights, such as positional embeddings."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _RESIZE:
+            raise ValueError("these weights are of another size.")
+        return func(*args, **(kwargs or {}))
+
+
+_RESIZE = {"interpolate", "grid_sample", "numpy"}
 _IN_PLACE = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 
 
@@ -128,60 +145,40 @@ def load_checkpoint(
     if checkpoint.file is None:
         return source.load_published(spec, checkpoint)
     model = source.build(spec)
-    load_weights(source, spec, model, checkpoint.file)
+    load_weights(source, spec, model, checkpoint)
     return model
 
 
-def load_weights(source: TorchSource, spec: ModelSpec, model: torch.nn.Module, file: str) -> None:
-    """Load a checkpoint file into `model`; raise ModelError unless it has every weight."""
-    if not Path(file).is_file():
-        raise ModelError(f"model {spec.id}: the checkpoint {file} is gone.")
-    try:
-        weights = source.read_weights(file)
-    except Exception as error:  # whatever safetensors, zipfile or torch raise on a broken file
-        raise ModelError(
-            f"model {spec.id}: the checkpoint {file} cannot be read: "
-            f"{type(error).__name__}: {first_line(error)} Replace the file or drop the checkpoint."
-        ) from None
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    misfit = differences(shapes, weights)
-    if misfit:
-        raise ModelError(misfit_message(spec, file, misfit))
-    model.load_state_dict(weights, strict=True)
+def load_weights(
+    source: TorchSource, spec: ModelSpec, model: torch.nn.Module, checkpoint: Checkpoint | str
+) -> None:
+    """Load a checkpoint, or a file with nothing to choose in it, into `model`.
+
+    Weights that are ignored are those of `init: {seed: 0}`.
+
+    Raises
+    ------
+    ModelError
+        Where the file does not have every other weight.
+    """
+    if isinstance(checkpoint, str):
+        checkpoint = Checkpoint(file=checkpoint)
+    reader = checkpoint_reader(source, spec, checkpoint, model)
+    weights = reader.read()
+    if reader.ignored:
+        initial = seeded_build(source, spec, spec.initial_seed(0)).state_dict()
+        weights |= {name: initial[name] for name in reader.ignored}
+    model.load_state_dict(weights, strict=False)
 
 
-def differences(
-    have: Mapping[str, tuple[int, ...]], weights: Mapping[str, torch.Tensor]
-) -> list[str]:
-    """Return how names and shapes of `weights` differ from a model's; empty if they fit."""
-    given = {k: tuple(v.shape) for k, v in weights.items()}
-    return (
-        [
-            f"{k} is {given[k]} in the file, {have[k]} in the model"
-            for k in have
-            if k in given and have[k] != given[k]
-        ]
-        + [f"{k} is missing in the file" for k in have if k not in given]
-        + [f"{k} is in the file only" for k in given if k not in have]
-    )
-
-
-def misfit_message(spec: ModelSpec, file: str, misfit: list[str]) -> str:
-    """Return a message on how a checkpoint does not fit, with the remedy."""
-    shown = "; ".join(misfit[:3]) + (f"; and {len(misfit) - 3} more" if len(misfit) > 3 else "")
-    return (
-        f"model {spec.id}: the checkpoint {file} does not fit the architecture {spec.name}: "
-        f"{shown}. Set `arguments:` to those of the training run (num_classes, img_size, …), "
-        "or name the right file."
-    )
+def checkpoint_reader(
+    source: TorchSource, spec: ModelSpec, checkpoint: Checkpoint, model: torch.nn.Module
+) -> CheckpointReader:
+    """Return what finds the model's weights in a checkpoint file."""
+    have = {n: w for n, w in model.state_dict().items() if isinstance(w, torch.Tensor)}
+    return CheckpointReader(spec, checkpoint, have, partial(source.convert, model))
 
 
 def no_tower(spec: ModelSpec, tower: str) -> InputError:
     """Return the error for a tower that a source does not have."""
     return InputError(f"model {spec.id}: {spec.source} models have no {tower} tower.")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a message, with a full stop."""
-    text = str(error).strip().split("\n")[0]
-    return text if text.endswith(".") else text + "."

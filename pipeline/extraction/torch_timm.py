@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
-from timm.models import load_state_dict as read_timm_checkpoint
 
-from pipeline.errors import InputError, ModelError
-from pipeline.extraction.torch_source import (
-    Tokens,
-    first_line,
-    no_tower,
-    uninitialised,
-)
+from pipeline.errors import InputError, ModelError, first_line
+from pipeline.extraction.torch_source import RefuseResizing, Tokens, no_tower, uninitialised
 from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -87,10 +82,17 @@ class TorchTimm:
             overlay = {"hf_hub_id": f"{hub_id}@{checkpoint.revision}"}
         return self._create(spec, name=name, pretrained=True, pretrained_cfg_overlay=overlay)
 
-    def read_weights(self, file: str) -> dict[str, torch.Tensor]:
-        """Read safetensors or timm's training checkpoints (state_dict, EMA, module. prefixes)."""
-        weights: dict[str, torch.Tensor] = read_timm_checkpoint(file, weights_only=True)
-        return weights
+    def convert(
+        self, model: torch.nn.Module, weights: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the weights of a model's authors as timm's filter for the architecture has them.
+
+        The filter is the one that timm applies to published weights.
+        """
+        with RefuseResizing():
+            module: Any = import_module(type(model).__module__)
+            filtered: dict[str, torch.Tensor] = module.checkpoint_filter_fn(weights, model)
+        return filtered
 
     def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
         """Return timm's data configuration with the spec's overrides."""

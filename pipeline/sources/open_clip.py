@@ -16,6 +16,7 @@ class OpenClipSource(ModelSource):
     packages = ("torch", "torchvision", "timm", "open-clip-torch")  # timm: many of its image towers
     towers = ("image", "text")
     objective: Literal["classification", "contrastive"] = "contrastive"
+    size_arguments = "force_image_size, force_context_length"
     torch_module = "pipeline.extraction.torch_open_clip"
 
     def check_entry(self, entry: Entry) -> None:

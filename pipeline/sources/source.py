@@ -86,6 +86,8 @@ class ModelSource(Protocol):
         The towers of an entry that names none.
     objective
         What reference models of this source are trained on.
+    size_arguments
+        Arguments that most often differ between a training run and the default, for messages.
     torch_module
         The module that imports the library; its `SOURCE` builds and runs the models.
     """
@@ -93,6 +95,7 @@ class ModelSource(Protocol):
     packages: tuple[str, ...]
     towers: tuple[str, ...]
     objective: Literal["classification", "contrastive"]
+    size_arguments: str
     torch_module: str
 
     def check_entry(self, entry: Entry) -> None:

@@ -13,6 +13,7 @@ class TimmSource(ModelSource):
     packages = ("torch", "torchvision", "timm")
     towers = ("image",)
     objective: Literal["classification", "contrastive"] = "classification"
+    size_arguments = "num_classes, img_size"
     torch_module = "pipeline.extraction.torch_timm"
 
     def check_entry(self, entry: Entry) -> None:

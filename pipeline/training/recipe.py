@@ -189,10 +189,10 @@ def _section(
 def _fault(recipe: TrainingRecipe) -> str | None:
     spec, options = recipe.model, recipe.options
     template = spec.checkpoints
-    if not isinstance(template, str) or STEP not in Path(template).name:
+    if not isinstance(template, str) or STEP not in Path(template).name or "{epoch}" in template:
         return (
-            "a model that is trained here needs `checkpoints:` with a template of file names, "
-            f"such as store/reference/NAME/step-{STEP}.safetensors."
+            "a model that is trained here needs `checkpoints:` with a template of file names "
+            f"with {STEP}, such as store/reference/NAME/step-{STEP}.safetensors."
         )
     if not template.endswith(SUFFIXES):
         return f"checkpoints: {template} must end in {' or '.join(SUFFIXES)}."

@@ -99,7 +99,8 @@ def plan_model(
     ------
     InputError
         If the recipe, the stimuli or the weights under this id have changed, a checkpoint file is
-        missing or does not fit the architecture, or the library does not know the model.
+        missing, unreadable or ambiguous or does not fit the architecture, or the library does not
+        know the model.
     """
     checkpoints = spec.checkpoint_map(planned_steps)
     metadata = {
@@ -130,11 +131,26 @@ def plan_model(
         from pipeline.extraction.describe import check_fit, describe
 
         plan.towers = describe(spec)
+        faults: dict[str, InputError] = {}
         for label in plan.missing:
             file = checkpoints[label].file
             if file is not None and Path(file).is_file():
-                check_fit(spec, file)
+                try:
+                    check_fit(spec, checkpoints[label])
+                except InputError as error:
+                    faults[label] = error
+        if faults:
+            first, *others = faults
+            raise InputError(
+                f"{faults[first]}"
+                + (f" Nor can these of its checkpoints be used: {_some(others)}." if others else "")
+            )
     return plan
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return f"{', '.join(labels[:5])}{more}"
 
 
 def _blocks(n: int) -> list[Block]:
@@ -175,10 +191,14 @@ def _check_weights(spec: ModelSpec, label: str, checkpoint: Checkpoint, group: T
     stored = group.weights(label)
     now = weights_identity(spec, checkpoint, stored)
     if now.digest != stored.digest:
+        were, are = (
+            f"{content[:23]} {choice}".rstrip()
+            for content, _, choice in (w.digest.partition(" ") for w in (stored, now))
+        )
         raise InputError(
             f"model {spec.id}, checkpoint {label}: its weights are not those in the store (were "
-            f"{stored.digest[:23]}, are now {now.digest[:23]}). Give the new run another `id:`, "
-            f"or extract it again with --replace {spec.id}."
+            f"{were}, are now {are}). Give the new run another `id:`, or extract it again with "
+            f"--replace {spec.id}."
         )
 
 

@@ -103,7 +103,8 @@ def test_model_spec__every_id_of_the_rule(name: str) -> None:
         ),
         (
             R18 + "    checkpoints: 3\n",
-            r"line 4: .*'checkpoints': Input should be a valid string, or a valid dict.*given: 3",
+            r"line 4: .*'checkpoints': Input should be a valid string, or a valid list, or "
+            r"a valid dict.*given: 3",
         ),
         (
             R18 + "    checkpoints:\n      a b: {}\n",
@@ -117,9 +118,42 @@ def test_model_spec__every_id_of_the_rule(name: str) -> None:
         (R18 + "    checkpoints:\n      a: {step: -1}\n", r"line 5: .*'checkpoints.a.step'.*to 0"),
         (
             R18 + "    checkpoints: runs/last.pth\n",
-            r"line 4: .*the template 'runs/last.pth' needs {step} exactly once, in the place",
+            r"line 4: .*the template 'runs/last.pth' needs {step} or {epoch} exactly once, in the "
+            r"place of the number in the file names\. A single file goes in a list: \[FILE\]",
         ),
-        (R18 + "    checkpoints: '{step}/{step}'\n", r"line 4: .*needs {step} exactly once"),
+        (
+            R18 + "    checkpoints: '{step}/{step}'\n",
+            r"line 4: .*needs {step} or {epoch} exactly once",
+        ),
+        (
+            R18 + "    checkpoints:\n      a: {init: {}, key: x, ignore: y}\n",
+            r"line 5: .*checkpoints.a: key and ignore need `file:`, which they are about\.",
+        ),
+        (R18 + "    checkpoints:\n      - {kye: x}\n", r"line 5: .*key 'checkpoints.0.kye'.*'key'"),
+        (R18 + "    checkpoints:\n      - 3\n", r"line 5: .*'checkpoints.0': .*given: 3"),
+        (
+            R18 + "    checkpoints: [{init: {}}]\n",
+            r"line 4: .*a list of checkpoints names files\. Write a map of labels for others",
+        ),
+        (
+            R18 + "    checkpoints: [a.pt, {file: a.pt, key: ema}]\n",
+            r"a.pt and a.pt would both have the label a\. Write a map of labels instead, such as "
+            r"{a: {file: a.pt, key: …}, b: …}\.",
+        ),
+        (
+            R18 + "    checkpoints: [epoch=3-step=5.ckpt]\n",
+            r"label 'epoch=3-step=5' may only have .* Write a map of labels of your own, "
+            r"{label: epoch=3-step=5.ckpt}\.",
+        ),
+        (
+            R18 + "    checkpoints: {ema: 'a-{step}.pt'}\n",
+            r"checkpoints: a-{step}.pt stands for many files, so the label 'ema' needs {step} "
+            r"exactly once, as in ema-{step}, and no `step:` beside it\.",
+        ),
+        (
+            R18 + "    checkpoints: [{file: 'a-{epoch}.pt', step: 3}]\n",
+            r"the label 'epoch{epoch}' needs {epoch} exactly once, .* and no `step:` beside it\.",
+        ),
         (R18 + "    layers: {every: 0}\n", r"line 4: .*'layers.every'.*greater than or equal to 1"),
         (R18 + "    layers: {evry: 2}\n", r"unknown key 'layers.evry'. Did you mean 'every'\?"),
         (R18 + "    layers: 3\n", r"line 4: .*'layers': Input should be 'blocks', 'all' or 'last'"),
@@ -234,6 +268,81 @@ def test_checkpoint_map__zero_padded_files_keep_their_names(runs: Path) -> None:
     (runs / "padded" / "step-0010.pth").touch()
     found = spec(checkpoints="padded/step-{step}.pth").checkpoint_map()
     assert found == {"step10": Checkpoint(file="padded/step-0010.pth", step=10)}
+
+
+def test_checkpoint_map__epochs(runs: Path) -> None:
+    found = spec(checkpoints="runs/epoch{epoch}/w.pth").checkpoint_map()
+    assert list(found.items()) == [
+        (f"epoch{n}", Checkpoint(file=f"runs/epoch{n}/w.pth", step=n)) for n in (9, 10, 100)
+    ]
+
+
+def test_checkpoint_map__epochs_beside_steps(runs: Path) -> None:
+    for name in ("epoch=1-step=20.ckpt", "epoch=0-step=10.ckpt", "epoch=x-step=30.ckpt"):
+        (runs / name).touch()
+    found = spec(checkpoints="epoch={epoch}-step={step}.ckpt").checkpoint_map()
+    assert found == {
+        "step10": Checkpoint(file="epoch=0-step=10.ckpt", step=10),
+        "step20": Checkpoint(file="epoch=1-step=20.ckpt", step=20),
+    }
+    (runs / "epoch=2-step=20.ckpt").touch()
+    with pytest.raises(InputError, match=r"epoch=1-step=20.ckpt and epoch=2.* are both step 20\."):
+        spec(checkpoints="epoch={epoch}-step={step}.ckpt").checkpoint_map()
+    with pytest.raises(InputError, match=r"w{epoch} matches no file .*; {epoch} stands for digits"):
+        spec(checkpoints="w{epoch}").checkpoint_map()
+
+
+def test_checkpoint_map__list(runs: Path) -> None:
+    files = ["runs/epoch9/w.pth", "runs/epoch10/w.pth", "last.pth.tar", "best.safetensors", "a.b"]
+    for file in files[2:]:
+        (runs / file).touch()
+    found = spec(checkpoints=[*files[:4], {"file": "a.b", "key": "ema", "step": 3}])
+    assert list(found.checkpoint_map().items()) == [
+        ("epoch9-w", Checkpoint(file=files[0])),
+        ("epoch10-w", Checkpoint(file=files[1])),
+        ("last", Checkpoint(file=files[2])),
+        ("best", Checkpoint(file=files[3])),
+        ("a.b", Checkpoint(file="a.b", key="ema", step=3)),
+    ]
+    with pytest.raises(InputError, match=r"checkpoint b: there is no file b.pt \(paths"):
+        spec(checkpoints=["last.pth.tar", "b.pt"]).checkpoint_map()
+
+
+def test_checkpoint_map__templates_in_a_list(runs: Path) -> None:
+    (runs / "last.pth").touch()
+    step = {"file": "runs/step-{step}.pth", "key": "ema"}
+    found = spec(checkpoints=["last.pth", step, "runs/epoch{epoch}/w.pth"]).checkpoint_map()
+    assert list(found) == [
+        "last", "step9", "step10", "step100", "epoch9", "epoch10", "epoch100",
+    ]  # fmt: skip
+    assert found["step9"] == Checkpoint(file="runs/step-9.pth", key="ema", step=9)
+    (runs / "step9.pth").touch()
+    with pytest.raises(
+        InputError,
+        match=r"model timm/resnet18: step9.pth and runs/step-9.pth would both have the label "
+        r"step9\. Write a map of labels, such as {a-{step}: …, b-{step}: …}\.",
+    ):
+        spec(checkpoints=["step9.pth", step]).checkpoint_map()
+
+
+def test_checkpoint_map__map_of_files_and_templates(runs: Path) -> None:
+    (runs / "last.pth").touch()
+    found = spec(
+        checkpoints={
+            "end": "last.pth",
+            "raw-{step}": "runs/step-{step}.pth",
+            "ema-{step}": {"file": "runs/step-{step}.pth", "prefix": "ema"},
+            "start": {"init": {}},
+        }
+    ).checkpoint_map()
+    steps = (9, 10, 100)
+    assert list(found.items()) == [
+        ("end", Checkpoint(file="last.pth")),
+        *((f"raw-{n}", Checkpoint(file=f"runs/step-{n}.pth", step=n)) for n in steps),
+        *((f"ema-{n}", Checkpoint(file=f"runs/step-{n}.pth", step=n, prefix="ema."))
+          for n in steps),
+        ("start", Checkpoint(init=Init())),
+    ]  # fmt: skip
 
 
 def test_checkpoint_map__brackets_in_names_are_no_patterns(runs: Path) -> None:

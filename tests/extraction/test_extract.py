@@ -513,13 +513,15 @@ def test_describe__pooling_is_recorded() -> None:
 
 def test_check_fit__fits(tmp_path: Path, model: torch.nn.Module) -> None:
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    check_fit(spec(), str(tmp_path / "w.pth"))
+    check_fit(spec(), Checkpoint(file=str(tmp_path / "w.pth")))
     with pytest.raises(
         InputError,
         match=r"model timm/tiny: the checkpoint /.*/w.pth does not fit the architecture \w+: "
         r"cls_token is \(1, 1, 12\) in the file, \(1, 1, 30\) in the model; .*; and \d+ more",
     ):
-        check_fit(spec(arguments={**VIT, "embed_dim": 30}), str(tmp_path / "w.pth"))
+        check_fit(
+            spec(arguments={**VIT, "embed_dim": 30}), Checkpoint(file=str(tmp_path / "w.pth"))
+        )
 
 
 def test_jsonable__anything() -> None:

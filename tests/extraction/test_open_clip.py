@@ -493,14 +493,16 @@ def test_load__file(folder: Path, tmp_path: Path, kind: str) -> None:
         case _:
             prefix = "module." if kind == "distributed" else ""
             torch.save(training_checkpoint(weights, prefix), file)
-    check_fit(chosen, str(file))
+    check_fit(chosen, Checkpoint(file=str(file)))
     check_weights(load_checkpoint(SOURCE, chosen, Checkpoint(file=str(file))), weights)
 
 
 def test_load__arbitrary_objects_are_not_unpickled(folder: Path, tmp_path: Path) -> None:
     mark, file = tmp_path / "touched", tmp_path / "w.pt"
     torch.save({"state_dict": {}, "extra": Touch(mark)}, file)
-    with pytest.raises(ModelError, match=r"model open_clip/tiny: the checkpoint /.*w.pt cannot be"):
+    with pytest.raises(
+        ModelError, match=r"model open_clip/tiny: the checkpoint /.*w.pt holds a pickled"
+    ):
         load_checkpoint(SOURCE, spec(folder), Checkpoint(file=str(file)))
     assert not mark.exists()
 
@@ -514,6 +516,116 @@ def test_load__misfit(folder: Path, tmp_path: Path) -> None:
         r"the file, \(10, 12\) in the model; .*; and \d+ more\. Set `arguments:`",
     ):
         load_checkpoint(SOURCE, spec(folder), Checkpoint(file=str(tmp_path / "w.safetensors")))
+
+
+def older_scale(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**weights, "logit_scale": weights["logit_scale"].reshape(1)}
+
+
+def no_bias(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in weights.items() if k != "logit_bias"}
+
+
+def position_ids(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**weights, "text.transformer.embeddings.position_ids": torch.arange(10)[None]}
+
+
+def text_at_the_top(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("text."): v for k, v in weights.items()}
+
+
+CUSTOM = {"custom_text": True}
+FORMATS: dict[str, tuple[dict[str, Any], Any]] = {
+    "scale of one dimension": ({}, older_scale),
+    "no bias": ({**CUSTOM, "init_logit_bias": -10.0}, no_bias),
+    "no bias and one dimension": (
+        {**CUSTOM, "init_logit_bias": -10.0}, lambda w: older_scale(no_bias(w)),
+    ),
+    "position_ids": (CUSTOM, position_ids),
+    "text tower at the top": (CUSTOM, text_at_the_top),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_load__as_open_clip_does(folder: Path, tmp_path: Path, kind: str, prefix: str) -> None:
+    top, change = FORMATS[kind]
+    chosen, file = spec(folder, top=top), tmp_path / "epoch_3.pt"
+    weights = {k: v.clone() for k, v in seeded_build(SOURCE, chosen, 7).state_dict().items()}
+    torch.save(training_checkpoint(change(weights), prefix), file)
+    expected = SOURCE.build(chosen)
+    open_clip.load_checkpoint(expected, str(file))
+    check_fit(chosen, Checkpoint(file=str(file)))
+    found = load_checkpoint(SOURCE, chosen, Checkpoint(file=str(file)))
+    check_weights(found, dict(expected.state_dict()))
+    zero = {"logit_bias": torch.zeros(())} if kind.startswith("no bias") else {}
+    check_weights(found, {**weights, **zero})
+
+
+def test_load__another_size_is_not_resized(folder: Path, tmp_path: Path) -> None:
+    """open_clip's own loader would interpolate."""
+    other = spec(folder, text={"context_length": 8})
+    save_file(seeded_build(SOURCE, other, 0).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(
+        ModelError,
+        match=r"positional_embedding is \(8, 12\) in the file, \(10, 12\) in the model\. "
+        r"Set `arguments:` to those of the training run \(force_image_size, force_cont"
+        r"ext_length, …\)\.",
+    ):
+        load_checkpoint(SOURCE, spec(folder), Checkpoint(file=str(tmp_path / "w.safetensors")))
+
+
+def test_load__key_and_prefix(folder: Path, tmp_path: Path) -> None:
+    chosen, file = spec(folder), tmp_path / "w.pt"
+    first, second, third = (seeded_build(SOURCE, chosen, n).state_dict() for n in range(3))
+    both = {f"{p}.{k}": v for p, w in (("a", first), ("b", second)) for k, v in w.items()}
+    torch.save({"state_dict": both, "ema": third}, file)
+    with pytest.raises(InputError, match=r"2 different sets .* key 'state_dict', 'ema'"):
+        check_fit(chosen, Checkpoint(file=str(file)))
+    with pytest.raises(InputError, match=r"2 different sets .* with the prefix 'a.', 'b.'\."):
+        check_fit(chosen, Checkpoint(file=str(file), key="state_dict"))
+    for choice, expected in (
+        ({"key": "ema"}, third),
+        ({"key": "state_dict", "prefix": "b"}, second),
+        ({"prefix": "a"}, first),
+    ):
+        checkpoint = Checkpoint.model_validate({"file": str(file), **choice})
+        check_weights(load_checkpoint(SOURCE, chosen, checkpoint), dict(expected))
+
+
+def test_load__text_tower_left_out(folder: Path, tmp_path: Path) -> None:
+    chosen, file = spec(folder, top=CUSTOM, towers=["image"]), tmp_path / "w.pt"
+    weights = dict(seeded_build(SOURCE, chosen, 7).state_dict())
+    torch.save({k: v for k, v in weights.items() if k.startswith("visual.")}, file)
+    checkpoint = Checkpoint.model_validate({"file": str(file), "ignore": ["text.*", "logit_scale"]})
+    check_fit(chosen, checkpoint)
+    found = load_checkpoint(SOURCE, chosen, checkpoint).state_dict()
+    initial = seeded_build(SOURCE, chosen, chosen.initial_seed(0)).state_dict()
+    for name in weights:
+        expected = weights if name.startswith("visual.") else initial
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+    both = spec(folder, top=CUSTOM)
+    with pytest.raises(
+        InputError, match=r"layers of the text tower depend on \(blocks.0, blocks.1\)\. Load"
+    ):
+        check_fit(both, checkpoint)
+
+
+def test_load__scale_left_out(folder: Path, tmp_path: Path) -> None:
+    """No layer depends on it, though other weights at the top of the model are used by some."""
+    chosen, file = spec(folder), tmp_path / "w.pt"
+    weights = dict(seeded_build(SOURCE, chosen, 7).state_dict())
+    del weights["logit_scale"]
+    torch.save(weights, file)
+    checkpoint = Checkpoint(file=str(file), ignore=["logit_scale"])
+    check_fit(chosen, checkpoint)
+    found = load_checkpoint(SOURCE, chosen, checkpoint).state_dict()
+    for name in weights:
+        torch.testing.assert_close(found[name], weights[name], rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"positional_embedding\] .* text tower depend on"):
+        check_fit(
+            chosen, Checkpoint(file=str(file), ignore=["logit_scale", "positional_embedding"])
+        )
 
 
 def test_load__revision(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,13 +58,37 @@ def test_weights_identity__hashed_only_where_size_or_time_differ(tmp_path: Path)
     checkpoint = Checkpoint(file=str(file))
     digest = f"sha256:{hashlib.sha256(b'weights').hexdigest()}"
     known = Weights("believed", 7, 1000)
-    assert weights_identity(SPEC, checkpoint, known) is known
+    assert weights_identity(SPEC, checkpoint, known) == known
     assert weights_identity(SPEC, checkpoint, Weights("believed", 8, 1000)).digest == digest
     assert weights_identity(SPEC, checkpoint, Weights("believed", 7, 1001)).digest == digest
     file.write_bytes(b"another")  # of the same size, at another time
     os.utime(file, ns=(0, 2000))
     changed = weights_identity(SPEC, checkpoint, known)
     assert changed.digest == f"sha256:{hashlib.sha256(b'another').hexdigest()}"
+
+
+def test_weights_identity__of_a_choice_within_a_file(tmp_path: Path) -> None:
+    """The same file with another key, prefix or list of ignored names is other weights."""
+    file = tmp_path / "w.pt"
+    file.write_bytes(b"weights")
+    plain = weights_identity(SPEC, Checkpoint(file=str(file)))
+    choices: list[dict[str, Any]] = [
+        {"key": "ema"}, {"key": "ema", "prefix": "a"}, {"key": ""}, {"prefix": "ema"},
+        {"ignore": "fc.*"}, {"ignore": ["fc.weight"]},
+        {"ignore": ["b", "a"]},
+    ]  # fmt: skip
+    found = [weights_identity(SPEC, Checkpoint(file=str(file), **c)) for c in choices]
+    assert len({plain.digest, *(f.digest for f in found)}) == 1 + len(choices)
+    assert found[1].digest == f'{plain.digest} {{"key": "ema", "prefix": "a."}}'
+    initial = f"{SPEC.initial_seed(0):016x}"  # another architecture has other initial values
+    assert found[4].digest == f'{plain.digest} {{"ignore": ["fc.*"], "initial": "{initial}"}}'
+    swapped = weights_identity(SPEC, Checkpoint(file=str(file), ignore=("a", "b")))
+    assert swapped == found[-1]
+    for choice, identity in zip(choices, found, strict=True):
+        checkpoint = Checkpoint(file=str(file), **choice)
+        assert weights_identity(SPEC, checkpoint, identity) == identity
+        assert weights_identity(SPEC, checkpoint, plain) == identity
+        assert weights_identity(SPEC, Checkpoint(file=str(file)), identity) == plain
 
 
 def test_weights_identity__touched_file_is_the_same(tmp_path: Path) -> None:
@@ -83,6 +108,6 @@ def test_weights_identity__of_a_folder(tmp_path: Path) -> None:
         os.utime(tmp_path / name, ns=(0, 1000))
     known = weights_identity(spec, Checkpoint())
     assert (known.size, known.mtime_ns) == (3, 1000)
-    assert weights_identity(spec, Checkpoint(), known) is known
+    assert weights_identity(spec, Checkpoint(), known) == known
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"v")
     assert weights_identity(spec, Checkpoint(), known).digest != known.digest

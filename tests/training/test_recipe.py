@@ -74,11 +74,11 @@ def test_load_recipes__checkpoints_without_template(tmp_path: Path) -> None:
         load_recipes(path)
 
 
-def test_load_recipes__step_in_folder_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", ["a/{step}/w.safetensors", "a/{epoch}-{step}.safetensors"])
+def test_load_recipes__no_template_of_steps(tmp_path: Path, template: str) -> None:
     path = tmp_path / "registry.yaml"
     path.write_text(
-        "models: [{source: timm, name: resnet18, checkpoints: 'a/{step}/w.safetensors', "
-        "training: {}}]\n"
+        f"models: [{{source: timm, name: resnet18, checkpoints: '{template}', training: {{}}}}]\n"
     )
     with pytest.raises(InputError, match=r"template of file names"):
         load_recipes(path)

@@ -89,6 +89,29 @@ def test_run__changed_weights_file(copied: Zoo) -> None:
     assert "--replace timm/vit-b" in message
 
 
+def test_run__broken_checkpoint_files(copied: Zoo) -> None:
+    """Known before anything runs, and said once for the entry."""
+    folder = copied.folder / "run" / "late"
+    for step in (0, 10):
+        whole = (folder / f"step-{step}.safetensors").read_bytes()
+        (folder / f"step-{step}.safetensors").write_bytes(whole[:2000])
+    message = assert_refused(copied, "--set", "models.sets=[late]")
+    assert "model timm/late: the checkpoint run/late/step-0.safetensors cannot be read: " in message
+    assert "Replace the file or drop the checkpoint." in message
+    assert "Nor can these of its checkpoints be used: step10." in message
+
+
+def test_run__another_choice_within_a_file(copied: Zoo) -> None:
+    end = {"file": "run/conv/step-10.safetensors", "step": 10, "prefix": ""}
+    copied.edit("timm/conv", checkpoints={"init": {"init": {"seed": 0}}, "end": end})
+    message = assert_refused(copied)
+    assert re.search(
+        r"checkpoint end: its weights are not those in the store \(were (sha256:\w+), are now \1 "
+        r'{"prefix": ""}\)\.',
+        message,
+    )
+
+
 def test_run__changed_seed(copied: Zoo) -> None:
     copied.edit("timm/conv", checkpoints={"init": {"init": {"seed": 1}}})
     message = assert_refused(copied)
