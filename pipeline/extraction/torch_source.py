@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline.config.model import Checkpoint
 from pipeline.errors import InputError
 from pipeline.extraction.checkpoint_files import CheckpointReader
 from pipeline.sources import SOURCES
@@ -20,7 +19,7 @@ from pipeline.sources import SOURCES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pipeline.config.model import ModelSpec
+    from pipeline.config.model import Checkpoint, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -150,9 +149,9 @@ def load_checkpoint(
 
 
 def load_weights(
-    source: TorchSource, spec: ModelSpec, model: torch.nn.Module, checkpoint: Checkpoint | str
+    source: TorchSource, spec: ModelSpec, model: torch.nn.Module, checkpoint: Checkpoint
 ) -> None:
-    """Load a checkpoint, or a file with nothing to choose in it, into `model`.
+    """Load a checkpoint file into `model`.
 
     Weights that are ignored are those of `init: {seed: 0}`.
 
@@ -161,8 +160,6 @@ def load_weights(
     ModelError
         Where the file does not have every other weight.
     """
-    if isinstance(checkpoint, str):
-        checkpoint = Checkpoint(file=checkpoint)
     reader = checkpoint_reader(source, spec, checkpoint, model)
     weights = reader.read()
     if reader.ignored:

@@ -25,7 +25,7 @@ Value = str | int | float | bool
 class SubsetSpec(Spec):
     """Rows of the stimulus set to compare on; default: all."""
 
-    n: int | None = None
+    n: int | None = Field(default=None, ge=1)
     """Number of rows, sampled without replacement; default: all that the other keys leave."""
     seed: int = 0
     """Seed of the sampling."""

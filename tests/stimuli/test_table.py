@@ -167,14 +167,13 @@ def test_subset__fingerprint_follows_the_rows() -> None:
     assert Subset(base, rows).fingerprint == fingerprint(base.row_ids[rows])
 
 
-@pytest.mark.parametrize("n", [0, -1, 11])
-def test_subset__too_many(n: int) -> None:
+def test_subset__too_many() -> None:
     with pytest.raises(
         InputError,
-        match=rf"subset: n = {n} rows were asked of stimuli 'some', which have 10\. Set subset.n "
+        match=r"subset: n = 11 rows were asked of stimuli 'some', which have 10\. Set subset.n "
         r"to at most 10, or leave it out",
     ):
-        draw(some(10), SubsetSpec(n=n))
+        draw(some(10), SubsetSpec(n=11))
 
 
 def test_distinct_captions__first_of_each_in_order() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from zoo import (
     MEASURES,
     SPARE_STEP,
@@ -678,9 +680,33 @@ def test_run__checkpoint_that_fails(copied: Zoo) -> None:
     assert copied.plan(*setting).is_done
 
 
-def test_run__weights_that_give_no_numbers(copied: Zoo) -> None:
-    from safetensors.torch import load_file, save_file
+def test_run__several_checkpoints_of_one_file(copied: Zoo) -> None:
+    """Each has the weights that it chooses, also the second, which goes into the first's model."""
+    folder, file = copied.folder / "run" / "late", "run/late/both.pt"
+    student, teacher = (load_file(folder / f"step-{n}.safetensors") for n in (0, 10))
+    heads = [{k: v for k, v in teacher.items() if not k.startswith("head.")}, {}]
+    both = {f"a.{k}": v for k, v in student.items()} | {f"b.{k}": v for k, v in heads[0].items()}
+    torch.save({"student": both, "teacher": teacher}, copied.folder / file)
+    choices = {
+        "a": {"file": file, "key": "student", "prefix": "a"},
+        "b": {"file": file, "prefix": "b", "ignore": "head.*"},
+        "teacher": {"file": file, "key": "teacher"},
+    }
+    copied.edit("timm/late", checkpoints="run/late/step-{step}.safetensors")
+    assert copied.run("models.sets=[late]", ONE).failures == {}
+    copied.edit("timm/late", id="timm/chosen", checkpoints=choices)
+    assert copied.run("models.sets=[late]", ONE).failures == {}
+    store = copied.store()
+    for label, step in (("a", 0), ("b", 10), ("teacher", 10)):
+        found = store.activations(f"timm/chosen@{label}#image/blocks.1")
+        expected = store.activations(f"timm/late@step{step}#image/blocks.1")
+        np.testing.assert_array_equal(found.values, expected.values)
+    copied.edit("timm/chosen", checkpoints={**choices, "a": {"file": file, "key": "teacher"}})
+    with pytest.raises(InputError, match=r"checkpoint a: its weights are not those in the store"):
+        copied.plan("models.sets=[late]", ONE)
 
+
+def test_run__weights_that_give_no_numbers(copied: Zoo) -> None:
     folder = copied.folder / "run" / "vit-a"
     weights = load_file(folder / f"spare-{SPARE_STEP}.safetensors")
     weights["blocks.1.mlp.fc2.bias"][0] = float("nan")

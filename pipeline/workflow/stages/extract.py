@@ -259,15 +259,15 @@ def _extract(store: StoreRef, job: ExtractJob) -> dict[str, str]:
     source, model = torch_source(job.spec.source), None
     for label, towers in job.missing.items():
         try:
-            file = job.checkpoints[label].file
-            if model is not None and file is not None:
-                load_weights(source, job.spec, model, file)  # replaces every weight, or raises
+            checkpoint = job.checkpoints[label]
+            if model is not None and checkpoint.file is not None:
+                load_weights(source, job.spec, model, checkpoint)  # every weight, or raises
             else:
-                model = load_checkpoint(source, job.spec, job.checkpoints[label]).to(device)
+                model = load_checkpoint(source, job.spec, checkpoint).to(device)
             for tower, blocks in towers.items():
                 group = writer.tower(job.set_key, job.spec.id, tower)
                 assert group is not None
-                _check_loaded(job.spec, label, job.checkpoints[label], group)
+                _check_loaded(job.spec, label, checkpoint, group)
                 for block, values in extract(
                     job.spec,
                     model,
