@@ -66,7 +66,9 @@ class Draft:
             keep[list(self.faults)] = False
             if spec.on_bad_stimulus == "error":
                 raise InputError(self._faults_message(name))
-            notes.append(_noted("cannot be used and were dropped", self._named(~keep), self.rows))
+            notes.append(
+                _noted("Dropped because they cannot be used", self._named(~keep), self.rows)
+            )
         made = StimulusTable(name, {}, self.content)
         chosen = np.arange(len(self.rows))
         if order:
@@ -77,10 +79,10 @@ class Draft:
             named = [self.rows[int(i)] for i in chosen[repeats]]
             if spec.duplicates == "drop":
                 chosen = chosen[~repeats]
-                notes.append(_noted("are exact duplicates and were dropped", named, self.rows))
+                notes.append(_noted("Dropped as exact duplicates", named, self.rows))
             else:
                 notes.append(
-                    _noted("are exact duplicates of earlier ones", named, self.rows)
+                    _noted("Exact duplicates of earlier stimuli", named, self.rows)
                     + " They are each other's nearest neighbours: duplicates: drop leaves them out."
                 )
         if not len(chosen):
@@ -109,7 +111,7 @@ class Draft:
 
 def _noted(what: str, named: Sequence[str], rows: Sequence[str]) -> str:
     shown = ", ".join(named[:3]) + (", …" if len(named) > 3 else "")
-    return f"{len(named)} of {len(rows)} stimuli {what}: {shown}."
+    return f"{what}: {len(named)} of {len(rows)} ({shown})."
 
 
 def _repeats(ids: Ids) -> Mask:

@@ -227,7 +227,7 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
     if not found:
         asked = f"that matches {spec.pattern!r}" if spec.pattern else "with the suffix of an image"
         raise InputError(f"stimuli: the folder {root} has no file {asked}.")
-    notes = [f"{others} files without the suffix of an image were left out."] if others else []
+    notes = [f"Left out, without the suffix of an image: {others} files."] if others else []
     return sorted(found), notes
 
 

@@ -108,7 +108,7 @@ def test_duplicates__dropped(tmp_path: Path) -> None:
     chosen = spec(saved(tmp_path, "npy", values), duplicates="drop")
     table = index_stimuli(chosen)
     assert table.columns["row"].tolist() == [0, 1, 3]
-    assert table.notes == ["1 of 4 stimuli are exact duplicates and were dropped: row 2."]
+    assert table.notes == ["Dropped as exact duplicates: 1 of 4 (row 2)."]
 
 
 def test_known__is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

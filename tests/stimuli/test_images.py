@@ -110,7 +110,7 @@ def test_folder__other_files_are_left_out_and_counted(folder: Path) -> None:
         (folder / name).write_bytes(b"x")
     table = index_stimuli(spec(folder))
     assert len(table) == 5
-    assert table.notes == ["2 files without the suffix of an image were left out."]
+    assert table.notes == ["Left out, without the suffix of an image: 2 files."]
 
 
 def test_folder__missing_or_empty(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_faults__dropped(folder: Path) -> None:
     table = index_stimuli(spec(folder, on_bad_stimulus="drop"))
     assert sorted(paths(table)) == sorted({*NAMES} - {"dogs/c.jpg"})
     (note,) = table.notes
-    assert note == "1 of 5 stimuli cannot be used and were dropped: dogs/c.jpg."
+    assert note == "Dropped because they cannot be used: 1 of 5 (dogs/c.jpg)."
     # what was dropped is looked at again, once it is whole
     (folder / "dogs/c.jpg").write_bytes(encoded(photo(50)))
     assert len(index_stimuli(spec(folder, on_bad_stimulus="drop"), table)) == 5
@@ -248,7 +248,7 @@ def test_duplicates__are_reported(folder: Path) -> None:
     assert len(table) == 6
     (note,) = table.notes
     assert note == (
-        "1 of 6 stimuli are exact duplicates of earlier ones: zz.jpg. They are each other's "
+        "Exact duplicates of earlier stimuli: 1 of 6 (zz.jpg). They are each other's "
         "nearest neighbours: duplicates: drop leaves them out."
     )
 
@@ -258,7 +258,7 @@ def test_duplicates__dropped_but_the_first(folder: Path) -> None:
     table = index_stimuli(spec(folder, duplicates="drop"))
     assert "aa.jpg" in paths(table)
     assert "cats/a.jpg" not in paths(table)
-    assert table.notes == ["1 of 6 stimuli are exact duplicates and were dropped: cats/a.jpg."]
+    assert table.notes == ["Dropped as exact duplicates: 1 of 6 (cats/a.jpg)."]
 
 
 # a manifest
@@ -327,7 +327,7 @@ def test_manifest__several_captions_of_an_image(folder: Path, monkeypatch: Any) 
     assert len(counted) == 2
     assert len(table) == 3
     assert len(set(table.ids("text").tolist())) == 3
-    assert "1 of 3 stimuli are exact duplicates of earlier ones: m.csv, line 3" in table.notes[0]
+    assert "Exact duplicates of earlier stimuli: 1 of 3 (m.csv, line 3" in table.notes[0]
 
 
 def test_manifest__a_row_without_a_caption(folder: Path) -> None:

@@ -60,7 +60,7 @@ def test_faults__texts_that_are_empty(tmp_path: Path) -> None:
 
 def test_duplicates__reported(tmp_path: Path) -> None:
     table = index_stimuli(spec(write(tmp_path / "w.txt", "a\nb\na\n")))
-    assert "1 of 3 stimuli are exact duplicates of earlier ones: w.txt, line 3." in table.notes[0]
+    assert "Exact duplicates of earlier stimuli: 1 of 3 (w.txt, line 3)." in table.notes[0]
 
 
 def test_index__no_text_file(tmp_path: Path) -> None:
