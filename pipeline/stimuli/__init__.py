@@ -5,12 +5,11 @@ from pipeline.stimuli.source import (
     Progress,
     SourceSpec,
     StimulusReader,
-    StimulusRows,
     StimulusSource,
 )
 from pipeline.stimuli.spec import SOURCES, StimuliSpec, index_stimuli, open_stimuli
 from pipeline.stimuli.subset import Subset, SubsetSpec, draw
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 
 __all__ = [
     "SOURCES",

@@ -18,8 +18,8 @@ from pipeline.stimuli.ids import Ids, as_ids, row_ids, text_id
 from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import plain_column
 from pipeline.stimuli.memory import CaptionReader, check_content
-from pipeline.stimuli.source import FileSpec, Progress, StimulusRows
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.source import FileSpec, Progress
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 from pipeline.stimuli.text import read_lines
 from pipeline.suggest import did_you_mean
 from pipeline.types import Mask, Modality

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stimuli.memory import PixelReader, table_of
-from pipeline.stimuli.source import Progress, SourceSpec, StimulusRows
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.source import Progress, SourceSpec
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 from pipeline.types import Float64, Int64
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

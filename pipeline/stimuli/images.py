@@ -20,8 +20,8 @@ from pipeline.stimuli.draft import Draft, label_columns, text_column
 from pipeline.stimuli.ids import Ids, as_ids, content_id, hex_ids, text_id
 from pipeline.stimuli.manifest import described, read_manifest
 from pipeline.stimuli.memory import CaptionReader, check_content
-from pipeline.stimuli.source import FileSpec, Progress, StimulusRows
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.source import FileSpec, Progress
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 from pipeline.types import Int64, Modality
 
 

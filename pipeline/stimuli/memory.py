@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.stimuli.decode import as_image
 from pipeline.stimuli.ids import Ids, array_id, as_ids, hex_ids, text_id
-from pipeline.stimuli.source import StimulusRows
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.table import StimulusRows, StimulusTable, row_name
 from pipeline.types import Modality
 
 
@@ -76,7 +75,7 @@ def check_content(
     if len(changed):
         first = int(changed[0])
         raise InputError(
-            f"{where}: {table.describe_row(rows.start + first)} is not the {modality} that the "
+            f"{where}: {row_name(table, rows.start + first)} is not the {modality} that the "
             f"set has (id {hex_ids(wanted)[first]}, now {hex_ids(found)[first]}). It changed, or "
             "this machine has other files or versions: put the same on every machine, and run "
             "again."

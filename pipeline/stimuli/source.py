@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, Self, TypeVar
 
-from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.config.yaml import Spec
-from pipeline.stimuli.ids import Ids
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 from pipeline.types import Modality
 
 
@@ -38,31 +36,6 @@ class FileSpec(SourceSpec):
     """Files that cannot be decoded: an error that names all of them, or dropped for all models."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Exact duplicates, which are each other's neighbours: reported, or dropped but the first."""
-
-
-class StimulusRows(Protocol):
-    """The rows of a table, in memory or in a store."""
-
-    @property
-    def name(self) -> str:
-        """Name of the set."""
-
-    @property
-    def key(self) -> str:
-        """Name of the set in the store."""
-
-    @property
-    def digest(self) -> str:
-        """Identity of all that is known of the rows."""
-
-    def ids_at(self, modality: Modality, rows: slice) -> Ids:
-        """Return content ids of some rows."""
-
-    def column_at(self, name: str, rows: slice) -> NDArray[Any]:
-        """Return one column of some rows."""
-
-    def describe_row(self, row: int) -> str:
-        """Name a row for messages."""
 
 
 class StimulusReader(Protocol):

@@ -12,10 +12,9 @@ from pipeline.stimuli.source import (
     Progress,
     SourceSpec,
     StimulusReader,
-    StimulusRows,
     StimulusSource,
 )
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 
 SOURCES: Mapping[str, StimulusSource[Any]] = {
     module.__name__.rpartition(".")[2]: module.SOURCE for module in (digits, images, text, arrays)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,40 @@ from pipeline.types import Int64, Modality
 
 LACKING: Mapping[Modality, str] = {"image": "images", "text": "captions", "array": "arrays"}
 """What stimuli have for each modality, in words."""
+
+
+class StimulusRows(Protocol):
+    """The rows of a table, in memory or in a store."""
+
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+
+    @property
+    def key(self) -> str:
+        """Name of the set in the store."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of all that is known of the rows."""
+
+    @property
+    def column_names(self) -> Collection[str]:
+        """Names of the columns."""
+
+    def ids_at(self, modality: Modality, rows: slice) -> Ids:
+        """Return content ids of some rows."""
+
+    def column_at(self, name: str, rows: slice) -> NDArray[Any]:
+        """Return one column of some rows."""
+
+
+def row_name(rows: StimulusRows, row: int) -> str:
+    """Name a row for messages: by its own id or its path, else by its number."""
+    for column in ("id", "path"):
+        if column in rows.column_names:
+            return str(rows.column_at(column, slice(row, row + 1))[0])
+    return f"row {row}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +119,7 @@ class StimulusTable:
             )
         without = np.flatnonzero(found == 0)
         if len(without):
-            shown = ", ".join(self.describe_row(int(i)) for i in without[:3])
+            shown = ", ".join(row_name(self, int(i)) for i in without[:3])
             raise InputError(
                 f"stimuli {self.name!r}: {len(without)} of {len(self)} rows have no "
                 f"{LACKING[modality][:-1]}, which {modality} towers need; first {shown}. Leave "
@@ -93,16 +127,14 @@ class StimulusTable:
             )
         return found
 
-    def describe_row(self, row: int) -> str:
-        """Name a row for messages: by its own id or its path, else by its number."""
-        for column in ("id", "path"):
-            if column in self.columns:
-                return str(self.columns[column][row])
-        return f"row {row}"
-
     def ids_at(self, modality: Modality, rows: slice) -> Ids:
         """Return content ids of some rows."""
         return self.content[modality][rows]
+
+    @property
+    def column_names(self) -> Collection[str]:
+        """Names of the columns."""
+        return self.columns.keys()
 
     def column_at(self, name: str, rows: slice) -> NDArray[Any]:
         """Return one column of some rows."""

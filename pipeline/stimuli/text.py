@@ -11,8 +11,8 @@ from pipeline.stimuli.ids import as_ids, text_id
 from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import FORMATS, described, read_manifest
 from pipeline.stimuli.memory import CaptionReader
-from pipeline.stimuli.source import FileSpec, Progress, StimulusRows
-from pipeline.stimuli.table import StimulusTable
+from pipeline.stimuli.source import FileSpec, Progress
+from pipeline.stimuli.table import StimulusRows, StimulusTable
 from pipeline.types import Modality
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -119,7 +119,6 @@ class StoredRows:
         self.key = key
         self._group = group
         self._attributes: dict[str, Any] = dict(group.attrs)
-        self._names: list[str] = self._attributes["variables"]
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._chunks: dict[str, tuple[int, NDArray[Any]]] = {}
         """Column → start of the chunk that was read last, and its values."""
@@ -142,6 +141,12 @@ class StoredRows:
         column = self.column_at(id_column(self._attributes, modality), rows)
         return as_ids(map(str, column))
 
+    @property
+    def column_names(self) -> Collection[str]:
+        """Names of the columns."""
+        names: list[str] = self._attributes["variables"]
+        return names
+
     def column_at(self, name: str, rows: slice) -> NDArray[Any]:
         """Return one column of some rows."""
         array = self._array(name)
@@ -152,13 +157,6 @@ class StoredRows:
         if name not in self._chunks or self._chunks[name][0] != start:
             self._chunks[name] = start, read(array, slice(start, start + step))
         return self._chunks[name][1][rows.start - start : rows.stop - start]
-
-    def describe_row(self, row: int) -> str:
-        """Name a row for messages: by its own id or its path, else by its number."""
-        for column in ("id", "path"):
-            if column in self._names:
-                return str(self.column_at(column, slice(row, row + 1))[0])
-        return f"row {row}"
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._arrays:

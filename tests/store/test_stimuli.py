@@ -16,6 +16,7 @@ from pipeline.stimuli import StimulusTable, index_stimuli, open_stimuli
 from pipeline.stimuli.draft import text_column
 from pipeline.stimuli.images import ImagesSpec
 from pipeline.stimuli.memory import table_of
+from pipeline.stimuli.table import row_name
 from pipeline.store import open_store
 from pipeline.store.io.location import locate
 from pipeline.store.stimuli import read_table
@@ -59,13 +60,13 @@ def test_rows__as_the_table_has_them(writer: StoreWriter, spec: ImagesSpec) -> N
     table = index_stimuli(spec)
     writer.write_stimuli(table)
     rows = writer.stimulus_rows(table.key)
-    assert (len(rows), rows.name, rows.key, rows.digest) == (3, "p-m"[2:], table.key, table.digest)
+    assert (len(rows), rows.name, rows.key, rows.digest) == (3, "m", table.key, table.digest)
     for part in (slice(0, 3), slice(1, 2), slice(2, 3)):
         for modality in table.modalities:
             np.testing.assert_array_equal(rows.ids_at(modality, part), table.ids_at(modality, part))
         for name in ("caption", "path", "label"):
             np.testing.assert_array_equal(rows.column_at(name, part), table.columns[name][part])
-    assert rows.describe_row(2) == table.describe_row(2) == "3"
+    assert row_name(rows, 2) == row_name(table, 2) == "3"
     reader = open_stimuli(spec, rows)
     assert [i.size for i in reader.read("image", slice(0, 2))] == [(16, 12)] * 2
     with pytest.raises(StoreError, match="stimuli/other is missing"):
