@@ -147,7 +147,8 @@ class Workflow(Spec):
     wait: float = Field(default=0, ge=0)
     """Seconds to wait for another run on the store to end; 0: refuse at once."""
     registry: OneOrMany
-    """Registry files, which declare the models."""
+    """Registry files, which declare the models; `builtin` is the one that comes with the package,
+    of published models."""
     train: str | None = None
     """A registry file whose reference models are trained first."""
     models: Selection
