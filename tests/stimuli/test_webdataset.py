@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import encoded, photo
+from pictures import write_tar as write
 
 from pipeline.errors import InputError
 from pipeline.stimuli import content_id, index_stimuli, open_stimuli
@@ -27,17 +28,6 @@ Members = list[tuple[str, bytes]]
 
 def spec(*shards: Path | str, **keys: Any) -> WebDatasetSpec:
     return WebDatasetSpec(source="webdataset", shards=tuple(map(str, shards)), **keys)
-
-
-def write(file: Path, members: Members, **options: Any) -> Path:
-    """Write a .tar file of these members, in this order."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w", **options) as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return file
 
 
 def sample(i: int, **others: bytes) -> Members:
