@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ def turned_by_exif(pixels: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(pixels, "PNG", exif=exif.tobytes())
+
+
+def write_tar(file: Path, members: list[tuple[str, bytes]], **options: Any) -> Path:
+    """Write a .tar file of these members, in this order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w", **options) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
 
 
 def write_photos(root: Path, names: list[str], *, kind: str = "JPEG") -> dict[str, bytes]:

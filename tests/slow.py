@@ -44,6 +44,7 @@ SLOW = (
     "tests/workflow/test_plan.py::test_plan__is_what_is_run",
     "tests/workflow/test_log.py::test_run_log__failures_and_then_another_run",
     "tests/store/test_task_lease.py",
+    "tests/stimuli/test_huggingface.py::test_hub__",
     "tests/store/test_lease.py::test_lease__of_many_processes_one_has_it",
     "tests/store/test_lease.py::test_lease__stopped_process",
     "tests/store/test_lease.py::test_lease__waits",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
-from pictures import encoded, photo
+from pictures import encoded, photo, write_tar
 from zoo import Zoo, inside, read_yaml, write_yaml
 
 from pipeline.stimuli import SOURCES
@@ -35,6 +36,20 @@ def write_files(folder: Path) -> None:
     np.save(folder / "pixels.npy", rng.integers(0, 256, (N, 8, 8), dtype=np.uint8))
     np.save(folder / "labels.npy", np.arange(N) % 3)
     (folder / "ids.txt").write_text("".join(f"pic {i}\n" for i in range(N)))
+    birds = [encoded(photo(100 + i, 16, 16)) for i in range(N)]
+    features = {"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))}
+    columns = {
+        "image": [{"bytes": bird, "path": None} for bird in birds],
+        "text": [[f"bird {i}", f"a bird {i}"] for i in range(N)],
+    }
+    (folder / "birds").mkdir()
+    split = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    split.to_parquet(folder / "birds" / "test.parquet")
+    for shard in range(2):
+        members = {}
+        for i in range(shard, N, 2):
+            members |= {f"{i}.png": birds[i], f"{i}.txt": b"a bird", f"{i}.cls": b"%d" % (i % 3)}
+        write_tar(folder / "shards" / f"{shard:03d}.tar", list(members.items()))
     registry = read_yaml(folder / "registry.yaml")
     models = {model["id"]: model for model in registry["models"]}
     clip = {**models["open_clip/clip"], "towers": ["text"], "sets": ["text"]}
@@ -50,6 +65,7 @@ def test_workflow__runs_as_it_is_printed(
     zoo: Zoo, cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr("pipeline.workflow.run._Run.write_report", lambda *_: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     made = zoo.copy(tmp_path / "zoo", cluster)
     write_files(made.folder)
     (made.folder / "workflow.yaml").write_text(WORKFLOWS[number])

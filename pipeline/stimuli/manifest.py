@@ -203,7 +203,7 @@ def described(
             found[name] = plain_column(values)
         else:
             left_out.append(name)
-    notes = [_LEFT_OUT.format(names=", ".join(map(repr, left_out)))] if left_out else []
+    notes = [_LEFT_OUT.format(names=_quoted(left_out))] if left_out else []
     return found, notes
 
 
@@ -211,6 +211,17 @@ _LEFT_OUT = (
     "Columns that were left out, because the store uses their names or cannot have such names: "
     "{names}."
 )
+
+
+def nested_note(names: Sequence[str]) -> list[str]:
+    """Return a note on columns of lists or objects, if there are any."""
+    if not names:
+        return []
+    return [f"Columns that were left out, because they are not scalars: {_quoted(names)}."]
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _check_unique(ids: Sequence[str], manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
 
-from pipeline.stimuli import arrays, digits, images, text
+from pipeline.stimuli import arrays, digits, factory, huggingface, images, text, webdataset
 from pipeline.stimuli.source import (
     Progress,
     SourceSpec,
@@ -17,7 +17,8 @@ from pipeline.stimuli.source import (
 from pipeline.stimuli.table import StimulusRows, StimulusTable
 
 SOURCES: Mapping[str, StimulusSource[Any]] = {
-    module.__name__.rpartition(".")[2]: module.SOURCE for module in (digits, images, text, arrays)
+    module.__name__.rpartition(".")[2]: module.SOURCE
+    for module in (digits, images, text, arrays, huggingface, webdataset, factory)
 }
 """Every source, by the name that `source:` has."""
 
