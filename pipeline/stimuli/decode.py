@@ -92,3 +92,10 @@ def to_rgb(image: Image) -> Image:
         white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, colours).convert("RGB")
     return upright.convert("RGB")
+
+
+def decoder() -> dict[str, Any]:
+    """Return what the store records of how images were decoded."""
+    from PIL import __version__
+
+    return {"decoder": f"Pillow {__version__}", "rules": dict(RULES)}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stimuli.decode import RULES, decode
+from pipeline.stimuli.decode import decode
 from pipeline.stimuli.ids import Ids, as_ids, content_id
 from pipeline.stimuli.source import Progress
 
@@ -82,10 +82,3 @@ def _inspect(content: bytes | str) -> tuple[str, int, int, int] | str:
     except ValueError as error:
         return str(error)
     return content_id(content), len(content), width, height
-
-
-def decoder() -> dict[str, Any]:
-    """Return what the store records of how images were decoded."""
-    from PIL import __version__
-
-    return {"decoder": f"Pillow {__version__}", "rules": dict(RULES)}

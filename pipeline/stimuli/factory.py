@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.errors import InputError
-from pipeline.stimuli.decode import as_image, to_rgb
+from pipeline.stimuli.decode import as_image, decoder, to_rgb
 from pipeline.stimuli.draft import Draft, label_columns, text_column
-from pipeline.stimuli.encoded import decoder
 from pipeline.stimuli.ids import Ids, array_id, as_ids, text_id
 from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note

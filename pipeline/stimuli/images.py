@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from pipeline.errors import InputError
-from pipeline.stimuli.decode import RULES, decode
+from pipeline.stimuli.decode import decode, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
 from pipeline.stimuli.ids import Ids, as_ids, content_id, hex_ids, text_id
 from pipeline.stimuli.manifest import described, read_manifest
@@ -141,14 +141,12 @@ class ImagesSource:
     def _table(
         draft: Draft, spec: ImagesSpec, name: str, files: _Files, *, order: bool = False
     ) -> StimulusTable:
-        from PIL import __version__
-
         pixels = files.columns["image_width"] * files.columns["image_height"]
         return draft.table(
             spec,
             spec.name or set_name(name),
             order=order,
-            details={"decoder": f"Pillow {__version__}", "rules": RULES},
+            details=decoder(),
             item_bytes=4 * int(pixels.max(initial=0)),
         )
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.config.yaml import OneOrMany
 from pipeline.errors import InputError
-from pipeline.stimuli.decode import decode
+from pipeline.stimuli.decode import decode, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
-from pipeline.stimuli.encoded import decoder, identify
+from pipeline.stimuli.encoded import identify
 from pipeline.stimuli.ids import Ids, as_ids, content_id, text_id
 from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note
