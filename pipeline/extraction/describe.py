@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.config.model import ModelSpec
 from pipeline.errors import ConsilienceError, InputError, ModelError
@@ -43,8 +44,7 @@ def _architecture(spec: ModelSpec) -> _Architecture:
     if known is not None:
         return known
     source = torch_source(spec.source)
-    # with gradients, the operation counter breaks on weights that modules pass to each other
-    model = source.build(spec, device="meta").requires_grad_(False)
+    model = source.build(spec, device="meta")
     towers: dict[str, TowerInfo] = {t: _tower_info(spec, source, model, t) for t in spec.towers}
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     made = _Architecture(towers, shapes)
@@ -56,8 +56,6 @@ def _tower_info(
     spec: ModelSpec, source: TorchSource, model: torch.nn.Module, tower: str
 ) -> TowerInfo:
     """Run one forward pass on the meta device, and count what it takes."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with _blamed(spec, f"reading the {tower} tower"):
         reader = LayerReader(spec, model, tower)
         example = source.example(spec, model, tower)
@@ -65,7 +63,7 @@ def _tower_info(
         preprocessing = _jsonable(source.preprocessing(spec, model))
     with (
         _blamed(spec, f"a forward pass with an input of shape {tuple(example.shape[1:])}"),
-        FlopCounterMode(display=False) as counter,
+        OperationCounter() as counter,
         PeakMemory() as memory,
     ):
         pooled = reader(example)
@@ -75,7 +73,7 @@ def _tower_info(
         widths=tuple(int(p.shape[1]) for p in pooled.values()),
         n_parameters=n_parameters,
         n_embedding_parameters=n_embedding_parameters,
-        flops=float(counter.get_total_flops()),
+        flops=float(counter.total),
         pooling=str(reader.pooling),
         preprocessing=preprocessing,
         input_bytes=example.nbytes,
@@ -114,10 +112,12 @@ def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
     Raises
     ------
     InputError, ModelError
-        Where the source does not know the model, cannot build or run it, or a layer does not exist.
+        Where the source does not know the model, cannot build or run it, or a layer does not exist;
+        of any error of a library.
     """
-    torch_source(spec.source).check(spec)
-    return _architecture(spec).towers
+    with _blamed(spec, "its description"):
+        torch_source(spec.source).check(spec)
+        return _architecture(spec).towers
 
 
 def check_fit(spec: ModelSpec, file: str) -> None:
@@ -145,6 +145,36 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts floating-point operations by torch's own formulas.
+
+    Torch's `FlopCounterMode` counts the same, but attributes it to modules by hooks, which break
+    on architectures whose modules pass tuples to each other.
+
+    Attributes
+    ----------
+    total
+        Operations; a multiply-add is two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, in parts where it is composed of others, and count it."""
+        kwargs = kwargs or {}
+        with self:
+            outputs = func.decompose(*args, **kwargs)
+        if outputs is not NotImplemented:
+            return outputs
+        outputs = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=outputs)
+        return outputs
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -133,6 +133,9 @@ class TorchTimm:
         prefixed = gives_prefix_tokens(model)
         if prefixed:
             keywords["return_prefix_tokens"] = True
+        if type(model).__module__ == "timm.models.gemma4_vit":
+            # its feature maps take their shape from values, which the meta device does not have
+            keywords["output_fmt"] = "NLC"
         outputs = forward(inputs, **keywords)
         if not prefixed:
             return [Tokens(o) for o in outputs]
