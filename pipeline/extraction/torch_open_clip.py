@@ -36,15 +36,18 @@ class TorchOpenClip:
         """Raise InputError for unknown names and tags, and for QuickGELU mismatches."""
         if spec.folder is not None:
             if not (spec.folder / "open_clip_config.json").is_file():
-                raise InputError(f"there is no {spec.folder}/open_clip_config.json.")
+                raise InputError(
+                    f"model {spec.id}: there is no {spec.folder}/open_clip_config.json."
+                )
             return
         if spec.config is not None:
             self._register(spec)
         known = open_clip.list_models()
         if spec.name not in known:
             raise InputError(
-                f"open_clip knows no architecture {spec.name!r}.{did_you_mean(spec.name, known)} "
-                "An architecture of your own needs `config:`, its JSON file."
+                f"model {spec.id}: open_clip knows no architecture {spec.name!r}."
+                f"{did_you_mean(spec.name, known)} An architecture of your own needs `config:`, "
+                "its JSON file."
             )
         checkpoints = spec.checkpoints if isinstance(spec.checkpoints, dict) else {}
         tags = {
@@ -53,13 +56,14 @@ class TorchOpenClip:
         if not spec.checkpoints:
             tags = {spec.pretrained}
         for tag in tags:
-            self._check_tag(spec.name, tag)
+            self._check_tag(spec, tag)
 
-    def _check_tag(self, name: str, tag: str | None) -> None:
+    def _check_tag(self, spec: ModelSpec, tag: str | None) -> None:
+        name = spec.name
         tags = open_clip.list_pretrained_tags_by_model(name)
         if tag not in tags:
             raise InputError(
-                f"open_clip has no weights {tag!r} for {name}."
+                f"model {spec.id}: open_clip has no weights {tag!r} for {name}."
                 f"{did_you_mean(tag or '', tags)} It has: {', '.join(tags) or 'none'}."
             )
         wants = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
@@ -67,12 +71,14 @@ class TorchOpenClip:
         if wants and not has:
             # open_clip only warns, and the activations would be wrong
             raise InputError(
-                f"the weights {tag!r} were trained with QuickGELU, but {name} uses GELU. "
+                f"model {spec.id}: the weights {tag!r} were trained with QuickGELU, but {name} "
+                "uses GELU. "
                 f"Use name: {name}-quickgelu."
             )
         if has and not wants and name.endswith("-quickgelu"):
             raise InputError(
-                f"the weights {tag!r} were trained with GELU, but {name} uses QuickGELU. "
+                f"model {spec.id}: the weights {tag!r} were trained with GELU, but {name} uses "
+                "QuickGELU. "
                 f"Use name: {name.removesuffix('-quickgelu')}."
             )
 
@@ -80,8 +86,8 @@ class TorchOpenClip:
         """Register a user's architecture with open_clip under the spec's name."""
         if spec.name in _SHIPPED:
             raise InputError(
-                f"{spec.name!r} is an architecture of open_clip's own, which `config:` would "
-                "replace for every other entry. Give yours another `name:`."
+                f"model {spec.id}: {spec.name!r} is an architecture of open_clip's own, which "
+                "`config:` would replace for every other entry. Give yours another `name:`."
             )
         config = spec.architecture
         if spec.vocabulary is not None:

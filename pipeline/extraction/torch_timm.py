@@ -34,7 +34,7 @@ class TorchTimm:
         architecture, _, tag = spec.name.partition(".")
         if not timm.is_model(architecture):
             raise InputError(
-                f"timm knows no architecture {architecture!r}."
+                f"model {spec.id}: timm knows no architecture {architecture!r}."
                 f"{did_you_mean(architecture, timm.list_models())}"
             )
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
@@ -43,7 +43,7 @@ class TorchTimm:
         for asked in (tag, *(c.pretrained for c in others)):
             if asked and asked not in tags:
                 raise InputError(
-                    f"timm has no weights {asked!r} for {architecture}."
+                    f"model {spec.id}: timm has no weights {asked!r} for {architecture}."
                     f"{did_you_mean(asked, tags)} It has: {', '.join(tags) or 'none'}."
                 )
         published = isinstance(checkpoints, dict) and (
@@ -52,8 +52,8 @@ class TorchTimm:
         )
         if published and not timm.is_model_pretrained(spec.name):
             raise InputError(
-                f"timm has no published weights for {spec.name!r}. Name a checkpoint file "
-                "(checkpoints: path/with/{step}.pth.tar) or an initialisation "
+                f"model {spec.id}: timm has no published weights for {spec.name!r}. Name a "
+                "checkpoint file (checkpoints: path/with/{step}.pth.tar) or an initialisation "
                 "(checkpoints: {init: {init: {seed: 0}}})."
             )
 

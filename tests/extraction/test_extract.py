@@ -479,6 +479,8 @@ def test_operation_counter__counts_what_torch_counts(name: str) -> None:
 @pytest.mark.parametrize(
     ("method", "doing"),
     [
+        ("check", "its description"),
+        ("build", "its description"),
         ("blocks", "reading the image tower"),
         ("example", "reading the image tower"),
         ("count_parameters", "reading the image tower"),
