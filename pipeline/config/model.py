@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
@@ -96,12 +96,12 @@ class EveryN(Spec):
 class Preprocessing(Spec):
     """How an image becomes an input, where not by the model's own configuration."""
 
-    input_size: int | None = Field(default=None, ge=1)
-    """Side of the square input in pixels."""
+    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Side of the square input in pixels, or `[height, width]`."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, on pixels in [0, 1]."""
+    """Mean of each channel, or of all, on pixels in [0, 1]."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, on pixels in [0, 1]."""
+    """Standard deviation of each channel, or of all, on pixels in [0, 1]."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
     """Resampling filter."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)

@@ -169,7 +169,7 @@ class TorchOpenClip:
         if tower == "text":
             length = getattr(model, "context_length", 77)
             return torch.zeros(1, length, dtype=torch.long, device="meta")
-        size = model.visual.image_size
+        size = self.preprocessing(spec, model)["size"]
         height, width = (size, size) if isinstance(size, int) else size
         return torch.zeros(1, 3, height, width, device="meta")
 

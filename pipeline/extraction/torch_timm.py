@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from timm.models import load_state_dict as read_timm_checkpoint
+from torchvision.transforms import Compose, Grayscale
 
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction.torch_source import (
@@ -93,20 +94,47 @@ class TorchTimm:
         return weights
 
     def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
-        """Return timm's data configuration with the spec's overrides."""
+        """Return timm's data configuration with the spec's overrides.
+
+        Size and channels of the input are those that the model was built for. A model of one
+        channel is given grey images, normalised by the average over the channels that its
+        pretrained configuration has.
+
+        Raises
+        ------
+        InputError
+            Where an image has no such channels.
+        """
         config: dict[str, Any] = resolve_data_config(model=model, use_test_size=False)
         chosen = spec.preprocessing.model_dump(exclude_none=True)
-        if "input_size" in chosen:
-            chosen["input_size"] = (config["input_size"][0], *(2 * [chosen["input_size"]]))
-        return {**config, **chosen}
+        channels, *size = config["input_size"]
+        channels = spec.arguments.get("in_chans", channels)
+        if channels not in (1, 3):
+            raise InputError(
+                f"model {spec.id}: it takes {channels} channels, and an image has 3, or 1 where it "
+                "is grey. Set `arguments: {in_chans: …}` to 3 or 1."
+            )
+        for key in ("mean", "std"):
+            if len(chosen.get(key, ())) not in (0, 1, channels):
+                raise InputError(
+                    f"model {spec.id}: preprocessing.{key} has {len(chosen[key])} values. Give one "
+                    f"for each channel of the model's input ({channels}), or one for all."
+                )
+            if channels == 1:
+                config[key] = (sum(config[key]) / len(config[key]),)
+        size = chosen.pop("input_size", spec.arguments.get("img_size", size))
+        height, width = (size, size) if isinstance(size, int) else size
+        return {**config, **chosen, "input_size": (channels, height, width)}
 
     def image_transform(
         self, spec: ModelSpec, model: torch.nn.Module
     ) -> Callable[[Image], torch.Tensor]:
         """Return timm's evaluation transform."""
-        transform: Callable[[Image], torch.Tensor] = create_transform(
-            **self.preprocessing(spec, model), is_training=False
-        )
+        config = self.preprocessing(spec, model)
+        steps = create_transform(**config, is_training=False).transforms
+        if config["input_size"][0] == 1:
+            steps = [Grayscale(), *steps]  # first, where timm's data sets convert images
+        transform: Callable[[Image], torch.Tensor] = Compose(steps)
         return transform
 
     def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:

@@ -361,6 +361,13 @@ def test_recipe_digest__does_not_change_with(key: str) -> None:
     assert spec(**{key: NO_CHANGES[key]}).recipe_digest == spec().recipe_digest
 
 
+def test_recipe_digest__forms_of_one_size() -> None:
+    square = spec(preprocessing={"input_size": 64})
+    assert square.recipe["preprocessing"]["input_size"] == 64
+    pair = spec(preprocessing={"input_size": [64, 32]})
+    assert pair.recipe["preprocessing"]["input_size"] == [64, 32]
+
+
 def test_recipe_digest__every_key_is_of_one_kind() -> None:
     elsewhere = {"pretrained", "config", "towers"}  # tested below, for open_clip
     assert {*CHANGES, *NO_CHANGES, *elsewhere} == set(ModelSpec.model_fields)

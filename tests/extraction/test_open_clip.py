@@ -565,6 +565,31 @@ def test_preprocessing__overrides(folder: Path) -> None:
     np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("vision", "changes"),
+    [
+        ("vit", {"arguments": {"force_image_size": [24, 16]}}),
+        ("timm", {"preprocessing": {"input_size": [24, 16]}}),
+    ],
+)
+def test_preprocessing__size_of_the_input(folder: Path, vision: str, changes: Any) -> None:
+    chosen = spec(folder, vision, **changes)
+    info = describe(chosen)["image"]
+    assert info.preprocessing["size"] == [24, 16]
+    assert info.input_bytes == 3 * 24 * 16 * 4
+    model = random_model(chosen)
+    image = SOURCE.image_transform(chosen, model)(Image.new("RGB", (40, 50)))
+    assert image.shape == (3, 24, 16)
+    found = LayerReader(chosen, model, "image")(image[None])
+    assert tuple(v.shape[1] for v in found.values()) == info.widths
+
+
+def test_preprocessing__size_that_the_model_does_not_take(folder: Path) -> None:
+    # once wrong: the check ran on the architecture's own size, and the extraction failed
+    with pytest.raises(ModelError, match=r"an input of shape \(3, 24, 24\) fails"):
+        describe(spec(folder, preprocessing={"input_size": 24}))
+
+
 def test_preprocessing__no_crop(folder: Path) -> None:
     with pytest.raises(InputError, match=r"open_clip's preprocessing has no crop_pct"):
         describe(spec(folder, preprocessing={"crop_pct": 0.9}))

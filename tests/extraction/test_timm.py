@@ -582,6 +582,81 @@ def test_preprocessing__overrides() -> None:
     assert SOURCE.example(chosen, model, "image").device.type == "meta"
 
 
+def photo(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [24, [24, 24], [24, 16], [16, 24]])
+@pytest.mark.parametrize("key", ["img_size", "input_size", "both"])
+def test_preprocessing__size_of_the_input(size: Any, key: str) -> None:
+    arguments = {**VIT, "img_size": size}
+    if key == "input_size":
+        arguments |= {"dynamic_img_size": True, "img_size": 16}
+    preprocessing = {} if key == "img_size" else {"input_size": size}
+    chosen = spec("vit", arguments=arguments, preprocessing=preprocessing)
+    height, width = [size, size] if isinstance(size, int) else size
+    info = describe(chosen)["image"]
+    assert info.preprocessing["input_size"] == [3, height, width]
+    model = random_model(chosen)
+    found = torch.stack([SOURCE.image_transform(chosen, model)(photo(40, 30))])
+    config = {**timm.data.resolve_model_data_config(model), "input_size": (3, height, width)}
+    expected = timm.data.create_transform(**config)(photo(40, 30))[None]
+    assert expected.shape == (1, 3, height, width)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    last = LayerReader(chosen, model, "image")(found)["blocks.2"]
+    equal(last, seen(model, ["blocks.2"], expected)["blocks.2"][:, 0])
+
+
+def test_preprocessing__input_size_outranks_img_size() -> None:
+    arguments = {**VIT, "img_size": 24, "dynamic_img_size": True}
+    chosen = spec("vit", arguments=arguments, preprocessing={"input_size": [8, 16]})
+    assert describe(chosen)["image"].preprocessing["input_size"] == [3, 8, 16]
+
+
+@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224.augreg_in21k"])
+def test_preprocessing__grey_images(name: str) -> None:
+    chosen = ModelSpec(source="timm", name=name, arguments={"in_chans": 1, "num_classes": 3})
+    model = SOURCE.build(chosen)
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = (float(np.mean(config[key])) for key in ("mean", "std"))
+    transform = timm.data.create_transform(
+        **{**config, "input_size": (1, 224, 224), "mean": (mean,), "std": (std,)}
+    )
+    expected = transform(photo(300, 260).convert("L"))
+    found = SOURCE.image_transform(chosen, model)(photo(300, 260))
+    assert found.shape == (1, 224, 224)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert describe(chosen)["image"].preprocessing["input_size"] == [1, 224, 224]
+    first = dict(model.named_modules())["conv1" if "resnet" in name else "patch_embed.proj"]
+    assert first.in_channels == 1
+    assert all(
+        v.isfinite().all() for v in LayerReader(chosen, model, "image")(found[None]).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preprocessing", "message"),
+    [
+        ({"in_chans": 4}, {}, r"it takes 4 channels, and an image has 3, or 1 where it is grey\."),
+        (
+            {"in_chans": 1},
+            {"mean": [0.1, 0.2, 0.3]},
+            r"preprocessing.mean has 3 values\. Give one for each channel of .* input \(1\), or",
+        ),
+        (
+            {},
+            {"std": [0.1, 0.2]},
+            r"preprocessing.std has 2 values\. .* input \(3\), or one for all",
+        ),
+    ],
+)
+def test_preprocessing__channels(arguments: Any, preprocessing: Any, message: str) -> None:
+    chosen = spec("resnet", arguments={**TINY, **arguments}, preprocessing=preprocessing)
+    with pytest.raises(InputError, match=f"model timm/resnet: {message}"):
+        describe(chosen)
+
+
 def test_preprocessing__crop() -> None:
     chosen = spec("resnet", preprocessing={"input_size": 8, "crop_pct": 0.5, "std": [1, 1, 1],
                                            "mean": [0, 0, 0]})  # fmt: skip
