@@ -383,10 +383,10 @@ def test_models_check__architecture_that_its_library_breaks_on(
     source = type(torch_source("timm"))
     real = source.intermediates
 
-    def broken(self: Any, model: Any, tower: str, inputs: Any) -> Any:
+    def broken(self: Any, model: Any, tower: str, inputs: Any, **keywords: Any) -> Any:
         if getattr(model, "embed_dim", 0) == 20:
             raise UnboundLocalError("no prefix\nand more")
-        return real(self, model, tower, inputs)
+        return real(self, model, tower, inputs, **keywords)
 
     monkeypatch.setattr(source, "intermediates", broken)
     copied.edit("timm/late", arguments={**VIT, "embed_dim": 20}, sets=["tiny"])

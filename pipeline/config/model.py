@@ -23,6 +23,7 @@ from pipeline.sources import SOURCES
 from pipeline.suggest import did_you_mean
 
 Tower = Literal["image", "text"]
+Pool = Literal["auto", "cls", "mean", "cls+mean", "max", "flatten"]
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -132,9 +133,10 @@ class ModelSpec(Spec):
     checkpoints: str | dict[str, Checkpoint] = Field(default_factory=dict)
     """A file template with {step}, or a map label → checkpoint; default: the published weights."""
     layers: Literal["blocks", "all", "last"] | EveryN | str | tuple[str, ...] = "blocks"
-    """blocks | all | last | {every: n} | a list of names | a glob."""
-    pool: Literal["auto", "cls", "mean", "max", "flatten"] = "auto"
-    """How tokens or positions become one vector."""
+    """blocks | all | last | embedding | {every: n} | a glob | a list of these and of names."""
+    pool: Pool | tuple[Pool, ...] = "auto"
+    """How tokens or positions become one vector: auto | cls | mean | cls+mean (both, one after the
+    other) | max | flatten. A list reads each layer out in several ways, as layers LAYER.POOL."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass."""
     preprocessing: Preprocessing = Preprocessing()
@@ -147,6 +149,15 @@ class ModelSpec(Spec):
     """Entries with the same weights under another name."""
     initialised_from: OneOrMany = ()
     """Entries from whose weights this training started."""
+
+    @field_validator("pool", mode="after")
+    @classmethod
+    def _distinct_pools(cls, value: Pool | tuple[Pool, ...]) -> Pool | tuple[Pool, ...]:
+        if isinstance(value, str):
+            return value
+        if len(set(value)) < max(len(value), 1):
+            raise ValueError(f"{list(value)} has a read-out twice, or none. List each once.")
+        return value
 
     @field_validator("checkpoints", mode="after")
     @classmethod

@@ -14,6 +14,7 @@ from torchvision.transforms import Compose, Grayscale
 
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction.torch_source import (
+    NoEmbeddingError,
     Tokens,
     first_line,
     no_tower,
@@ -150,13 +151,15 @@ class TorchTimm:
         return timm_blocks(model)
 
     def intermediates(
-        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+        self, model: Any, tower: str, inputs: torch.Tensor, *, embedding: bool = False
     ) -> list[Tokens]:
-        """Run timm's `forward_intermediates`."""
-        if not hasattr(model, "forward_intermediates"):
-            model(inputs)  # such a model can be read by hooks only
+        """Run timm's `forward_intermediates`, and the head up to the classifier."""
+        if not hasattr(model, "forward_intermediates"):  # can be read by hooks only
+            if embedding:
+                return [_embedding(model, model.forward_features(inputs))]
+            model(inputs)
             return []
-        keywords: dict[str, Any] = {"intermediates_only": True}
+        keywords: dict[str, Any] = {"intermediates_only": not embedding}
         forward: Any = model.forward_intermediates
         prefixed = gives_prefix_tokens(model)
         if prefixed:
@@ -165,10 +168,16 @@ class TorchTimm:
             # its feature maps take their shape from values, which the meta device does not have
             keywords["output_fmt"] = "NLC"
         outputs = forward(inputs, **keywords)
+        last = []
+        if embedding:
+            features, outputs = outputs
+            last = [_embedding(model, features)]
         if not prefixed:
-            return [Tokens(o) for o in outputs]
+            return [Tokens(o) for o in outputs] + last
         has_class_token = getattr(model, "cls_token", None) is not None
-        return [Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs]
+        return [
+            Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs
+        ] + last
 
     def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
         """Return the whole model."""
@@ -183,12 +192,31 @@ class TorchTimm:
         return sum(p.numel() for p in model.parameters() if id(p) not in in_head), 0
 
 
+def _embedding(model: Any, features: Any) -> Tokens:
+    """Return what the classifier takes: pooled features, one vector for an image."""
+    try:
+        vectors = model.forward_head(features, pre_logits=True)
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        raise NoEmbeddingError(
+            f"timm offers no features before a classifier: {first_line(error)}"
+        ) from None
+    if vectors.ndim != 2:
+        raise NoEmbeddingError("its head does not pool; see `global_pool` among its arguments.")
+    return Tokens(vectors)
+
+
 def timm_blocks(model: torch.nn.Module) -> list[str]:
-    """Name the outputs of a timm model's `forward_intermediates`."""
+    """Name the outputs of a timm model's `forward_intermediates`.
+
+    By the module that timm says they come from. Where several come from one (the branches of
+    CrossViT, the scales of CoaT), the second is MODULE-2, and so on; one of no module is `stem`.
+    """
     if not hasattr(model, "forward_intermediates"):
         return []
     features: Any = model.feature_info
-    return [str(info["module"]) for info in features]
+    modules = [str(info["module"]) or "stem" for info in features]
+    earlier = [modules[:i].count(name) for i, name in enumerate(modules)]
+    return [f"{m}-{n + 1}" if n else m for m, n in zip(modules, earlier, strict=True)]
 
 
 def gives_prefix_tokens(model: torch.nn.Module) -> bool:

@@ -139,6 +139,15 @@ def test_model_spec__every_id_of_the_rule(name: str) -> None:
         ("  - source: timm\n", r"line 2: 'name' is missing\."),
         ("  - 3\n", r"line 2: 'the entry': .*\(given: 3\)\."),
         (R18 + "    preprocessing: {crop_pct: 2}\n", r"'preprocessing.crop_pct': .*equal to 1"),
+        (
+            R18 + "    pool: [cls, cls]\n",
+            r"line 4: entry 'resnet18': pool: \['cls', 'cls'\] has a read-out twice, or none\. "
+            r"List each once\.",
+        ),
+        (R18 + "    pool: []\n", r"pool: \[\] has a read-out twice, or none\."),
+        (R18 + "    pool: [cls, clss]\n", r"'pool.*(given: 'clss')"),
+        (R18 + "    preprocessing: {input_size: [3, 4, 5]}\n", r"'preprocessing.input_size"),
+        (R18 + "    preprocessing: {input_size: [0, 4]}\n", r"'preprocessing.input_size"),
         (R18 + "    name: resnet34\n", r"line 4: found duplicate key \"name\""),
     ],
 )
@@ -359,6 +368,12 @@ def test_recipe_digest__changes_with(key: str) -> None:
 @pytest.mark.parametrize("key", NO_CHANGES)
 def test_recipe_digest__does_not_change_with(key: str) -> None:
     assert spec(**{key: NO_CHANGES[key]}).recipe_digest == spec().recipe_digest
+
+
+def test_model_spec__read_outs() -> None:
+    assert spec(pool="cls+mean").recipe["pool"] == "cls+mean"
+    assert spec(pool=["cls", "mean"]).recipe["pool"] == ["cls", "mean"]
+    assert spec(pool=["cls", "mean"]).recipe_digest != spec(pool="cls").recipe_digest
 
 
 def test_recipe_digest__forms_of_one_size() -> None:

@@ -507,7 +507,7 @@ def test_describe__whatever_a_library_raises(
 def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.extraction.describe._architectures", LruCache(1))
 
-    def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor) -> Any:
+    def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor, **_: Any) -> Any:
         return inputs.max().item()
 
     monkeypatch.setattr(type(torch_source("timm")), "intermediates", look)
