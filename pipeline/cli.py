@@ -292,7 +292,7 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
         try:
             described = describe(spec)
         except ConsilienceError as error:
-            faults.append(f"{known.entries[spec.id].where}: {spec.id}: {error}")
+            faults.append(f"{known.entries[spec.id].where}: {' '.join(str(error).split())}")
             continue
         for tower, info in described.items():
             widths = dict.fromkeys(info.widths)
@@ -307,9 +307,9 @@ def check(registry: Sequence[Path], names: Sequence[str]) -> None:
             )
     print_table(table)
     if faults:
-        raise ConsilienceError(
-            f"{len(faults)} of {len(specs)} entries are wrong:\n  " + "\n  ".join(faults)
-        )
+        for fault in faults:
+            click.echo(fault, err=True)
+        raise ConsilienceError(f"{len(faults)} of {len(specs)} entries are wrong, listed above.")
     OUT.print(f"{len(specs)} models, all known to the installed libraries")
 
 

@@ -6,6 +6,8 @@ traceback and exits with code 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ConsilienceError(Exception):
     """Base of every error raised on purpose."""
@@ -13,6 +15,25 @@ class ConsilienceError(Exception):
 
 class InputError(ConsilienceError, ValueError):
     """An invalid YAML file, option, argument or array."""
+
+
+class FaultyFileError(InputError):
+    """YAML files with faults, which are listed one a line, each with file and line number.
+
+    Parameters
+    ----------
+    faults
+        One message for each fault, on one line.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(tuple(faults))
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return self.faults[0]
+        return f"{len(self.faults)} faults:\n" + "\n".join(f"  {fault}" for fault in self.faults)
 
 
 class _WithRemedy(ConsilienceError):

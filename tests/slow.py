@@ -39,6 +39,7 @@ SLOW = (
     "tests/test_cli.py::test_run__",
     "tests/test_docs.py",
     "tests/extraction/test_extract.py::test_models_yaml__every_entry_known",
+    "tests/extraction/test_every_module.py",
     "tests/workflow/test_modalities.py",
     "tests/workflow/test_order.py",
     "tests/workflow/test_plan.py::test_plan__is_what_is_run",

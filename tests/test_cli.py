@@ -370,7 +370,7 @@ def test_models_check__names_what_is_wrong_and_goes_on(copied: Zoo) -> None:
     copied.edit("timm/late", name="vit_tinny_patch16_224")
     result = consilience(copied, "models", "check", "registry.yaml")
     assert result.exit_code == 2
-    assert "1 of 5 entries are wrong" in result.output
+    assert "1 of 5 entries are wrong, listed above." in result.output
     assert "timm/late: timm knows no architecture 'vit_tinny_patch16_224'" in result.output
     assert "timm/vit-a" in result.output
 
@@ -381,27 +381,53 @@ def test_models_check__architecture_that_its_library_breaks_on(
     source = type(torch_source("timm"))
     real = source.intermediates
 
-    def broken(self: Any, model: Any, tower: str, inputs: Any) -> Any:
+    def broken(self: Any, model: Any, tower: str, inputs: Any, **keywords: Any) -> Any:
         if getattr(model, "embed_dim", 0) == 20:
             raise UnboundLocalError("no prefix\nand more")
-        return real(self, model, tower, inputs)
+        return real(self, model, tower, inputs, **keywords)
 
     monkeypatch.setattr(source, "intermediates", broken)
     copied.edit("timm/late", arguments={**VIT, "embed_dim": 20}, sets=["tiny"])
     result = consilience(copied, "models", "check", "registry.yaml")
     assert result.exit_code == 2, result.output
     lines = result.output.splitlines()
-    assert "1 of 5 entries are wrong" in lines[-2]
+    assert lines[-1] == "consilience: 1 of 5 entries are wrong, listed above."
     assert re.match(
-        r"  registry.yaml, line \d+: timm/late: model timm/late: a forward pass .* fails: "
+        r"registry.yaml, line \d+: model timm/late: a forward pass .* fails: "
         r"UnboundLocalError: no prefix\. .*leave the entry out\.$",
-        lines[-1],
+        lines[-2],
     )
     assert "timm/vit-a" in result.output
     for command in ("plan", "run"):
         result = consilience(copied, command, "workflow.yaml")
         assert result.exit_code == 2, result.output
         assert re.match(r"consilience: registry.yaml, line \d+: model timm/late: ", result.output)
+
+
+def test_models_check__each_wrong_entry_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(
+        "models:\n"
+        "  - {source: timm, name: resnet81}\n"
+        "  - {source: timm, name: resnet18, arguments: {lairs: 3}, checkpoints: {i: {init: {}}}}\n"
+        "  - {source: timm, name: test_vit, checkpoints: {i: {init: {}}}}\n"
+        "  - {source: open_clip, name: RN50, pretrained: opnai}\n"
+    )
+    with inside(tmp_path):
+        result = CliRunner().invoke(main, ["models", "check"])
+    assert result.exit_code == 2
+    assert result.stdout.splitlines()[-1].startswith("timm/test_vit ")
+    lines = result.stderr.splitlines()
+    for line, start in zip(
+        lines,
+        [
+            "models.yaml, line 2: model timm/resnet81: timm knows no architecture 'resnet81'. Did",
+            "models.yaml, line 3: model timm/resnet18: timm cannot build resnet18 with arguments",
+            "models.yaml, line 5: model open_clip/RN50.opnai: open_clip has no weights 'opnai' for",
+            "consilience: 3 of 4 entries are wrong, listed above.",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
 
 
 def test_store_info__what_it_holds(zoo: Zoo) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from pipeline.config.yaml import OneOrMany, Spec
 from pipeline.errors import InputError
@@ -23,6 +23,7 @@ from pipeline.sources import SOURCES
 from pipeline.suggest import did_you_mean
 
 Tower = Literal["image", "text"]
+Pool = Literal["auto", "cls", "mean", "cls+mean", "max", "flatten"]
 if TYPE_CHECKING:
     SourceName = str
 else:
@@ -134,12 +135,12 @@ class EveryN(Spec):
 class Preprocessing(Spec):
     """How an image becomes an input, where not by the model's own configuration."""
 
-    input_size: int | None = Field(default=None, ge=1)
-    """Side of the square input in pixels."""
+    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Side of the square input in pixels, or `[height, width]`."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel, on pixels in [0, 1]."""
+    """Mean of each channel, or of all, on pixels in [0, 1]."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, on pixels in [0, 1]."""
+    """Standard deviation of each channel, or of all, on pixels in [0, 1]."""
     interpolation: Literal["bicubic", "bilinear", "nearest"] | None = None
     """Resampling filter."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
@@ -171,9 +172,10 @@ class ModelSpec(Spec):
     """A file template with {step} or {epoch}, a list of files, or a map label → file or checkpoint;
     default: the published weights."""
     layers: Literal["blocks", "all", "last"] | EveryN | str | tuple[str, ...] = "blocks"
-    """blocks | all | last | {every: n} | a list of names | a glob."""
-    pool: Literal["auto", "cls", "mean", "max", "flatten"] = "auto"
-    """How tokens or positions become one vector."""
+    """blocks | all | last | embedding | {every: n} | a glob | a list of these and of names."""
+    pool: Pool | tuple[Pool, ...] = "auto"
+    """How tokens or positions become one vector: auto | cls | mean | cls+mean (both, one after the
+    other) | max | flatten. A list reads each layer out in several ways, as layers LAYER.POOL."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the forward pass."""
     preprocessing: Preprocessing = Preprocessing()
@@ -186,6 +188,15 @@ class ModelSpec(Spec):
     """Entries with the same weights under another name."""
     initialised_from: OneOrMany = ()
     """Entries from whose weights this training started."""
+
+    @field_validator("pool", mode="after")
+    @classmethod
+    def _distinct_pools(cls, value: Pool | tuple[Pool, ...]) -> Pool | tuple[Pool, ...]:
+        if isinstance(value, str):
+            return value
+        if len(set(value)) < max(len(value), 1):
+            raise ValueError(f"{list(value)} has a read-out twice, or none. List each once.")
+        return value
 
     @field_validator("checkpoints", mode="after")
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config.model import ModelSpec
 from pipeline.config.yaml import Document, YamlPath, load_yaml, validate
-from pipeline.errors import InputError
+from pipeline.errors import FaultyFileError, InputError
 from pipeline.linked import linked
 from pipeline.suggest import did_you_mean
 
@@ -115,36 +115,48 @@ def load_registry(paths: Iterable[str | Path]) -> Registry:
     Raises
     ------
     InputError
-        With file, line, entry and remedy.
+        Where a file cannot be read.
+    FaultyFileError
+        Where entries are wrong: with file, line, entry and remedy of each.
     """
     entries: dict[str, Entry] = {}
+    faults: list[str] = []
     for path in paths:
         document = load_yaml(path)
         models = document.data.get("models")
         if not isinstance(models, list):
-            raise InputError(
+            faults.append(
                 f"{document.path}: a registry needs `models:`, a list of entries "
                 "(- source: …, name: …)."
             )
+            continue
         for position, value in enumerate(models):
             location = ("models", position)
             label = value.get("id") or value.get("name") if isinstance(value, dict) else None
-            spec = validate(ModelSpec, value, document, location, str(label) if label else None)
+            try:
+                spec = validate(ModelSpec, value, document, location, str(label) if label else None)
+            except FaultyFileError as error:
+                faults += error.faults
+                continue
             entry = Entry(spec, document, location)
             if spec.id in entries:
-                raise InputError(
+                faults.append(
                     f"{entry.where}: the id {spec.id!r} is taken already by "
                     f"{entries[spec.id].where}. Give one of the two another `id:`, or, if they "
                     "are two states of one training run, make them checkpoints of one entry."
                 )
+                continue
             entries[spec.id] = entry
-    for entry in entries.values():
-        for other in (*entry.spec.same_weights_as, *entry.spec.initialised_from):
-            if other not in entries:
-                raise InputError(
-                    f"{entry.where}: entry {entry.spec.id!r} names {other!r} as a related model, "
-                    f"but there is no such entry.{did_you_mean(other, entries)}"
-                )
+    # a related model may be one of the faulty entries, whose id is unknown
+    faults = faults or [
+        f"{entry.where}: entry {entry.spec.id!r} names {other!r} as a related model, but there is "
+        f"no such entry.{did_you_mean(other, entries)}"
+        for entry in entries.values()
+        for other in (*entry.spec.same_weights_as, *entry.spec.initialised_from)
+        if other not in entries
+    ]
+    if faults:
+        raise FaultyFileError(faults)
     return Registry(entries)
 
 

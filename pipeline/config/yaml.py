@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.errors import InputError
+from pipeline.errors import FaultyFileError, InputError
 from pipeline.suggest import did_you_mean
 
 YamlPath = tuple[str | int, ...]
@@ -121,7 +121,13 @@ def validate(
     location: YamlPath = (),
     entry: str | None = None,
 ) -> SpecT:
-    """Build a spec from parsed YAML, or raise one error that lists every fault with its line."""
+    """Build a spec from parsed YAML.
+
+    Raises
+    ------
+    FaultyFileError
+        With every fault of the value.
+    """
     plain = _plain(value)
     try:
         return kind.model_validate(plain)
@@ -130,8 +136,9 @@ def validate(
             {**f, "loc": _in_file(f["loc"], plain, f["type"]), "path": f["loc"]}
             for f in error.errors()
         ]
-        faults = [_describe(fault, kind, document, location) for fault in _essential(found)]
-        raise InputError(_join(faults, entry)) from None
+        raise FaultyFileError(
+            [_describe(fault, kind, document, location, entry) for fault in _essential(found)]
+        ) from None
 
 
 _WRONG_KIND = {
@@ -175,16 +182,13 @@ def _essential(faults: Sequence[Any]) -> list[Any]:
     return kept
 
 
-def _join(faults: list[str], entry: str | None) -> str:
-    about = f"entry {entry!r}: " if entry else ""
-    if len(faults) == 1:
-        return faults[0].replace(": ", f": {about}", 1) if about else faults[0]
-    return f"{about}{len(faults)} faults:\n" + "\n".join(f"  {fault}" for fault in faults)
-
-
-def _describe(fault: Any, kind: type[Spec], document: Document, location: YamlPath) -> str:
+def _describe(
+    fault: Any, kind: type[Spec], document: Document, location: YamlPath, entry: str | None
+) -> str:
     loc = fault["loc"]
     where = document.where((*location, *loc))
+    if entry:
+        where += f": entry {entry!r}"
     key = ".".join(str(part) for part in loc) or "the entry"
     given = fault.get("input")
     match fault["type"]:

@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.config.model import Checkpoint, ModelSpec
 from pipeline.errors import ConsilienceError, InputError, ModelError, first_line
@@ -40,8 +41,7 @@ def _meta_model(spec: ModelSpec) -> torch.nn.Module:
     """Build the architecture on torch's meta device."""
     model = _models.get(spec.recipe_digest)
     if model is None:
-        # with gradients, the operation counter breaks on weights that modules pass to each other
-        model = torch_source(spec.source).build(spec, device="meta").requires_grad_(False)
+        model = torch_source(spec.source).build(spec, device="meta")
         _models.put(spec.recipe_digest, model)
     return model
 
@@ -50,8 +50,6 @@ def _tower_info(
     spec: ModelSpec, source: TorchSource, model: torch.nn.Module, tower: str
 ) -> TowerInfo:
     """Run one forward pass on the meta device, and count what it takes."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with _blamed(spec, f"reading the {tower} tower"):
         reader = LayerReader(spec, model, tower)
         example = source.example(spec, model, tower)
@@ -59,7 +57,7 @@ def _tower_info(
         preprocessing = _jsonable(source.preprocessing(spec, model))
     with (
         _blamed(spec, f"a forward pass with an input of shape {tuple(example.shape[1:])}"),
-        FlopCounterMode(display=False) as counter,
+        OperationCounter() as counter,
         PeakMemory() as memory,
     ):
         pooled = reader(example)
@@ -69,7 +67,7 @@ def _tower_info(
         widths=tuple(int(p.shape[1]) for p in pooled.values()),
         n_parameters=n_parameters,
         n_embedding_parameters=n_embedding_parameters,
-        flops=float(counter.get_total_flops()),
+        flops=float(counter.total),
         pooling=str(reader.pooling),
         preprocessing=preprocessing,
         input_bytes=example.nbytes,
@@ -108,10 +106,12 @@ def describe(spec: ModelSpec) -> dict[str, TowerInfo]:
     Raises
     ------
     InputError, ModelError
-        Where the source does not know the model, cannot build or run it, or a layer does not exist.
+        Where the source does not know the model, cannot build or run it, or a layer does not exist;
+        of any error of a library.
     """
-    torch_source(spec.source).check(spec)
-    return _architecture(spec)
+    with _blamed(spec, "its description"):
+        torch_source(spec.source).check(spec)
+        return _architecture(spec)
 
 
 def check_fit(spec: ModelSpec, checkpoint: Checkpoint) -> None:
@@ -170,6 +170,36 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts floating-point operations by torch's own formulas.
+
+    Torch's `FlopCounterMode` counts the same, but attributes it to modules by hooks, which break
+    on architectures whose modules pass tuples to each other.
+
+    Attributes
+    ----------
+    total
+        Operations; a multiply-add is two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, in parts where it is composed of others, and count it."""
+        kwargs = kwargs or {}
+        with self:
+            outputs = func.decompose(*args, **kwargs)
+        if outputs is not NotImplemented:
+            return outputs
+        outputs = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=outputs)
+        return outputs
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -111,7 +111,8 @@ class _Inputs:
         how = spec.recipe_digest
         if modality == "image":
             self.transform = self.source.image_transform(spec, model)
-            how = str(self.transform)
+            # what a transform shows of itself is rounded
+            how = f"{self.transform} {self.source.preprocessing(spec, model)}"
         self.key = stimuli.table.digest, modality, how
 
     @cached_property

@@ -10,9 +10,12 @@ import torch
 
 from pipeline.config.model import EveryN, ModelSpec
 from pipeline.errors import InputError, ModelError
-from pipeline.extraction.torch_source import Tokens, torch_source
+from pipeline.extraction.torch_source import NoEmbeddingError, Tokens, torch_source
 from pipeline.modality import modality_of
 from pipeline.suggest import did_you_mean
+
+EMBEDDING = "embedding"
+"""The layer that a model is used by: see `TorchSource.intermediates`."""
 
 
 class LayerReader:
@@ -24,7 +27,11 @@ class LayerReader:
         self.source = torch_source(spec.source)
         self.blocks = self.source.blocks(model, tower)
         self.layers = self._choose()
-        self.pooling: str | None = None
+        pool = spec.pool
+        # layer suffix → read-out
+        self.pools = {"": pool} if isinstance(pool, str) else {f".{p}": p for p in pool}
+        self.pooling = "none"
+        """What was done to the layers; known after a forward pass. The embedding is not pooled."""
 
     def _choose(self) -> list[str]:
         spec = self.spec
@@ -42,14 +49,23 @@ class LayerReader:
         patterns = (spec.layers,) if isinstance(spec.layers, str) else spec.layers
         chosen: list[str] = []
         for pattern in patterns:
-            found = [n for n in known if fnmatch.fnmatchcase(n, pattern)]
+            match pattern:
+                case "blocks":
+                    found = self._some_blocks()
+                case "last":
+                    found = self._some_blocks()[-1:]
+                case "embedding":
+                    found = [EMBEDDING]
+                case _:
+                    found = [n for n in known if fnmatch.fnmatchcase(n, pattern)]
             if not found:
                 raise InputError(
                     f"model {spec.id}: no layer of the {self.tower} tower matches {pattern!r}."
-                    f"{did_you_mean(pattern, known)} Blocks: {', '.join(self.blocks)}."
+                    f"{did_you_mean(pattern, [*known, EMBEDDING])} Blocks: "
+                    f"{', '.join(self.blocks)}."
                 )
             chosen += [n for n in found if n not in chosen]
-        order = {n: i for i, n in enumerate(known)}
+        order = {n: i for i, n in enumerate([*known, EMBEDDING])}
         return sorted(chosen, key=order.__getitem__)
 
     def _some_blocks(self) -> list[str]:
@@ -68,16 +84,24 @@ class LayerReader:
     def read(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the same, with gradients where weights have them."""
         hooked: dict[str, torch.Tensor] = {}
-        wanted = [n for n in self.layers if n not in self.blocks]
+        given = [*self.blocks, *([EMBEDDING] if EMBEDDING in self.layers else [])]
+        wanted = [n for n in self.layers if n not in given]
         modules = dict(self.source.modules(self.model, self.tower).named_modules())
         handles = [modules[n].register_forward_hook(self._keep(hooked, n)) for n in wanted]
         try:
-            outputs = self.source.intermediates(self.model, self.tower, inputs)
+            outputs = self.source.intermediates(
+                self.model, self.tower, inputs, embedding=EMBEDDING in given
+            )
+        except NoEmbeddingError as error:
+            raise ModelError(
+                f"model {self.spec.id}: {self.spec.name} has no embedding: {error} Leave "
+                f"`{EMBEDDING}` out of `layers:`."
+            ) from None
         finally:
             for handle in handles:
                 handle.remove()
-        tokens = dict(zip(self.blocks, outputs, strict=True))
-        block = outputs[-1] if outputs else None
+        tokens = dict(zip(given, outputs, strict=True))
+        block = tokens[self.blocks[-1]] if self.blocks else None
         tokens |= {n: _like(block, t) for n, t in hooked.items() if len(t) == len(inputs)}
         if self.spec.layers == "all":  # without containers that do not run, and unused heads
             self.layers = [n for n in self.layers if n in tokens]
@@ -87,7 +111,19 @@ class LayerReader:
                 f"model {self.spec.id}: layers {', '.join(missing)} gave no output of one row per "
                 "stimulus in the forward pass. Leave them out of `layers:`."
             )
-        return {n: self._pool(n, tokens[n]) for n in self.layers}
+        pooled: dict[str, torch.Tensor] = {}
+        for n in self.layers:
+            if n == EMBEDDING:
+                pooled[n] = tokens[n].body.float()
+            else:
+                pooled |= {f"{n}{s}": self._pool(n, tokens[n], p) for s, p in self.pools.items()}
+        blocks = [n for n in self.layers if n != EMBEDDING]
+        if blocks:
+            resolved = (_resolve(p, tokens[blocks[0]]) for p in self.pools.values())
+            self.pooling = ", ".join(resolved)
+            if self.modality == "text":
+                self.pooling = self.pooling.replace("cls", "eot")
+        return pooled
 
     @staticmethod
     def _keep(kept: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
@@ -98,31 +134,39 @@ class LayerReader:
 
         return hook
 
-    def _pool(self, layer: str, tokens: Tokens) -> torch.Tensor:
-        body, mode = tokens.body, self.spec.pool
-        if mode == "auto":
-            mode = "cls" if tokens.summary is not None else "mean"
-        if self.pooling is None:
-            self.pooling = "eot" if mode == "cls" and self.modality == "text" else mode
-        if mode == "cls":
-            if tokens.summary is None:
-                raise InputError(
-                    f"model {self.spec.id}, layer {layer}: pool: cls needs a class token, and "
-                    "there is none. Use pool: mean, or auto."
-                )
-            return tokens.summary.float()
-        body = body.float()  # sum over positions in full precision, even under autocast
-        if mode == "flatten" or body.ndim == 2:
-            return body.flatten(1)
-        if body.ndim == 3:  # (batch, length, width)
-            if tokens.mask is None:
-                return body.mean(1) if mode == "mean" else body.amax(1)
-            mask = tokens.mask[..., None]
-            if mode == "mean":
-                return (body * mask).sum(1) / mask.sum(1)
-            return body.masked_fill(~mask, -torch.inf).amax(1)
-        positions = tuple(range(2, body.ndim))  # (batch, channels, height, width)
-        return body.mean(positions) if mode == "mean" else body.amax(positions)
+    def _pool(self, layer: str, tokens: Tokens, pool: str) -> torch.Tensor:
+        mode = _resolve(pool, tokens)
+        if "cls" in mode and tokens.summary is None:
+            raise InputError(
+                f"model {self.spec.id}, layer {layer}: pool: {mode} needs a class token, and "
+                "there is none. Use pool: mean, or auto."
+            )
+        if mode == "cls+mean":
+            return torch.cat([_pooled(tokens, "cls"), _pooled(tokens, "mean")], 1)
+        return _pooled(tokens, mode)
+
+
+def _resolve(pool: str, tokens: Tokens) -> str:
+    if pool != "auto":
+        return pool
+    return "cls" if tokens.summary is not None else "mean"
+
+
+def _pooled(tokens: Tokens, mode: str) -> torch.Tensor:
+    if mode == "cls" and tokens.summary is not None:
+        return tokens.summary.float()
+    body = tokens.body.float()  # sum over positions in full precision, even under autocast
+    if mode == "flatten" or body.ndim == 2:
+        return body.flatten(1)
+    if body.ndim == 3:  # (batch, length, width)
+        if tokens.mask is None:
+            return body.mean(1) if mode == "mean" else body.amax(1)
+        mask = tokens.mask[..., None]
+        if mode == "mean":
+            return (body * mask).sum(1) / mask.sum(1)
+        return body.masked_fill(~mask, -torch.inf).amax(1)
+    positions = tuple(range(2, body.ndim))  # (batch, channels, height, width)
+    return body.mean(positions) if mode == "mean" else body.amax(positions)
 
 
 def _like(block: Tokens | None, output: torch.Tensor) -> Tokens:

@@ -46,6 +46,10 @@ class Tokens:
     position: torch.Tensor | None = None
 
 
+class NoEmbeddingError(Exception):
+    """A model that is asked for an embedding and has none; says why, in a sentence."""
+
+
 class TorchSource(Protocol):
     """A library that builds and runs models in torch."""
 
@@ -81,9 +85,20 @@ class TorchSource(Protocol):
         """Return the names of the outputs of `intermediates`, first to last."""
 
     def intermediates(
-        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor, *, embedding: bool = False
     ) -> list[Tokens]:
-        """Run one forward pass and return the output of every block."""
+        """Run one forward pass and return the output of every block.
+
+        Parameters
+        ----------
+        embedding
+            Whether to return, after the blocks, the vector that the library gives for a stimulus.
+
+        Raises
+        ------
+        NoEmbeddingError
+            Where it gives none.
+        """
 
     def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
         """Return the module whose submodules may be named as layers, too."""

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
+from torchvision.transforms import Compose, Grayscale
 
 from pipeline.errors import InputError, ModelError, first_line
-from pipeline.extraction.torch_source import RefuseResizing, Tokens, no_tower, uninitialised
+from pipeline.extraction.torch_source import (
+    NoEmbeddingError,
+    RefuseResizing,
+    Tokens,
+    no_tower,
+    uninitialised,
+)
 from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ class TorchTimm:
         architecture, _, tag = spec.name.partition(".")
         if not timm.is_model(architecture):
             raise InputError(
-                f"timm knows no architecture {architecture!r}."
+                f"model {spec.id}: timm knows no architecture {architecture!r}."
                 f"{did_you_mean(architecture, timm.list_models())}"
             )
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
@@ -38,7 +45,7 @@ class TorchTimm:
         for asked in (tag, *(c.pretrained for c in others)):
             if asked and asked not in tags:
                 raise InputError(
-                    f"timm has no weights {asked!r} for {architecture}."
+                    f"model {spec.id}: timm has no weights {asked!r} for {architecture}."
                     f"{did_you_mean(asked, tags)} It has: {', '.join(tags) or 'none'}."
                 )
         published = isinstance(checkpoints, dict) and (
@@ -47,8 +54,8 @@ class TorchTimm:
         )
         if published and not timm.is_model_pretrained(spec.name):
             raise InputError(
-                f"timm has no published weights for {spec.name!r}. Name a checkpoint file "
-                "(checkpoints: path/with/{step}.pth.tar) or an initialisation "
+                f"model {spec.id}: timm has no published weights for {spec.name!r}. Name a "
+                "checkpoint file (checkpoints: path/with/{step}.pth.tar) or an initialisation "
                 "(checkpoints: {init: {init: {seed: 0}}})."
             )
 
@@ -95,20 +102,47 @@ class TorchTimm:
         return filtered
 
     def preprocessing(self, spec: ModelSpec, model: torch.nn.Module) -> dict[str, Any]:
-        """Return timm's data configuration with the spec's overrides."""
+        """Return timm's data configuration with the spec's overrides.
+
+        Size and channels of the input are those that the model was built for. A model of one
+        channel is given grey images, normalised by the average over the channels that its
+        pretrained configuration has.
+
+        Raises
+        ------
+        InputError
+            Where an image has no such channels.
+        """
         config: dict[str, Any] = resolve_data_config(model=model, use_test_size=False)
         chosen = spec.preprocessing.model_dump(exclude_none=True)
-        if "input_size" in chosen:
-            chosen["input_size"] = (config["input_size"][0], *(2 * [chosen["input_size"]]))
-        return {**config, **chosen}
+        channels, *size = config["input_size"]
+        channels = spec.arguments.get("in_chans", channels)
+        if channels not in (1, 3):
+            raise InputError(
+                f"model {spec.id}: it takes {channels} channels, and an image has 3, or 1 where it "
+                "is grey. Set `arguments: {in_chans: …}` to 3 or 1."
+            )
+        for key in ("mean", "std"):
+            if len(chosen.get(key, ())) not in (0, 1, channels):
+                raise InputError(
+                    f"model {spec.id}: preprocessing.{key} has {len(chosen[key])} values. Give one "
+                    f"for each channel of the model's input ({channels}), or one for all."
+                )
+            if channels == 1:
+                config[key] = (sum(config[key]) / len(config[key]),)
+        size = chosen.pop("input_size", spec.arguments.get("img_size", size))
+        height, width = (size, size) if isinstance(size, int) else size
+        return {**config, **chosen, "input_size": (channels, height, width)}
 
     def image_transform(
         self, spec: ModelSpec, model: torch.nn.Module
     ) -> Callable[[Image], torch.Tensor]:
         """Return timm's evaluation transform."""
-        transform: Callable[[Image], torch.Tensor] = create_transform(
-            **self.preprocessing(spec, model), is_training=False
-        )
+        config = self.preprocessing(spec, model)
+        steps = create_transform(**config, is_training=False).transforms
+        if config["input_size"][0] == 1:
+            steps = [Grayscale(), *steps]  # first, where timm's data sets convert images
+        transform: Callable[[Image], torch.Tensor] = Compose(steps)
         return transform
 
     def tokenizer(self, spec: ModelSpec) -> Callable[[Sequence[str]], torch.Tensor]:
@@ -124,22 +158,33 @@ class TorchTimm:
         return timm_blocks(model)
 
     def intermediates(
-        self, model: torch.nn.Module, tower: str, inputs: torch.Tensor
+        self, model: Any, tower: str, inputs: torch.Tensor, *, embedding: bool = False
     ) -> list[Tokens]:
-        """Run timm's `forward_intermediates`."""
-        if not hasattr(model, "forward_intermediates"):
-            model(inputs)  # such a model can be read by hooks only
+        """Run timm's `forward_intermediates`, and the head up to the classifier."""
+        if not hasattr(model, "forward_intermediates"):  # can be read by hooks only
+            if embedding:
+                return [_embedding(model, model.forward_features(inputs))]
+            model(inputs)
             return []
-        keywords: dict[str, Any] = {"intermediates_only": True}
+        keywords: dict[str, Any] = {"intermediates_only": not embedding}
         forward: Any = model.forward_intermediates
         prefixed = gives_prefix_tokens(model)
         if prefixed:
             keywords["return_prefix_tokens"] = True
+        if type(model).__module__ == "timm.models.gemma4_vit":
+            # its feature maps take their shape from values, which the meta device does not have
+            keywords["output_fmt"] = "NLC"
         outputs = forward(inputs, **keywords)
+        last = []
+        if embedding:
+            features, outputs = outputs
+            last = [_embedding(model, features)]
         if not prefixed:
-            return [Tokens(o) for o in outputs]
+            return [Tokens(o) for o in outputs] + last
         has_class_token = getattr(model, "cls_token", None) is not None
-        return [Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs]
+        return [
+            Tokens(body, prefix[:, 0] if has_class_token else None) for body, prefix in outputs
+        ] + last
 
     def modules(self, model: torch.nn.Module, tower: str) -> torch.nn.Module:
         """Return the whole model."""
@@ -154,12 +199,31 @@ class TorchTimm:
         return sum(p.numel() for p in model.parameters() if id(p) not in in_head), 0
 
 
+def _embedding(model: Any, features: Any) -> Tokens:
+    """Return what the classifier takes: pooled features, one vector for an image."""
+    try:
+        vectors = model.forward_head(features, pre_logits=True)
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        raise NoEmbeddingError(
+            f"timm offers no features before a classifier: {first_line(error)}"
+        ) from None
+    if vectors.ndim != 2:
+        raise NoEmbeddingError("its head does not pool; see `global_pool` among its arguments.")
+    return Tokens(vectors)
+
+
 def timm_blocks(model: torch.nn.Module) -> list[str]:
-    """Name the outputs of a timm model's `forward_intermediates`."""
+    """Name the outputs of a timm model's `forward_intermediates`.
+
+    By the module that timm says they come from. Where several come from one (the branches of
+    CrossViT, the scales of CoaT), the second is MODULE-2, and so on; one of no module is `stem`.
+    """
     if not hasattr(model, "forward_intermediates"):
         return []
     features: Any = model.feature_info
-    return [str(info["module"]) for info in features]
+    modules = [str(info["module"]) or "stem" for info in features]
+    earlier = [modules[:i].count(name) for i, name in enumerate(modules)]
+    return [f"{m}-{n + 1}" if n else m for m, n in zip(modules, earlier, strict=True)]
 
 
 def gives_prefix_tokens(model: torch.nn.Module) -> bool:

@@ -28,8 +28,9 @@ class TowerInfo:
     flops
         Floating-point operations of one forward pass for one stimulus (a multiply-add is two).
     pooling
-        How each layer is pooled, with `auto` resolved; `eot` is the token that a text tower reads
-        out.
+        How each layer is pooled, with `auto` resolved, and separated by commas where in several
+        ways; `eot` is the token that a text tower reads out. `none` where there is only an
+        embedding.
     preprocessing
         What the source does to an input.
     input_bytes, working_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ruamel.yaml import YAML
 
 from pipeline.config.model import Checkpoint, EveryN, Init, ModelSpec, read_json
 from pipeline.config.registry import Registry, load_registry, models_schema
-from pipeline.errors import InputError
+from pipeline.errors import FaultyFileError, InputError
 
 SHIPPED = ("models.yaml", "workflows/reference.yaml")
 R18 = "  - source: timm\n    name: resnet18\n"
@@ -172,6 +173,15 @@ def test_model_spec__every_id_of_the_rule(name: str) -> None:
         ("  - source: timm\n", r"line 2: 'name' is missing\."),
         ("  - 3\n", r"line 2: 'the entry': .*\(given: 3\)\."),
         (R18 + "    preprocessing: {crop_pct: 2}\n", r"'preprocessing.crop_pct': .*equal to 1"),
+        (
+            R18 + "    pool: [cls, cls]\n",
+            r"line 4: entry 'resnet18': pool: \['cls', 'cls'\] has a read-out twice, or none\. "
+            r"List each once\.",
+        ),
+        (R18 + "    pool: []\n", r"pool: \[\] has a read-out twice, or none\."),
+        (R18 + "    pool: [cls, clss]\n", r"'pool.*(given: 'clss')"),
+        (R18 + "    preprocessing: {input_size: [3, 4, 5]}\n", r"'preprocessing.input_size"),
+        (R18 + "    preprocessing: {input_size: [0, 4]}\n", r"'preprocessing.input_size"),
         (R18 + "    name: resnet34\n", r"line 4: found duplicate key \"name\""),
     ],
 )
@@ -204,6 +214,35 @@ def test_load_registry__duplicate_id_over_files(tmp_path: Path) -> None:
     first, second = write(tmp_path, R18, "a.yaml"), write(tmp_path, R18, "b.yaml")
     with pytest.raises(InputError, match=r"b.yaml, line 2: .* taken already by /.*a.yaml, line 2"):
         load_registry([first, second])
+
+
+def test_load_registry__every_wrong_entry(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(
+        "models:\n"
+        "  - {source: timm, name: resnet18, pol: mean, towers: [smell]}\n"
+        "  - {source: timm, name: resnet34}\n"
+        "  - {source: timm, name: resnet34, same_weights_as: timm/resnet18}\n"
+    )
+    second.write_text("models:\n  - {name: resnet18}\n")
+    (tmp_path / "c.yaml").write_text("modells: []\n")
+    with pytest.raises(FaultyFileError) as raised:
+        load_registry([first, second, tmp_path / "c.yaml"])
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "5 faults:"
+    for line, expected in zip(
+        lines[1:],
+        [
+            rf"  {first}, line 2: entry 'resnet18': 'towers.0': .*given: 'smell'",
+            rf"  {first}, line 2: entry 'resnet18': unknown key 'pol'\. Did you mean 'pool'",
+            rf"  {first}, line 4: the id 'timm/resnet34' is taken already",
+            rf"  {second}, line 2: entry 'resnet18': 'source' is missing\.",
+            rf"  {tmp_path}/c.yaml: a registry needs `models:`",
+        ],
+        strict=True,
+    ):
+        assert re.match(expected, line), line
+    assert pickle.loads(pickle.dumps(raised.value)).faults == raised.value.faults
 
 
 def test_load_registry__relation_to_nothing(tmp_path: Path) -> None:
@@ -438,6 +477,19 @@ def test_recipe_digest__changes_with(key: str) -> None:
 @pytest.mark.parametrize("key", NO_CHANGES)
 def test_recipe_digest__does_not_change_with(key: str) -> None:
     assert spec(**{key: NO_CHANGES[key]}).recipe_digest == spec().recipe_digest
+
+
+def test_model_spec__read_outs() -> None:
+    assert spec(pool="cls+mean").recipe["pool"] == "cls+mean"
+    assert spec(pool=["cls", "mean"]).recipe["pool"] == ["cls", "mean"]
+    assert spec(pool=["cls", "mean"]).recipe_digest != spec(pool="cls").recipe_digest
+
+
+def test_recipe_digest__forms_of_one_size() -> None:
+    square = spec(preprocessing={"input_size": 64})
+    assert square.recipe["preprocessing"]["input_size"] == 64
+    pair = spec(preprocessing={"input_size": [64, 32]})
+    assert pair.recipe["preprocessing"]["input_size"] == [64, 32]
 
 
 def test_recipe_digest__every_key_is_of_one_kind() -> None:

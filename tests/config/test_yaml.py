@@ -269,7 +269,9 @@ def test_validate__names_the_entry(tmp_path: Path) -> None:
     assert fault(tmp_path, "name: Oak\n", "mine") == (
         "some.yaml, line 1: entry 'mine': name: write 'oak' instead."
     )
-    assert fault(tmp_path, "x: 1\n", "mine").startswith("entry 'mine': 2 faults:\n  some.yaml")
+    lines = fault(tmp_path, "x: 1\n", "mine").splitlines()
+    assert lines[0] == "2 faults:"
+    assert all(line.startswith("  some.yaml, line 1: entry 'mine': ") for line in lines[1:])
 
 
 def test_validate__not_a_mapping(tmp_path: Path) -> None:
@@ -311,7 +313,6 @@ def test_validate__any_content_gives_a_spec_or_a_line(
         tree = validate(Tree, parsed.data, parsed, (), "e")
     except InputError as error:
         faults = str(error).splitlines()
-        assert all("any.yaml, line 1: " in f for f in (faults[1:] or faults))
-        assert "entry 'e'" in faults[0]
+        assert all("any.yaml, line 1: entry 'e'" in f for f in (faults[1:] or faults))
     else:
         assert tree.name == content["name"]

@@ -12,12 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.model import Checkpoint, Init, ModelSpec
 from pipeline.config.registry import load_registry
 from pipeline.errors import InputError, ModelError
 from pipeline.extraction import extract as extraction
-from pipeline.extraction.describe import _jsonable, check_fit, describe
+from pipeline.extraction.describe import OperationCounter, _jsonable, check_fit, describe
 from pipeline.extraction.extract import extract
 from pipeline.extraction.reader import LayerReader
 from pipeline.extraction.torch_source import load_checkpoint, torch_source
@@ -353,6 +354,8 @@ def test_inputs__models_with_one_preprocessing_share_them(
     assert len(decoded) == 46
     run(spec(), model, base=stimuli(22))  # other stimuli
     assert len(decoded) == 68
+    run(spec(preprocessing={"input_size": 16, "mean": [1e-6, 0, 0]}), model)
+    assert len(decoded) == 91
 
 
 def test_inputs__captions_are_tokenised_once(
@@ -462,10 +465,30 @@ def test_describe__weights_that_are_handed_from_module_to_module(
     assert info.flops == pytest.approx(2 * multiply_adds, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "densenet121", "efficientnet_b0", "convnext_atto", "mixer_s16_224", "levit_128",
+     "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224",
+     "beit_base_patch16_224", "eva02_tiny_patch14_224", "maxvit_tiny_tf_224"],
+)  # fmt: skip
+def test_operation_counter__counts_what_torch_counts(name: str) -> None:
+    chosen = ModelSpec(source="timm", name=name, checkpoints={"a": {"init": {}}})
+    source = torch_source("timm")
+    model = source.build(chosen, device="meta").requires_grad_(False)
+    example = source.example(chosen, model, "image")
+    with torch.inference_mode(), FlopCounterMode(display=False) as expected:
+        model(example)
+    with torch.inference_mode(), OperationCounter() as found:
+        model(example)
+    assert found.total == expected.get_total_flops() > 1e8
+
+
 @pytest.mark.parametrize("error", [AttributeError, IndexError, KeyError, UnboundLocalError])
 @pytest.mark.parametrize(
     ("method", "doing"),
     [
+        ("check", "its description"),
+        ("build", "its description"),
         ("blocks", "reading the image tower"),
         ("example", "reading the image tower"),
         ("count_parameters", "reading the image tower"),
@@ -492,7 +515,7 @@ def test_describe__whatever_a_library_raises(
 def test_describe__architecture_that_looks_at_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.extraction.describe._architectures", LruCache(1))
 
-    def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor) -> Any:
+    def look(_self: Any, _model: Any, _tower: str, inputs: torch.Tensor, **_: Any) -> Any:
         return inputs.max().item()
 
     monkeypatch.setattr(type(torch_source("timm")), "intermediates", look)

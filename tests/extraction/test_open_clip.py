@@ -32,6 +32,8 @@ VISION: dict[str, dict[str, Any]] = {
     "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
     "timm": {"image_size": 16, "timm_model_name": "resnet18", "timm_model_pretrained": False,
              "timm_pool": "avg", "timm_proj": "linear"},
+    "coca": {"image_size": 16, "patch_size": 8, "layers": 3, "width": 12, "head_width": 4,
+             "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
 }  # fmt: skip
 
 
@@ -276,6 +278,189 @@ def test_text__unknown_layer(folder: Path, top: dict[str, Any]) -> None:
         r"'blocks.\d'.* Blocks: blocks.0, blocks.1\.",
     ):
         describe(chosen)
+
+
+# the embedding
+
+
+COCA = {"custom_text": True,
+        "multimodal_cfg": {"context_length": 10, "width": 12, "heads": 3, "layers": 1}}  # fmt: skip
+TOWERS = [("vit", {}, "blocks.1"), ("vit", {"custom_text": True}, "blocks.1"),
+          ("resnet", {}, "layer1"), ("timm", {"custom_text": True}, "layer1"),
+          ("coca", COCA, "blocks.1")]  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", ["auto", ["mean", "max"]])
+@pytest.mark.parametrize(("vision", "top", "block"), TOWERS)
+def test_embedding__of_the_image_tower(
+    folder: Path, vision: str, top: Any, block: str, pool: Any
+) -> None:
+    chosen = spec(folder, vision, top=top, layers=["embedding", block], pool=pool, towers=["image"])
+    model = random_model(chosen)
+    inputs = pictures(32 if vision == "resnet" else 16)
+    found = LayerReader(chosen, model, "image")(inputs)
+    assert list(found) == [*([f"{block}.mean", f"{block}.max"] if pool != "auto" else [block]),
+                           "embedding"]  # fmt: skip
+    with torch.no_grad():
+        expected = model.encode_image(inputs, normalize=True)
+    torch.testing.assert_close(found["embedding"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["embedding"].norm(dim=1), torch.ones(3))
+    info = describe(chosen)["image"]
+    assert info.layers == tuple(found)
+    assert info.widths == tuple(v.shape[1] for v in found.values())
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, "coca"])
+def test_embedding__of_the_text_tower(folder: Path, kind: str) -> None:
+    text, top = TEXTS["class_token"] if kind == "coca" else TEXTS[kind]
+    if kind == "coca":
+        text, top = {**text, "output_tokens": True}, COCA
+    chosen = spec(folder, text=text, top=top, layers=["blocks.*", "embedding"], towers=["text"])
+    model, tokens = random_model(chosen), tokens_of(chosen)
+    if kind.startswith("eos"):
+        tokens[tokens == tokens.max()] = 5
+    found = LayerReader(chosen, model, "text")(tokens)
+    assert list(found) == ["blocks.0", "blocks.1", "embedding"]
+    with torch.no_grad():
+        expected = model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(found["embedding"], expected, rtol=1e-5, atol=1e-5)
+    assert describe(chosen)["text"].widths == (12, 12, 8)
+
+
+def test_text__several_read_outs(folder: Path) -> None:
+    chosen = spec(folder, pool=["cls", "mean", "cls+mean"])
+    model, tokens = random_model(chosen), tokens_of(chosen)
+    found = LayerReader(chosen, model, "text")(tokens)
+    for name in ("blocks.0", "blocks.1"):
+        both = torch.cat([found[f"{name}.cls"], found[f"{name}.mean"]], 1)
+        torch.testing.assert_close(found[f"{name}.cls+mean"], both, rtol=0, atol=0)
+    for pool in ("cls", "mean"):
+        alone = spec(folder, pool=pool)
+        equal(found[f"blocks.1.{pool}"], LayerReader(alone, model, "text")(tokens)["blocks.1"])
+    assert describe(chosen)["text"].pooling == "eot, mean, eot+mean"
+    assert describe(chosen)["image"].pooling == "cls, mean, cls+mean"
+
+
+# text towers of the hub
+
+
+HUB: dict[str, dict[str, Any]] = {
+    "roberta": {"model_type": "roberta", "vocab_size": 40, "hidden_size": 12,
+                "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 24,
+                "max_position_embeddings": 20, "pad_token_id": 1},
+    "mt5": {"model_type": "mt5", "vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 24,
+            "num_layers": 2, "num_heads": 3, "is_encoder_decoder": True,
+            "feed_forward_proj": "gated-gelu", "pad_token_id": 0},
+    "m2m_100": {"model_type": "m2m_100", "vocab_size": 40, "d_model": 12, "encoder_layers": 2,
+                "encoder_attention_heads": 3, "encoder_ffn_dim": 24, "decoder_layers": 1,
+                "decoder_attention_heads": 3, "decoder_ffn_dim": 24, "is_encoder_decoder": True,
+                "max_position_embeddings": 20, "pad_token_id": 1},
+}  # fmt: skip
+HUB_BLOCKS = {
+    "roberta": "transformer.encoder.layer",
+    "mt5": "transformer.block",
+    "m2m_100": "transformer.layers",
+}
+
+
+def hub_spec(folder: Path, kind: str, pooler: str, **changes: Any) -> ModelSpec:
+    pytest.importorskip("transformers", reason="needs pip install 'consilience[transformers]'")
+    (folder / kind).mkdir(exist_ok=True)
+    (folder / kind / "config.json").write_text(json.dumps(HUB[kind]))
+    text = {"hf_model_name": str(folder / kind), "hf_pooler_type": pooler,
+            "hf_proj_type": "linear"}  # fmt: skip
+    return spec(folder, text=text, **changes)
+
+
+def hub_tokens(kind: str) -> torch.Tensor:
+    tokens = torch.randint(5, 40, (3, 10), generator=torch.Generator().manual_seed(4))
+    for row, length in enumerate((10, 6, 3)):
+        tokens[row, length:] = HUB[kind]["pad_token_id"]
+    return tokens
+
+
+@pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler"])
+@pytest.mark.parametrize("kind", HUB)
+def test_hub__blocks_and_embedding(folder: Path, kind: str, pooler: str) -> None:
+    chosen = hub_spec(folder, kind, pooler, layers=["blocks.*", "embedding"], towers=["text"])
+    model, tokens = random_model(chosen), hub_tokens(kind)
+    found = LayerReader(chosen, model, "text")(tokens)
+    assert list(found) == ["blocks.0", "blocks.1", "embedding"]
+    outputs: dict[str, torch.Tensor] = {}
+    for i in range(2):
+        model.text.get_submodule(f"{HUB_BLOCKS[kind]}.{i}").register_forward_hook(
+            lambda _m, _i, o, i=i: outputs.update(
+                {f"blocks.{i}": o[0] if isinstance(o, tuple) else o}
+            )
+        )
+    with torch.no_grad():
+        expected = model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(found["embedding"], expected, rtol=1e-5, atol=1e-5)
+    for name, output in outputs.items():
+        for row, length in enumerate((10, 6, 3)):
+            words = output[row, :length]
+            equal(found[name][row], words.mean(0) if pooler == "mean_pooler" else words[0])
+    info = describe(chosen)["text"]
+    assert (info.layers, info.widths) == (tuple(found), (12, 12, 8))
+    assert info.pooling == ("mean" if pooler == "mean_pooler" else "eot")
+    assert info.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("roberta-ViT-B-32", 124.87),
+        ("coca_roberta-ViT-B-32", 124.45),
+        ("xlm-roberta-base-ViT-B-32", 278.27),
+        ("xlm-roberta-large-ViT-H-14", 560.94),
+        ("mt5-base-ViT-B-32", 277.86),
+        ("mt5-xl-ViT-H-14", 1674.68),
+        ("nllb-clip-base", 414.04),
+        ("nllb-clip-large", 767.14),
+    ],
+)
+def test_hub__described_without_a_download(
+    monkeypatch: pytest.MonkeyPatch, name: str, millions: float
+) -> None:
+    """Compare with the parameters in open_clip's docs/model_profile.csv."""
+    pytest.importorskip("transformers", reason="needs pip install 'consilience[transformers]'")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    entry = ModelSpec(source="open_clip", name=name, checkpoints={"a": {"init": {}}})
+    text = describe(entry)["text"]
+    assert text.n_parameters + text.n_embedding_parameters == pytest.approx(millions * 1e6, abs=2e4)
+
+
+@pytest.mark.parametrize(
+    ("name", "towers", "message"),
+    [
+        ("roberta-ViT-B-32", ["image"], r"the text tower of roberta-ViT-B-32 is a model of the "
+         r"package transformers, which is not installed\. Install it: pip install "
+         r"'consilience\[transformers\]'\."),
+        ("ViT-B-16-SigLIP", ["image", "text"], r"the tokenizer of ViT-B-16-SigLIP is one of the "
+         r"package transformers, which is not installed\. .*Or extract the image tower alone: "
+         r"`towers: \[image\]`\."),
+    ],
+)  # fmt: skip
+def test_hub__without_its_package(
+    monkeypatch: pytest.MonkeyPatch, name: str, towers: Any, message: str
+) -> None:
+    monkeypatch.setattr("pipeline.extraction.torch_open_clip.find_spec", lambda _: None)
+    entry = ModelSpec(
+        source="open_clip", name=name, towers=towers, checkpoints={"a": {"init": {"seed": 3}}}
+    )
+    with pytest.raises(ModelError, match=rf"^model open_clip/{name}: {message}$"):
+        describe(entry)
+
+
+def test_hub__image_tower_needs_no_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.extraction.torch_open_clip.find_spec", lambda _: None)
+    entry = ModelSpec(
+        source="open_clip",
+        name="ViT-B-16-SigLIP",
+        towers=("image",),
+        checkpoints={"a": {"init": {}}},
+    )
+    assert describe(entry)["image"].layers[0] == "blocks.0"
 
 
 # size
@@ -675,6 +860,31 @@ def test_preprocessing__overrides(folder: Path) -> None:
     found = SOURCE.image_transform(chosen, model)(Image.fromarray(pixels))
     expected = (pixels / 255 - np.array(given["mean"])) / np.array(given["std"])
     np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vision", "changes"),
+    [
+        ("vit", {"arguments": {"force_image_size": [24, 16]}}),
+        ("timm", {"preprocessing": {"input_size": [24, 16]}}),
+    ],
+)
+def test_preprocessing__size_of_the_input(folder: Path, vision: str, changes: Any) -> None:
+    chosen = spec(folder, vision, **changes)
+    info = describe(chosen)["image"]
+    assert info.preprocessing["size"] == [24, 16]
+    assert info.input_bytes == 3 * 24 * 16 * 4
+    model = random_model(chosen)
+    image = SOURCE.image_transform(chosen, model)(Image.new("RGB", (40, 50)))
+    assert image.shape == (3, 24, 16)
+    found = LayerReader(chosen, model, "image")(image[None])
+    assert tuple(v.shape[1] for v in found.values()) == info.widths
+
+
+def test_preprocessing__size_that_the_model_does_not_take(folder: Path) -> None:
+    # once wrong: the check ran on the architecture's own size, and the extraction failed
+    with pytest.raises(ModelError, match=r"an input of shape \(3, 24, 24\) fails"):
+        describe(spec(folder, preprocessing={"input_size": 24}))
 
 
 def test_preprocessing__no_crop(folder: Path) -> None:

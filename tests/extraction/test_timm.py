@@ -156,7 +156,132 @@ def test_layer_reader__cls_without_a_class_token() -> None:
             describe(spec(kind, pool="cls"))
 
 
+READ_OUTS = ["cls", "mean", "cls+mean", "max", "auto"]
+
+
+def test_pool__several_read_outs_of_one_pass() -> None:
+    chosen = spec("vit_registers", pool=READ_OUTS)
+    model, names = random_model(chosen), ["blocks.0", "blocks.1", "blocks.2"]
+    passes: list[int] = []
+    model.get_submodule("patch_embed").register_forward_hook(lambda *_: passes.append(1))
+    found = LayerReader(chosen, model, "image")(batch("vit_registers"))
+    assert len(passes) == 1
+    assert list(found) == [f"{name}.{pool}" for name in names for pool in READ_OUTS]
+    tokens = seen(model, names, batch("vit_registers"))
+    for name in names:
+        cls, patches = tokens[name][:, 0], tokens[name][:, 3:]  # without two registers
+        equal(found[f"{name}.cls"], cls)
+        equal(found[f"{name}.auto"], cls)
+        equal(found[f"{name}.mean"], patches.mean(1))
+        equal(found[f"{name}.max"], patches.amax(1))
+        equal(found[f"{name}.cls+mean"], torch.cat([cls, patches.mean(1)], 1))
+    info = describe(chosen)["image"]
+    assert info.layers == tuple(found)
+    assert info.widths == (12, 12, 24, 12, 12) * 3
+    assert info.pooling == "cls, mean, cls+mean, max, cls"
+
+
+@pytest.mark.parametrize("pool", READ_OUTS)
+def test_pool__a_list_gives_what_single_ones_give(pool: str) -> None:
+    model = random_model(spec("vit"))
+    alone = LayerReader(spec("vit", pool=pool), model, "image")(batch("vit"))
+    assert list(alone) == ["blocks.0", "blocks.1", "blocks.2"]
+    listed = LayerReader(spec("vit", pool=[pool]), model, "image")(batch("vit"))
+    assert list(listed) == [f"{name}.{pool}" for name in alone]
+    for name, values in alone.items():
+        torch.testing.assert_close(listed[f"{name}.{pool}"], values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pool", ["cls+mean", ["mean", "cls+mean"]])
+def test_pool__both_without_a_class_token(pool: Any) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"model timm/resnet, layer act1: pool: cls\+mean needs a class token, and there is "
+        r"none\. Use pool: mean, or auto\.",
+    ):
+        describe(spec("resnet", pool=pool))
+
+
+# the embedding
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_embedding__is_what_the_classifier_takes(kind: str) -> None:
+    chosen = spec(kind, layers=["embedding", BLOCKS.get(kind, ["blocks.0"])[0]])
+    model: Any = random_model(chosen)
+    found = LayerReader(chosen, model, "image")(batch(kind))
+    assert list(found) == [BLOCKS.get(kind, ["blocks.0"])[0], "embedding"]
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(batch(kind)), pre_logits=True)
+        equal(model.get_classifier()(found["embedding"]), model(batch(kind)))
+    torch.testing.assert_close(found["embedding"], expected, rtol=1e-5, atol=1e-5)
+    info = describe(chosen)["image"]
+    assert info.layers == tuple(found)
+    assert info.widths == tuple(v.shape[1] for v in found.values())
+
+
+def test_embedding__in_the_pass_of_the_blocks_and_not_pooled() -> None:
+    chosen = spec("vit", layers=["blocks.?", "embedding"], pool=["mean", "max"])
+    model = random_model(chosen)
+    passes: list[int] = []
+    model.get_submodule("patch_embed").register_forward_hook(lambda *_: passes.append(1))
+    found = LayerReader(chosen, model, "image")(batch("vit"))
+    assert len(passes) == 1
+    names = [f"blocks.{i}.{pool}" for i in range(3) for pool in ("mean", "max")]
+    assert list(found) == [*names, "embedding"]
+    alone = spec("vit", layers="embedding")
+    equal(LayerReader(alone, model, "image")(batch("vit"))["embedding"], found["embedding"])
+    assert describe(alone)["image"].pooling == "none"
+    assert describe(chosen)["image"].pooling == "mean, max"
+
+
+@pytest.mark.parametrize("layers", ["blocks", "all", "last", "*", {"every": 1}, ["emb*", "*"]])
+def test_embedding__only_where_it_is_named(layers: Any) -> None:
+    chosen = spec("vit", layers=layers)
+    if layers == ["emb*", "*"]:
+        with pytest.raises(InputError, match=r"no layer of the image tower matches 'emb\*'"):
+            describe(chosen)
+    elif layers == "*":  # the dropout of a head that does not run
+        assert "embedding" not in LayerReader(chosen, random_model(chosen), "image").layers
+    else:
+        assert "embedding" not in describe(chosen)["image"].layers
+
+
+def test_embedding__of_a_head_that_does_not_pool() -> None:
+    arguments = {**VIT, "global_pool": ""}
+    with pytest.raises(
+        ModelError,
+        match=r"model timm/vit: vit_tiny_patch16_224 has no embedding: its head does not pool; see "
+        r"`global_pool` among its arguments\. Leave `embedding` out of `layers:`\.",
+    ):
+        describe(spec("vit", arguments=arguments, layers=["blocks.0", "embedding"]))
+
+
+def test_embedding__of_a_model_without_a_head() -> None:
+    entry = {"source": "timm", "name": "gemma4_vit_167m_enc", "checkpoints": {"a": {"init": {}}},
+             "arguments": {"depth": 1, "img_size": 48}, "layers": ["embedding"]}  # fmt: skip
+    with pytest.raises(
+        ModelError,
+        match=r"model timm/gemma4_vit_167m_enc: gemma4_vit_167m_enc has no embedding: timm offers "
+        r"no features before a classifier: .*[^.]\. Leave `embedding` out",
+    ):
+        describe(ModelSpec.model_validate(entry))
+
+
 # which layers
+
+
+def test_timm_blocks__of_one_module_or_none() -> None:
+    # once wrong: CrossViT's first branch was lost under the names of its second, CoaT kept one of
+    # three scales, and a stem without a name could not be stored
+    def blocks(name: str) -> list[str]:
+        return SOURCE.blocks(timm.create_model(name), "image")
+
+    branches = ["blocks.0", "blocks.1", "blocks.2"]
+    assert blocks("crossvit_tiny_240") == [*branches, *(f"{n}-2" for n in branches)]
+    scales = ["parallel_blocks", "parallel_blocks-2", "parallel_blocks-3"]
+    assert blocks("coat_tiny") == ["serial_blocks1", *scales]
+    assert blocks("tresnet_m") == ["stem", *(f"body.layer{i}" for i in range(1, 5))]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +295,8 @@ def test_layer_reader__cls_without_a_class_token() -> None:
         ({"every": 9}, ["blocks.2"]),
         (["blocks.2", "blocks.0"], ["blocks.0", "blocks.2"]),
         ("blocks.?", ["blocks.0", "blocks.1", "blocks.2"]),
+        (["embedding", "blocks"], ["blocks.0", "blocks.1", "blocks.2", "embedding"]),
+        (["blocks.0.mlp", "last"], ["blocks.0.mlp", "blocks.2"]),
         (["blocks.1.mlp.fc?", "blocks.[01]"],
          ["blocks.0", "blocks.1", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"]),
         (["blocks.0", "blocks.*.mlp", "blocks.0.m*p"],
@@ -570,6 +697,81 @@ def test_preprocessing__overrides() -> None:
     np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
     assert SOURCE.example(chosen, model, "image").shape == (1, 3, 16, 16)
     assert SOURCE.example(chosen, model, "image").device.type == "meta"
+
+
+def photo(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [24, [24, 24], [24, 16], [16, 24]])
+@pytest.mark.parametrize("key", ["img_size", "input_size", "both"])
+def test_preprocessing__size_of_the_input(size: Any, key: str) -> None:
+    arguments = {**VIT, "img_size": size}
+    if key == "input_size":
+        arguments |= {"dynamic_img_size": True, "img_size": 16}
+    preprocessing = {} if key == "img_size" else {"input_size": size}
+    chosen = spec("vit", arguments=arguments, preprocessing=preprocessing)
+    height, width = [size, size] if isinstance(size, int) else size
+    info = describe(chosen)["image"]
+    assert info.preprocessing["input_size"] == [3, height, width]
+    model = random_model(chosen)
+    found = torch.stack([SOURCE.image_transform(chosen, model)(photo(40, 30))])
+    config = {**timm.data.resolve_model_data_config(model), "input_size": (3, height, width)}
+    expected = timm.data.create_transform(**config)(photo(40, 30))[None]
+    assert expected.shape == (1, 3, height, width)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    last = LayerReader(chosen, model, "image")(found)["blocks.2"]
+    equal(last, seen(model, ["blocks.2"], expected)["blocks.2"][:, 0])
+
+
+def test_preprocessing__input_size_outranks_img_size() -> None:
+    arguments = {**VIT, "img_size": 24, "dynamic_img_size": True}
+    chosen = spec("vit", arguments=arguments, preprocessing={"input_size": [8, 16]})
+    assert describe(chosen)["image"].preprocessing["input_size"] == [3, 8, 16]
+
+
+@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224.augreg_in21k"])
+def test_preprocessing__grey_images(name: str) -> None:
+    chosen = ModelSpec(source="timm", name=name, arguments={"in_chans": 1, "num_classes": 3})
+    model = SOURCE.build(chosen)
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = (float(np.mean(config[key])) for key in ("mean", "std"))
+    transform = timm.data.create_transform(
+        **{**config, "input_size": (1, 224, 224), "mean": (mean,), "std": (std,)}
+    )
+    expected = transform(photo(300, 260).convert("L"))
+    found = SOURCE.image_transform(chosen, model)(photo(300, 260))
+    assert found.shape == (1, 224, 224)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert describe(chosen)["image"].preprocessing["input_size"] == [1, 224, 224]
+    first = dict(model.named_modules())["conv1" if "resnet" in name else "patch_embed.proj"]
+    assert first.in_channels == 1
+    assert all(
+        v.isfinite().all() for v in LayerReader(chosen, model, "image")(found[None]).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preprocessing", "message"),
+    [
+        ({"in_chans": 4}, {}, r"it takes 4 channels, and an image has 3, or 1 where it is grey\."),
+        (
+            {"in_chans": 1},
+            {"mean": [0.1, 0.2, 0.3]},
+            r"preprocessing.mean has 3 values\. Give one for each channel of .* input \(1\), or",
+        ),
+        (
+            {},
+            {"std": [0.1, 0.2]},
+            r"preprocessing.std has 2 values\. .* input \(3\), or one for all",
+        ),
+    ],
+)
+def test_preprocessing__channels(arguments: Any, preprocessing: Any, message: str) -> None:
+    chosen = spec("resnet", arguments={**TINY, **arguments}, preprocessing=preprocessing)
+    with pytest.raises(InputError, match=f"model timm/resnet: {message}"):
+        describe(chosen)
 
 
 def test_preprocessing__crop() -> None:
