@@ -248,13 +248,16 @@ _REGISTRY = click.argument("registry", nargs=-1, type=click.Path(path_type=Path)
     "--sets", "names", multiple=True, help="Only models of this set; may be given several times."
 )
 def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
-    """List the entries of a registry (default: models.yaml).
+    """List the entries of registry files.
+
+    Default: models.yaml, or the published models that come with the package (`builtin`).
 
     No model library is loaded.
     """
+    from pipeline.config.builtin import default_registry
     from pipeline.config.registry import load_registry
 
-    known = load_registry(registry or [Path("models.yaml")])
+    known = load_registry(registry or default_registry())
     specs = known.select(sets=names) if names else list(known)
     table = new_table("id", "family", "towers", "checkpoints", "sets")
     for spec in specs:
@@ -279,18 +282,24 @@ def list_models(registry: Sequence[Path], names: Sequence[str]) -> None:
 def check(registry: Sequence[Path], names: Sequence[str]) -> None:
     """Check all entries against the installed model libraries.
 
-    Nothing is downloaded.
+    Checkpoint files are opened, nothing is downloaded. Default: models.yaml, or the published
+    models that come with the package (`builtin`).
     """
+    from pipeline.config.builtin import default_registry
     from pipeline.config.registry import load_registry
-    from pipeline.extraction.describe import describe
+    from pipeline.extraction.describe import check_fit, describe
 
-    known = load_registry(registry or [Path("models.yaml")])
+    known = load_registry(registry or default_registry())
     specs = known.select(sets=names) if names else list(known)
     table = new_table("id", "tower", "layers", "widths", "parameters", "GFLOP", "pool")
     faults = []
     for spec in specs:
         try:
             described = describe(spec)
+            if spec.training is None:  # else its files may have yet to be written
+                for checkpoint in spec.checkpoint_map().values():
+                    if checkpoint.file is not None:
+                        check_fit(spec, checkpoint)
         except ConsilienceError as error:
             faults.append(f"{known.entries[spec.id].where}: {' '.join(str(error).split())}")
             continue

@@ -8,6 +8,11 @@ BUILTIN = "builtin"
 """What stands for it under `registry:`."""
 
 
+def default_registry() -> list[str]:
+    """Return what is read where no registry is named: a `models.yaml` here, else the built-in."""
+    return ["models.yaml"] if Path("models.yaml").is_file() else [BUILTIN]
+
+
 def builtin_registry() -> Path:
     """Return the file: in an installed package beside its modules, else in the repository."""
     package = Path(__file__).parents[1]

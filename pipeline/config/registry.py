@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.builtin import BUILTIN, builtin_registry
 from pipeline.config.model import ModelSpec
 from pipeline.config.yaml import Document, YamlPath, load_yaml, validate
 from pipeline.errors import FaultyFileError, InputError
@@ -73,14 +74,26 @@ class Registry:
         chosen: set[str] = set()
         for name in sets:
             found = {s.id for s in self if name in s.sets}
-            chosen |= _some(found, "set", name, self.sets)
+            chosen |= self._some(found, "set", name, self.sets)
         for name in families:
             found = {s.id for s in self if s.family == name}
-            chosen |= _some(found, "family", name, {s.family or "" for s in self})
+            chosen |= self._some(found, "family", name, {s.family or "" for s in self})
         for name in ids:
             found = {i for i in self.entries if fnmatch.fnmatchcase(i, name)}
-            chosen |= _some(found, "model", name, self.entries)
+            chosen |= self._some(found, "model", name, self.entries)
         return [spec for spec in self if spec.id in chosen]
+
+    def _some(self, found: set[str], what: str, name: str, known: Iterable[str]) -> set[str]:
+        if not found:
+            known = sorted(set(known))
+            listing = f" Known: {', '.join(known)}." if len(known) <= 20 else ""
+            files = dict.fromkeys(str(entry.document.path) for entry in self.entries.values())
+            raise InputError(
+                f"no {what} {name!r} in the registry, which is {', '.join(files) or 'empty'}."
+                f"{did_you_mean(name, known)}{listing} A file of your own counts once `registry:` "
+                "names it."
+            )
+        return found
 
     def related(self) -> set[frozenset[str]]:
         """Return the pairs of ids that were not trained independently, as the entries declare.
@@ -101,16 +114,13 @@ class Registry:
         return {frozenset((a, b)) for ids in members.values() for a in ids for b in ids if a != b}
 
 
-def _some(found: set[str], what: str, name: str, known: Iterable[str]) -> set[str]:
-    if not found:
-        known = sorted(set(known))
-        listing = f" Known: {', '.join(known)}." if len(known) <= 20 else ""
-        raise InputError(f"no {what} {name!r} in the registry.{did_you_mean(name, known)}{listing}")
-    return found
-
-
 def load_registry(paths: Iterable[str | Path]) -> Registry:
     """Read and check registry files; ids are unique over all of them.
+
+    Parameters
+    ----------
+    paths
+        Files; `builtin` is the registry that comes with the package.
 
     Raises
     ------
@@ -122,7 +132,7 @@ def load_registry(paths: Iterable[str | Path]) -> Registry:
     entries: dict[str, Entry] = {}
     faults: list[str] = []
     for path in paths:
-        document = load_yaml(path)
+        document = load_yaml(builtin_registry() if str(path) == BUILTIN else path)
         models = document.data.get("models")
         if not isinstance(models, list):
             faults.append(

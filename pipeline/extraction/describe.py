@@ -41,7 +41,8 @@ def _meta_model(spec: ModelSpec) -> torch.nn.Module:
     """Build the architecture on torch's meta device."""
     model = _models.get(spec.recipe_digest)
     if model is None:
-        model = torch_source(spec.source).build(spec, device="meta")
+        # `_dependent` asks for the gradients of some weights
+        model = torch_source(spec.source).build(spec, device="meta").requires_grad_(False)
         _models.put(spec.recipe_digest, model)
     return model
 

@@ -47,11 +47,15 @@ class StimulusRows(Protocol):
 
 
 def row_name(rows: StimulusRows, row: int) -> str:
-    """Name a row for messages: by its own id or its path, else by its number."""
+    """Name a row for messages: by its own id or its path, else by its number in the source."""
+
+    def value(column: str) -> Any:
+        return rows.column_at(column, slice(row, row + 1))[0]
+
     for column in ("id", "path"):
         if column in rows.column_names:
-            return str(rows.column_at(column, slice(row, row + 1))[0])
-    return f"row {row}"
+            return str(value(column))
+    return f"row {value('row') if 'row' in rows.column_names else row}"
 
 
 @dataclass(frozen=True, eq=False)

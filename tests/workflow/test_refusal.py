@@ -153,7 +153,10 @@ def test_run__too_few_distinct_captions(copied: Zoo) -> None:
 
 def test_run__unknown_set(copied: Zoo) -> None:
     message = assert_refused(copied, "--set", "models.sets=[tinny]")
-    assert "no set 'tinny' in the registry. Did you mean 'tiny'? Known: late, tiny." in message
+    assert (
+        "no set 'tinny' in the registry, which is registry.yaml. Did you mean 'tiny'? Known: late, "
+        "tiny. A file of your own counts once `registry:` names it."
+    ) in message
 
 
 def test_run__checkpoint_that_does_not_fit(copied: Zoo) -> None:
