@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import __version__
-from pipeline.errors import ConsilienceError
+from pipeline.errors import ConsilienceError, InputError
 from pipeline.printing import (
     ERR,
     OUT,
@@ -200,6 +200,21 @@ def _plan(spec: Workflow, replace: Sequence[str], cluster: str | None) -> None:
     if made.needs:
         where = override(spec.cluster, cluster)
         check_memory(made, planned_worker_resources(where), where)
+
+
+@main.command()
+@click.argument("folder", default=".", metavar="[DIR]")
+@click.option("--images", metavar="FOLDER", help="Compare models on the images of a folder.")
+@click.option("--dataset", metavar="NAME", help="… on a data set of the Hugging Face hub.")
+@click.option("--digits", is_flag=True, help="… on the built-in digits: the quickstart.")
+def init(folder: str, images: str | None, dataset: str | None, digits: bool) -> None:
+    """Write a workflow and a registry to begin with."""
+    from pipeline.config.starter import write_starter
+
+    if (images is not None) + (dataset is not None) + digits != 1:
+        raise InputError("say on what: --images FOLDER, --dataset NAME, or --digits.")
+    for path in write_starter(folder, images=images, dataset=dataset):
+        OUT.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @main.command()

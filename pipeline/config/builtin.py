@@ -1,4 +1,4 @@
-"""The registry of published models that comes with the package."""
+"""What comes with the package: the registry of published models, and the quickstart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ def default_registry() -> list[str]:
 
 
 def builtin_registry() -> Path:
-    """Return the file: in an installed package beside its modules, else in the repository."""
+    """Return the file of the registry."""
+    return _packaged("models.yaml")
+
+
+def builtin_workflows() -> Path:
+    """Return the folder of the quickstart's files."""
+    return _packaged("workflows")
+
+
+def _packaged(name: str) -> Path:
+    """Return a path beside the modules of an installed package, else in the repository."""
     package = Path(__file__).parents[1]
-    packaged = package / "builtin" / "models.yaml"
-    return packaged if packaged.is_file() else package.parent / "models.yaml"
+    packaged = package / "builtin" / name
+    return packaged if packaged.exists() else package.parent / name

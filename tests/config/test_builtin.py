@@ -29,12 +29,11 @@ def test_builtin__beside_a_file_of_ones_own(tmp_path: Path) -> None:
     assert len(registry) == len(load_registry([BUILTIN])) + 1
 
 
-def test_wheel__has_the_registry(tmp_path: Path) -> None:
+def test_wheel__has_the_registry_and_the_quickstart(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract("pipeline/builtin/models.yaml", tmp_path)
-    shipped = tmp_path / "pipeline/builtin/models.yaml"
-    assert shipped.read_bytes() == (ROOT / "models.yaml").read_bytes()
+        for name in ("models.yaml", "workflows/quickstart.yaml", "workflows/reference.yaml"):
+            assert archive.read(f"pipeline/builtin/{name}") == (ROOT / name).read_bytes()
 
 
 def test_default__is_the_file_here_else_the_builtin(
