@@ -137,6 +137,7 @@ def extraction(folder: Path, arguments: dict[str, Any], batch_size: int) -> Stag
     )
     store = StoreWriter(folder / "s.zarr", create=True)
     plan = plan_model(store, spec, stimuli)
+    store.write_stimuli(stimuli)
     create_towers(store, plan, stimuli)
     return extract_task(plan, stimuli, DigitsSpec(), batch_size, "cpu")
 

@@ -145,7 +145,7 @@ def test_activations__ambiguous_or_unknown(
 
 def test_stimuli__what_ones_own_model_needs(zoo_store: Store) -> None:
     stimuli = zoo_store.stimuli()
-    validate(stimuli, STIMULI, STIMULI)
+    validate(stimuli, STIMULI, ("stimulus", "caption_id", "caption", "label", "label_name"))
     assert stimuli["image"].shape == (597, 8, 8, 1)
     assert stimuli.indexes["stimulus"].is_unique
     assert stimuli["label_name"].values[0] in str(stimuli["caption"].values[0])

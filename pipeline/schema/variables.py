@@ -79,6 +79,7 @@ STIMULI = _table(
     Variable("offset", ("stimulus",), "int64", "Where in the shard it begins, in bytes."),
     Variable("bytes", ("stimulus",), "int64", "Size of the file in bytes."),
     Variable("mtime_ns", ("stimulus",), "int64", "Modification time of the file, ns since 1970."),
+    Variable("ctime_ns", ("stimulus",), "int64", "Time of the file's last change, ns since 1970."),
     Variable("image_width", ("stimulus",), "int64", "Width of the upright image in pixels."),
     Variable("image_height", ("stimulus",), "int64", "Height of the upright image in pixels."),
     Variable("image", ("stimulus", "height", "width", "channel"), "uint8", "Pixels, 0 to 255."),

@@ -13,7 +13,13 @@ _FOLDER_PREFIX = "local-dir:"
 class OpenClipSource(ModelSource):
     """Two-tower models of open_clip: its own, those of a JSON file, those of a folder."""
 
-    packages = ("torch", "torchvision", "timm", "open-clip-torch")  # timm: many of its image towers
+    packages = (
+        "torch",
+        "torchvision",
+        "pillow",
+        "timm",
+        "open-clip-torch",
+    )  # timm: many of its image towers
     towers = ("image", "text")
     objective: Literal["classification", "contrastive"] = "contrastive"
     size_arguments = "force_image_size, force_context_length"

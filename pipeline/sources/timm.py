@@ -10,7 +10,7 @@ from pipeline.sources.source import Entry, ModelSource
 class TimmSource(ModelSource):
     """Image models of timm, whose names carry their pretrained tag."""
 
-    packages = ("torch", "torchvision", "timm")
+    packages = ("torch", "torchvision", "pillow", "timm")
     towers = ("image",)
     objective: Literal["classification", "contrastive"] = "classification"
     size_arguments = "num_classes, img_size"

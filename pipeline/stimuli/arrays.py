@@ -14,13 +14,12 @@ from pipeline.errors import InputError
 from pipeline.schema import is_column_name
 from pipeline.stimuli.decode import as_image
 from pipeline.stimuli.draft import Draft, label_columns, text_column
+from pipeline.stimuli.files import identity, read_lines, set_name
 from pipeline.stimuli.ids import Ids, as_ids, row_ids, text_id
-from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import plain_column
 from pipeline.stimuli.memory import CaptionReader, check_content
 from pipeline.stimuli.source import FileSpec, Progress
 from pipeline.stimuli.table import StimulusRows, StimulusTable
-from pipeline.stimuli.text import read_lines
 from pipeline.suggest import did_you_mean
 from pipeline.types import Mask, Modality
 
@@ -72,9 +71,9 @@ class ArraysSource:
                 f"{spec.path}: stimuli are numbers, but its dtype is {values.dtype}. Save it as "
                 "integers or floats."
             )
-        identity = _identity(Path(spec.path))
+        known_as = identity(Path(spec.path))
         faults: dict[int, str] = {}
-        if known is not None and known.details.get("file") == identity and len(known) == n:
+        if known is not None and known.details.get("file") == known_as and len(known) == n:
             ids = known.content[spec.modality]
         else:
             ids, faults = _identify(values, progress)
@@ -89,7 +88,7 @@ class ArraysSource:
         return draft.table(
             spec,
             name,
-            details={"file": identity},
+            details={"file": known_as},
             item_bytes=values.dtype.itemsize * int(np.prod(values.shape[1:])),
         )
 
@@ -191,17 +190,6 @@ def _chosen(path: str, key: str | None, names: Sequence[str]) -> str:
 
 def _is_pixels(values: Any) -> bool:
     return bool(values.dtype == np.uint8 and (values.ndim == 3 or values.shape[3:] == (3,)))
-
-
-def _identity(path: Path) -> dict[str, int]:
-    """Return what tells whether a file, or a folder of files, is the one that was read before."""
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    stats = [f.stat() for f in files]
-    return {
-        "files": len(stats),
-        "bytes": sum(s.st_size for s in stats),
-        "mtime_ns": max((s.st_mtime_ns for s in stats), default=0),
-    }
 
 
 def _identify(values: Any, progress: Progress | None) -> tuple[Ids, dict[int, str]]:

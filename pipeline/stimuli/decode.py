@@ -62,7 +62,7 @@ def decode(content: bytes) -> Image:
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
             image: Image.Image = Image.open(io.BytesIO(content))
             image.load()
-            return to_rgb(image)
+            return to_rgb(image, image.format)
     except UnidentifiedImageError:
         raise ValueError("it is no image that Pillow can read") from None
     except Exception as error:  # of any type: decoders meet damaged bytes
@@ -70,8 +70,13 @@ def decode(content: bytes) -> Image:
         raise ValueError(why) from None
 
 
-def to_rgb(image: Image) -> Image:
+def to_rgb(image: Image, kind: str | None = None) -> Image:
     """Apply `RULES` to an image that Pillow has loaded.
+
+    Parameters
+    ----------
+    kind
+        Pillow's name of the file's format. Before version 11, Pillow has 16-bit PNG as integers.
 
     Raises
     ------
@@ -82,7 +87,7 @@ def to_rgb(image: Image) -> Image:
 
     upright = ImageOps.exif_transpose(image)
     mode = upright.mode
-    if mode == "F" or (mode == "I" and upright.format != "PNG"):
+    if mode == "F" or (mode == "I" and kind != "PNG"):
         raise ValueError(_NO_RANGE.format(mode="floats" if mode == "F" else "32-bit integers"))
     if mode == "I" or mode.startswith("I;16"):
         grey: NDArray[Any] = np.asarray(upright).astype(np.int64) >> 8

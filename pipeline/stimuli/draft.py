@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.stimuli.ids import Ids
 from pipeline.stimuli.source import FileSpec
 from pipeline.stimuli.table import StimulusTable
-from pipeline.types import Int64, Mask, Modality
+from pipeline.types import Mask, Modality
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Draft:
         if order:
             chosen = np.argsort(made.row_ids, kind="stable")
         chosen = chosen[keep[chosen]]
-        repeats = _repeats(made.row_ids[chosen])
+        repeats = _repeats(np.stack([ids[chosen] for ids in self.content.values()], axis=1))
         if repeats.any():
             named = [self.rows[int(i)] for i in chosen[repeats]]
             if spec.duplicates == "drop":
@@ -84,6 +85,14 @@ class Draft:
                 notes.append(
                     _noted("Exact duplicates of earlier stimuli", named, self.rows)
                     + " They are each other's nearest neighbours: duplicates: drop leaves them out."
+                )
+        for modality, ids in self.content.items():
+            alike = chosen[_repeats(ids[chosen, None]) & (ids[chosen] != 0)]
+            if len(self.content) > 1 and modality != "text" and len(alike) > repeats.sum():
+                named = [self.rows[int(i)] for i in alike]
+                notes.append(
+                    _noted(f"Rows with the {modality} of an earlier one", named, self.rows)
+                    + f" To {modality} towers they are each other's nearest neighbours."
                 )
         if not len(chosen):
             raise InputError(f"stimuli {name!r}: none are left.")
@@ -115,39 +124,62 @@ def _noted(what: str, named: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _repeats(ids: Ids) -> Mask:
-    """Return which ids have been seen before."""
+    """Return which rows `(n, modalities)` have been seen before."""
     repeated = np.ones(len(ids), dtype=bool)
-    repeated[np.unique(ids, return_index=True)[1]] = False
+    repeated[np.unique(ids, axis=0, return_index=True)[1]] = False
     return repeated
 
 
 def text_column(values: Sequence[str]) -> NDArray[Any]:
-    """Return strings as a column."""
-    return np.array(values, dtype=np.dtypes.StringDType())
+    """Return strings as a column.
+
+    Raises
+    ------
+    InputError
+        Where one is not valid Unicode.
+    """
+    try:
+        return np.array(values, dtype=np.dtypes.StringDType())
+    except UnicodeEncodeError as error:
+        bad = next(v for v in values if not _is_unicode(v))
+        raise InputError(f"{bad!r} is no valid text: {error.reason}. Correct it.") from None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_CLASS_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def label_columns(values: Sequence[Any], rows: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return class numbers, and names where classes are not numbers themselves.
 
-    Names are numbered in alphabetical order.
+    Whole numbers without leading zeros are class numbers, if all labels are. Names are numbered in
+    alphabetical order.
 
     Raises
     ------
     InputError
         Where a row has no label.
     """
-    texts = [str(v).strip() if v is not None else "" for v in values]
+    texts = ["" if is_missing(v) else str(v).strip() for v in values]
     without = [row for row, text in zip(rows, texts, strict=True) if not text]
     if without:
         raise InputError(
             f"{len(without)} of {len(rows)} rows have no label, first {without[0]}. Label all "
             "rows, or none: rename the column, or set label: null."
         )
-    try:
-        numbers: Int64 = np.array([int(t) for t in texts], dtype=np.int64)
-        if (numbers >= 0).all():
-            return {"label": numbers}
-    except ValueError:
-        pass
+    if all(_CLASS_NUMBER.fullmatch(t) for t in texts):
+        return {"label": np.array([int(t) for t in texts], dtype=np.int64)}
     names, codes = np.unique(np.array(texts, dtype=object), return_inverse=True)
     return {"label": codes.astype(np.int64), "label_name": text_column(list(names[codes]))}
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value of a table is none: null, or not a number."""
+    return value is None or (isinstance(value, float) and value != value)

@@ -26,8 +26,8 @@ from pydantic import Field, JsonValue, field_validator
 from pipeline.errors import InputError
 from pipeline.stimuli.decode import as_image, decoder, to_rgb
 from pipeline.stimuli.draft import Draft, label_columns, text_column
+from pipeline.stimuli.files import identity, set_name
 from pipeline.stimuli.ids import Ids, array_id, as_ids, text_id
-from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note
 from pipeline.stimuli.memory import CaptionReader, check_content
 from pipeline.stimuli.source import FileSpec, Progress
@@ -97,7 +97,11 @@ class FactorySource:
         """
         factory = _Factory(spec)
         made = factory.make()
-        details = {"file": _identity(factory.file), "length": made.length, **decoder()}
+        details = {
+            "file": None if factory.file is None else identity(factory.file),
+            "length": made.length,
+            **decoder(),
+        }
         if (
             known is not None
             and (known.details, known.source) == (details, spec.recorded())
@@ -613,14 +617,6 @@ def _told(error: BaseException, file: Path | None) -> str:
         where = f" ({at.filename}, line {at.lineno})"
     why = str(error.msg if isinstance(error, SyntaxError) else error).strip().split("\n")[0]
     return f"{type(error).__name__}{f': {why}' if why else ''}{where}"
-
-
-def _identity(file: Path | None) -> dict[str, int] | None:
-    """Return what tells whether the function's file is the one that was read before."""
-    if file is None:
-        return None
-    stat = file.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 SOURCE = FactorySource()

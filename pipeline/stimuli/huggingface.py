@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 from pipeline.stimuli.decode import decode, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
 from pipeline.stimuli.encoded import identify
+from pipeline.stimuli.files import set_name
 from pipeline.stimuli.ids import Ids, as_ids, content_id, text_id
-from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note
 from pipeline.stimuli.memory import CaptionReader, check_content
 from pipeline.stimuli.source import FileSpec, Progress

@@ -50,9 +50,9 @@ def row_ids(values: NDArray[Any]) -> Ids:
     start.update(n_bytes.to_bytes(8, "little"))
 
     def digests() -> Iterator[bytes]:
-        for at in range(0, len(content), n_bytes):
+        for row in range(len(rows)):
             digest = start.copy()
-            digest.update(content[at : at + n_bytes])
+            digest.update(content[row * n_bytes : (row + 1) * n_bytes])
             yield digest.digest()[: ID_DIGITS // 2]
 
     return np.frombuffer(b"".join(digests()), dtype=">u8").astype(np.uint64)
@@ -60,7 +60,8 @@ def row_ids(values: NDArray[Any]) -> Ids:
 
 def text_id(text: str) -> str:
     """Return the id of a text: of its UTF-8 bytes."""
-    return content_id(text.encode())
+    # halves of surrogate pairs, which are no text, are refused where columns are made
+    return content_id(text.encode("utf-8", "surrogatepass"))
 
 
 def as_ids(texts: Iterable[str]) -> Ids:

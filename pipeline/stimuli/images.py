@@ -17,6 +17,7 @@ from pydantic import model_validator
 from pipeline.errors import InputError
 from pipeline.stimuli.decode import decode, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
+from pipeline.stimuli.files import below, set_name
 from pipeline.stimuli.ids import Ids, as_ids, content_id, hex_ids, text_id
 from pipeline.stimuli.manifest import described, read_manifest
 from pipeline.stimuli.memory import CaptionReader, check_content
@@ -203,7 +204,7 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
 
     suffixes = Image.registered_extensions()
     root, found, others = spec.folder, [], 0
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = [f for f in folders if not f.startswith(".")]
         linked = [f for f in folders if Path(folder, f).is_symlink()]
         if linked:
@@ -229,6 +230,13 @@ def _listed(spec: ImagesSpec) -> tuple[list[str], list[str]]:
     return sorted(found), notes
 
 
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"stimuli: the folder {error.filename} cannot be read: {error.strerror}. Correct its "
+        "permissions."
+    )
+
+
 def _inspect(
     root: Path, paths: Sequence[str], known: StimulusTable | None, progress: Progress | None
 ) -> _Files:
@@ -248,8 +256,8 @@ def _inspect(
             if progress is not None:
                 progress(done, len(unread))
     faults = {i: f for i, f in enumerate(found) if isinstance(f, str)}
-    rows = [f if isinstance(f, tuple) else ("", 0, 0, 0, 0) for f in found]
-    ids, *numbers = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+    rows = [f if isinstance(f, tuple) else ("", 0, 0, 0, 0, 0) for f in found]
+    ids, *numbers = zip(*rows, strict=True) if rows else ((), (), (), (), (), ())
     columns: dict[str, NDArray[Any]] = {
         name: np.array(values, dtype=np.int64)
         for name, values in zip(_FILE_COLUMNS, numbers, strict=True)
@@ -257,8 +265,8 @@ def _inspect(
     return _Files(as_ids(ids), {"path": text_column(paths), **columns}, faults)
 
 
-_FILE_COLUMNS = ("bytes", "mtime_ns", "image_width", "image_height")
-_File = tuple[str, int, int, int, int]
+_FILE_COLUMNS = ("bytes", "mtime_ns", "ctime_ns", "image_width", "image_height")
+_File = tuple[str, int, int, int, int, int]
 """Content id, and what the columns of a file have."""
 
 
@@ -272,54 +280,35 @@ def _inspect_file(root: Path, path: str) -> _File | str:
         return error.strerror or str(error)
     except ValueError as error:
         return str(error)
-    return content_id(content), stat.st_size, stat.st_mtime_ns, width, height
+    return content_id(content), *_traits(stat), width, height
+
+
+def _traits(stat: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells whether a file changed; its last time is that of any change, of names too.
+
+    A file that is moved in the place of another may have its size and its modification time.
+    """
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _recalled(root: Path, path: str, file: _File | None) -> _File | None:
-    """Return what was known of a file, unless its size or its modification time is another now."""
+    """Return what was known of a file, unless its size or one of its times is another now."""
     if file is None:
         return None
     try:
         stat = below(root, path).stat()
     except (OSError, ValueError):
         return None  # it is inspected, which says what is wrong
-    return file if file[1:3] == (stat.st_size, stat.st_mtime_ns) else None
+    return file if file[1:4] == _traits(stat) else None
 
 
 def _remembered(known: StimulusTable | None) -> dict[str, _File]:
     """Return path → what `_inspect_file` found when the file was read."""
-    if known is None:
+    if known is None or known.details != decoder():
         return {}
     columns = (known.columns[name].tolist() for name in _FILE_COLUMNS)
     rows = zip(known.columns["path"], hex_ids(known.content["image"]), *columns, strict=True)
     return {str(path): tuple(file) for path, *file in rows}
-
-
-def below(root: Path, path: str) -> Path:
-    """Return the file that a relative path names, links followed.
-
-    Parameters
-    ----------
-    root
-        A folder, with its own links resolved.
-
-    Raises
-    ------
-    ValueError
-        Where it leads out of the folder, or is no file.
-    """
-    file = (root / path).resolve()
-    if not file.is_relative_to(root):
-        raise ValueError(f"it leads out of the folder {root}")
-    if not file.is_file():
-        raise ValueError("there is no such file")
-    return file
-
-
-def set_name(name: str) -> str:
-    """Return a name for a set from that of a folder or file."""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
-    return plain.strip("._-")[:60] or "stimuli"
 
 
 SOURCE = ImagesSource()

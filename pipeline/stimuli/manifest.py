@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.schema import is_column_name
-from pipeline.stimuli.draft import label_columns, text_column
+from pipeline.stimuli.draft import is_missing, label_columns, text_column
 from pipeline.suggest import did_you_mean
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -27,6 +28,8 @@ class Manifest:
     path: Path
     columns: Mapping[str, Sequence[Any]]
     rows: Sequence[str]
+    has_types: bool = True
+    """Whether values have the types that they were written with; else all are texts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,7 +52,13 @@ class Manifest:
                 f"{self.path} has no column {name!r}.{did_you_mean(name, self.columns)} It has "
                 f"{', '.join(self.columns) or 'none'}: set {key}: to the one that is meant."
             )
-        return ["" if v is None else str(v) for v in self.columns[name]]
+        for row, value in zip(self.rows, self.columns[name], strict=True):
+            if isinstance(value, list | dict | bytes):
+                raise InputError(
+                    f"{self.path}: {row}: the column {name!r} holds {type(value).__name__}s, where "
+                    "texts are expected. Name another column, or write one value to a row."
+                )
+        return ["" if is_missing(v) else str(v) for v in self.columns[name]]
 
     def optional(self, name: str | None, default: str, key: str) -> list[str] | None:
         """Return a column as texts, or None: where it is left out, or the default is not there.
@@ -66,6 +75,11 @@ class Manifest:
         return self.required(name, key)
 
 
+def is_manifest(path: str | Path) -> bool:
+    """Whether a file is a table, by the suffix of its name."""
+    return Path(path).suffix.lower() in FORMATS
+
+
 def read_manifest(path: str | Path) -> Manifest:
     """Read a table by the suffix of its name.
 
@@ -75,7 +89,7 @@ def read_manifest(path: str | Path) -> Manifest:
         Where it is missing, of another format, or malformed.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
+    if not is_manifest(path):
         raise InputError(
             f"{path}: the format of a table is known by its suffix, which is one of "
             f"{', '.join(FORMATS)}."
@@ -86,7 +100,7 @@ def read_manifest(path: str | Path) -> Manifest:
             f"{path}: there is no such file (paths are relative to {Path.cwd()})."
             f"{did_you_mean(path.name, beside)}"
         )
-    read = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix, _csv)
+    read = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower(), _csv)
     try:
         found = read(path)
     except (UnicodeDecodeError, csv.Error, OSError) as error:
@@ -98,11 +112,10 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _csv(path: Path) -> Manifest:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        tabs = path.suffix.lower() == ".tsv"
+        reader = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
         header = next(reader, [])
-        if len(set(header)) != len(header):
-            twice = next(h for h in header if header.count(h) > 1)
-            raise InputError(f"{path} has two columns {twice!r}. Rename one of them.")
+        _check_header(path, header)
         records, lines = [], []
         for record in reader:
             if not record:
@@ -115,18 +128,18 @@ def _csv(path: Path) -> Manifest:
             records.append(record)
             lines.append(f"{path.name}, line {reader.line_num}")
     columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=False))
-    return Manifest(path, {n: _typed(v) for n, v in columns.items()}, lines)
+    return Manifest(path, columns, lines, has_types=False)
 
 
 def _jsonl(path: Path) -> Manifest:
     records: list[dict[str, Any]] = []
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
+            record = json.loads(line, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: this is not JSON: {error}.") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number}: expected an object, {{column: value}}.")
@@ -148,18 +161,36 @@ def _parquet(path: Path) -> Manifest:
         found = parquet.read_table(path)
     except (ValueError, OSError) as error:  # PyArrow's own errors are ValueErrors
         raise InputError(f"{path} cannot be read as Parquet: {error}.") from None
+    _check_header(path, found.column_names)
     columns = {name: found.column(name).to_pylist() for name in found.column_names}
     return Manifest(path, columns, [f"{path.name}, row {i}" for i in range(found.num_rows)])
 
 
-def _typed(texts: list[str]) -> list[Any]:
-    """Return a column of a CSV file as numbers, where all of it are."""
-    for kind in (int, float):
-        try:
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    twice = next((n for n in names if list(names).count(n) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has two columns {twice!r}. Rename one of them.")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError("a key is given twice")
+    return record
+
+
+_NUMBERS = (
+    (re.compile(r"-?(0|[1-9][0-9]{0,17})"), int),
+    (re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?"), float),
+)
+
+
+def _as_numbers(texts: Sequence[str]) -> Sequence[Any]:
+    """Return texts as numbers, where all of them are written as such."""
+    for pattern, kind in _NUMBERS:
+        if all(pattern.fullmatch(t) for t in texts):
             return [kind(t) for t in texts]
-        except ValueError:
-            continue
-    return list(texts)
+    return texts
 
 
 def described(
@@ -200,7 +231,7 @@ def described(
         if name in (*items, label, group, id):
             continue
         if is_column_name(name):
-            found[name] = plain_column(values)
+            found[name] = plain_column(values if manifest.has_types else _as_numbers(values))
         else:
             left_out.append(name)
     notes = [_LEFT_OUT.format(names=_quoted(left_out))] if left_out else []
@@ -246,4 +277,4 @@ def plain_column(values: Sequence[Any]) -> NDArray[Any]:
                 return np.array(values, dtype=dtype)
             except OverflowError:
                 break
-    return text_column(["" if v is None else str(v) for v in values])
+    return text_column(["" if is_missing(v) else str(v) for v in values])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.yaml import Spec
 from pipeline.errors import InputError
+from pipeline.stimuli.files import read_lines
 from pipeline.stimuli.ids import fingerprint, hex_ids
 from pipeline.stimuli.table import StimulusTable, is_text
 from pipeline.suggest import did_you_mean
@@ -131,20 +131,15 @@ def _column(table: StimulusTable, name: str) -> NDArray[Any]:
 
 
 def _having(table: StimulusTable, name: str, wanted: tuple[Value, ...]) -> Mask:
-    """Return which rows have one of some values; classes go by name or number."""
-    values = [_column(table, name)]
+    """Return which rows have one of some values; classes go by their names, if they have any."""
+    values = _column(table, name)
     if name == "label" and "label_name" in table.columns:
-        values.append(table.columns["label_name"])
+        values = table.columns["label_name"]
     found = np.zeros(len(table), dtype=bool)
     for value in wanted:
-        here = np.zeros(len(table), dtype=bool)
-        for column in values:
-            if is_text(column):
-                here |= column == str(value)
-            elif not isinstance(value, str):
-                here |= column == value
-        if not here.any():
-            known = [str(v) for v in np.unique(values[-1])]
+        here: Mask = values == (str(value) if is_text(values) else value)
+        if not np.any(here):
+            known = [str(v) for v in np.unique(values)]
             raise InputError(
                 f"subset: no row of stimuli {table.name!r} has {name} {value!r}."
                 f"{did_you_mean(str(value), known)} It has {', '.join(known[:10])}"
@@ -178,11 +173,10 @@ def _named(table: StimulusTable, ids: tuple[str, ...] | str) -> Mask:
 
 def _read_ids(path: str) -> tuple[str, ...]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_lines(path)
+    except InputError as error:
         raise InputError(
-            f"subset: ids: {path} cannot be read as a text file: {error}. Give a list of ids, or "
-            "a file with one to a line."
+            f"subset: ids: {error} Give a list of ids, or a file with one to a line."
         ) from None
     return tuple(line.strip() for line in lines if line.strip())
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pipeline.errors import InputError
 from pipeline.stimuli.draft import Draft, text_column
+from pipeline.stimuli.files import read_lines, set_name
 from pipeline.stimuli.ids import as_ids, text_id
-from pipeline.stimuli.images import set_name
-from pipeline.stimuli.manifest import FORMATS, described, read_manifest
+from pipeline.stimuli.manifest import described, is_manifest, read_manifest
 from pipeline.stimuli.memory import CaptionReader
 from pipeline.stimuli.source import FileSpec, Progress
 from pipeline.stimuli.table import StimulusRows, StimulusTable
@@ -51,7 +50,7 @@ class TextSource:
     ) -> StimulusTable:
         """Read all texts."""
         name = spec.name or set_name(Path(spec.path).stem)
-        if Path(spec.path).suffix in FORMATS:
+        if is_manifest(spec.path):
             manifest = read_manifest(spec.path)
             texts = manifest.required(spec.text, "text")
             columns, notes = described(
@@ -83,21 +82,6 @@ class TextReader:
     def read(self, modality: Modality, rows: slice) -> list[str]:
         """Return texts."""
         return self.captions.read(rows)
-
-
-def read_lines(path: str | Path) -> list[str]:
-    """Return the lines of a text file.
-
-    Raises
-    ------
-    InputError
-        Where it is missing, or not UTF-8.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from None
-    return text.split("\n")
 
 
 SOURCE = TextSource()

@@ -19,8 +19,8 @@ from pipeline.errors import InputError
 from pipeline.stimuli.decode import decode, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
 from pipeline.stimuli.encoded import identify
+from pipeline.stimuli.files import identity, set_name
 from pipeline.stimuli.ids import Ids, as_ids, content_id, text_id
-from pipeline.stimuli.images import set_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note
 from pipeline.stimuli.memory import CaptionReader, check_content
 from pipeline.stimuli.source import FileSpec, Progress
@@ -202,8 +202,7 @@ def _by_number(path: str) -> list[tuple[str, int]]:
 
 def _identity(shard: Path) -> dict[str, Any]:
     """Return what tells whether a file is the one that was read before."""
-    stat = shard.stat()
-    return {"name": shard.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"name": shard.name, **identity(shard)}
 
 
 def _read(file: Path, offset: int, size: int) -> bytes:

@@ -29,7 +29,13 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
     """
     path = paths.stimuli(table.key)
     stored = find_group(root, path, STIMULUS_GROUP.mark)
-    if stored is not None and stored.attrs.get(_DIGEST) == table.digest:
+    about = {
+        "source": dict(table.source),
+        "details": dict(table.details),
+        "notes": list(table.notes),
+        _DIGEST: table.digest,
+    }
+    if stored is not None and {key: stored.attrs.get(key) for key in about} == about:
         return
     columns: dict[str, Any] = {"stimulus": table.stimulus_ids, **table.columns}
     for modality, ids in table.content.items():
@@ -48,10 +54,8 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
         replace(STIMULUS_GROUP, variables=present),
         sizes,
         {
+            **about,
             "name": table.name,
-            "source": dict(table.source),
-            "details": dict(table.details),
-            "notes": list(table.notes),
             "modalities": list(table.modalities),
             "caption_fingerprint": (
                 fingerprint(table.content["text"]) if "text" in table.content else None
@@ -60,7 +64,6 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
                 name: _dtype(values) for name, values in columns.items() if name not in STIMULI
             },
             "variables": sorted(columns),
-            _DIGEST: table.digest,
             "resident_bytes": table.resident_bytes,
             "item_bytes": table.item_bytes,
             "fingerprint": table.fingerprint,

@@ -418,6 +418,12 @@ class Store:
         def stored_layers() -> Iterator[tuple[Encoder, list[Float32]]]:
             for encoder in chosen:
                 tower = self.tower_at(encoder.path)
+                if [tower.stimulus_ids[row] for row in rows] != compared:
+                    raise StoreError(
+                        f"{encoder.id}: its activations are of other {modality} stimuli than the "
+                        f"set {set_key} has now",
+                        f"Extract them again: run the workflow with --replace {encoder.model}.",
+                    )
                 yield encoder, [tower.read(encoder.checkpoint, n, rows) for n in encoder.layers]
 
         return score_layers(own, stored_layers(), measure, spec)

@@ -13,7 +13,7 @@ from pipeline.sources import SOURCES, packages
 
 
 def test_packages__of_all_sources_once() -> None:
-    assert packages() == ("torch", "torchvision", "timm", "open-clip-torch")
+    assert packages() == ("torch", "torchvision", "pillow", "timm", "open-clip-torch")
 
 
 @pytest.mark.parametrize("name", SOURCES)

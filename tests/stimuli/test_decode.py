@@ -10,7 +10,7 @@ import pytest
 from pictures import encoded, photo, png_16, turned_by_exif
 from PIL import Image
 
-from pipeline.stimuli.decode import RULES, decode
+from pipeline.stimuli.decode import RULES, decode, to_rgb
 
 SMALL = photo()
 
@@ -54,6 +54,13 @@ def test_decode__16_bits_keep_the_upper_8() -> None:
     np.testing.assert_array_equal(pixels(encoded(deep, "TIFF")), three)
     colour = np.stack([deep, deep[::-1], deep[:, ::-1]], axis=2)
     np.testing.assert_array_equal(pixels(png_16(colour)), (colour >> 8).astype(np.uint8))
+
+
+def test_decode__16_bits_of_an_older_pillow() -> None:
+    """Before version 11 it had them as 32-bit integers, and upright copies forget the format."""
+    deep = np.arange(6, dtype=np.int32).reshape(2, 3) * 10000
+    found = np.asarray(to_rgb(Image.fromarray(deep), "PNG"))
+    np.testing.assert_array_equal(found[..., 1], deep >> 8)
 
 
 def test_decode__greyscale_is_three_equal_channels() -> None:

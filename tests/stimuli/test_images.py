@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -13,10 +14,19 @@ from pictures import encoded, photo, write_photos
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.stimuli import StimulusTable, content_id, images, index_stimuli, open_stimuli
+from pipeline.stimuli import (
+    StimulusTable,
+    SubsetSpec,
+    content_id,
+    draw,
+    images,
+    index_stimuli,
+    open_stimuli,
+)
 from pipeline.stimuli.decode import decode
+from pipeline.stimuli.files import set_name
 from pipeline.stimuli.ids import hex_ids
-from pipeline.stimuli.images import ImagesSpec, set_name
+from pipeline.stimuli.images import ImagesSpec
 
 NAMES = ["cats/a.jpg", "cats/b.JPEG", "dogs/c.jpg", "dogs/deep/d.png", "e.webp"]
 
@@ -139,6 +149,34 @@ def test_known__only_what_changed_is_read(folder: Path, monkeypatch: pytest.Monk
     changed = index_stimuli(spec(folder), first)
     assert counted == [1, 1]
     assert changed.digest == index_stimuli(spec(folder)).digest != first.digest
+
+
+@pytest.mark.parametrize("trait", ["time", "place"])
+def test_known__a_file_of_the_same_size_is_another(folder: Path, trait: str) -> None:
+    """Archives give many files one time: one that is moved in another's place is noticed too."""
+    names = ["x/a.bmp", "y/b.bmp"]
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(encoded(photo(50 + seed), "BMP"))
+        os.utime(folder / name, ns=(10**18, 10**18))
+    chosen = spec(folder, pattern="*.bmp", labels="folders")
+    before = index_stimuli(chosen)
+    if trait == "time":
+        (folder / names[0]).write_bytes(encoded(photo(60), "BMP"))
+    else:
+        (folder / names[0]).rename(folder / "c")
+        (folder / names[1]).rename(folder / names[0])
+        (folder / "c").rename(folder / names[1])
+    after = index_stimuli(chosen, before)
+    assert after.digest == index_stimuli(chosen).digest != before.digest
+
+
+def test_known__of_another_decoder_is_decoded_again(folder: Path, monkeypatch: Any) -> None:
+    first = index_stimuli(spec(folder))
+    counted = reads(monkeypatch)
+    older = dataclasses.replace(first, details={**first.details, "decoder": "Pillow 9"})
+    assert index_stimuli(spec(folder), older).details == first.details
+    assert len(counted) == 5
 
 
 def test_read__a_file_that_changed_is_refused(folder: Path) -> None:
@@ -321,13 +359,47 @@ def test_manifest__named_columns_and_root(folder: Path, tmp_path: Path) -> None:
 
 
 def test_manifest__several_captions_of_an_image(folder: Path, monkeypatch: Any) -> None:
-    path = write(folder / "m.csv", "image,caption\ncats/a.jpg,x\ncats/a.jpg,y\ne.webp,z\n")
+    """Rows with one image and other captions are no duplicates, but ties to image towers."""
+    rows = "image,caption\ncats/a.jpg,x\ncats/a.jpg,y\ne.webp,z\ncats/a.jpg,x\n"
+    path = write(folder / "m.csv", rows)
     counted = reads(monkeypatch)
     table = index_stimuli(of_manifest(path))
     assert len(counted) == 2
-    assert len(table) == 3
-    assert len(set(table.ids("text").tolist())) == 3
-    assert "Exact duplicates of earlier stimuli: 1 of 3 (m.csv, line 3" in table.notes[0]
+    assert len(table) == 4
+    assert table.notes[0].startswith("Exact duplicates of earlier stimuli: 1 of 4 (m.csv, line 5")
+    assert table.notes[1].startswith("Rows with the image of an earlier one: 2 of 4 (m.csv, line 3")
+    dropped = index_stimuli(of_manifest(path, duplicates="drop"))
+    assert list(dropped.columns["caption"]) == ["x", "y", "z"]
+
+
+def test_manifest__cells_are_texts_as_they_are_written(folder: Path) -> None:
+    for name in ("0001", "1_000"):
+        (folder / name).write_bytes(encoded(photo(len(name))))
+    path = write(
+        folder / "m.CSV", "image,caption,label,id,n,x,code\n0001,007,1,01,1,1.5,01\n"
+        "1_000, nan,2,1,-2,2e3,2\n",
+    )  # fmt: skip
+    table = index_stimuli(of_manifest(path))
+    assert paths(table) == ["0001", "1_000"]
+    assert list(table.columns["caption"]) == ["007", " nan"]
+    assert list(table.columns["id"]) == ["01", "1"]
+    assert table.columns["label"].tolist() == [1, 2]
+    assert table.columns["n"].tolist() == [1, -2]
+    assert table.columns["x"].tolist() == [1.5, 2000.0]
+    assert list(table.columns["code"]) == ["01", "2"]
+
+
+@pytest.mark.parametrize(
+    "labels", [("1_0", "10", "010"), ("-1", "0", "1"), ("9" * 20, "1", "2"), ("1.0", "2", "3")]
+)
+def test_manifest__labels_that_are_no_class_numbers_are_names(
+    folder: Path, labels: tuple[str, ...]
+) -> None:
+    rows = "".join(f"{n},{label}\n" for n, label in zip(NAMES, labels, strict=False))
+    table = index_stimuli(of_manifest(write(folder / "m.csv", f"image,label\n{rows}")))
+    assert list(table.columns["label_name"]) == list(labels)
+    chosen = draw(table, SubsetSpec(where={"label": labels[1]}))
+    assert list(table.columns["label_name"][chosen.rows]) == [labels[1]]
 
 
 def test_manifest__a_row_without_a_caption(folder: Path) -> None:
@@ -397,6 +469,23 @@ def test_manifest__files_that_are_none(folder: Path) -> None:
     write(folder / "m.jsonl", '{"image": "cats/a.jpg"}\nnonsense\n')
     with pytest.raises(InputError, match=r"m.jsonl, line 2: this is not JSON"):
         index_stimuli(of_manifest(folder / "m.jsonl"))
+    write(folder / "m.jsonl", '{"image": "cats/a.jpg", "image": "e.webp"}\n')
+    with pytest.raises(InputError, match=r"line 1: this is not JSON: a key is given twice"):
+        index_stimuli(of_manifest(folder / "m.jsonl"))
+    write(folder / "m.jsonl", "[" * 100_000)
+    with pytest.raises(InputError, match=r"line 1: this is not JSON: "):
+        index_stimuli(of_manifest(folder / "m.jsonl"))
+    write(folder / "m.jsonl", '{"image": "cats/a.jpg", "caption": ["a", "b"]}\n')
+    with pytest.raises(InputError, match=r"line 1: the column 'caption' holds lists, where texts"):
+        index_stimuli(of_manifest(folder / "m.jsonl"))
+    write(folder / "m.jsonl", '{"image": "cats/a.jpg", "caption": "\\ud800"}\n')
+    with pytest.raises(InputError, match=r"'\\ud800' is no valid text: surrogates not allowed"):
+        index_stimuli(of_manifest(folder / "m.jsonl"))
+    write(folder / "m.jsonl", '{"image": "cats/a.jpg", "caption": "a\u2028b", "label": NaN}\n')
+    with pytest.raises(InputError, match=r"1 of 1 rows have no label"):
+        index_stimuli(of_manifest(folder / "m.jsonl"))
+    table = index_stimuli(of_manifest(folder / "m.jsonl", label=None))
+    assert list(table.columns["caption"]) == ["a\u2028b"]
     write(folder / "m.jsonl", "[1]\n")
     with pytest.raises(InputError, match=r"m.jsonl, line 1: expected an object"):
         index_stimuli(of_manifest(folder / "m.jsonl"))

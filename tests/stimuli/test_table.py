@@ -70,6 +70,12 @@ def test_row_ids__those_of_each_row(dtype: str, shape: tuple[int, ...]) -> None:
     assert list(hex_ids(row_ids(values[::2]))) == [array_id(v) for v in values[::2]]
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_row_ids__of_nothing(shape: tuple[int, ...]) -> None:
+    values = np.zeros(shape, np.float32)
+    assert list(hex_ids(row_ids(values))) == [array_id(v) for v in values]
+
+
 def test_array_id__of_the_dtype_but_not_of_its_byte_order() -> None:
     values = np.arange(3, dtype=np.int32)
     assert array_id(values) == array_id(values.astype(">i4"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_write__changed_columns_replace_the_old(writer: StoreWriter, spec: Image
     assert list(writer.stimulus_column(table.key, "path"))[2] == "c/renamed.jpg"
     assert "z" in list(writer.stimulus_column(table.key, "label_name"))
     assert writer.sets == [table.key]
+
+
+def test_write__what_is_recorded_is_kept_up_to_date(writer: StoreWriter, spec: ImagesSpec) -> None:
+    table = index_stimuli(spec)
+    writer.write_stimuli(dataclasses.replace(table, details={"decoder": "Pillow 9"}))
+    writer.write_stimuli(table)
+    assert writer.set_metadata(table.key)["details"] == table.details
 
 
 def test_stimuli__plain_xarray_opens_them(writer: StoreWriter, spec: ImagesSpec) -> None:

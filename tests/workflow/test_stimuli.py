@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from zoo import TIMM, WORKFLOW, Zoo, tree, write_yaml
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StoreError
 from pipeline.extraction import extract
 from pipeline.lru import LruCache
 from pipeline.stimuli import images
@@ -81,6 +81,7 @@ def test_run__activations_are_those_of_plain_code(whole: Zoo) -> None:
 def test_run__again_has_nothing_to_do_and_reads_no_image(
     pets: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert set(pets.run().tasks.values()) == {0}  # copies have been changed later, so are read
     monkeypatch.setattr(images, "decode", lambda _: pytest.fail("a file was read again"))
     monkeypatch.setattr("pipeline.workflow.plan._indexed.values", {})
     assert pets.plan().is_done
@@ -154,6 +155,22 @@ def test_run__a_text_tower_on_captions_of_a_manifest(pets: Zoo) -> None:
     assert [str(p) for p in store.stimuli(key)["path"].values] == [
         f"pets/{CLASSES[i % 2]}/{i}.png" for i in range(N)
     ]
+
+
+def test_score__activations_of_other_captions_are_refused(pets: Zoo) -> None:
+    """The key of a set is that of its images: when captions change, old activations stay."""
+    manifest = "stimuli={source: images, manifest: pets.csv}"
+    assert pets.run(manifest, "models={ids: [open_clip/clip]}").failures == {}
+    file = pets.folder / "pets.csv"
+    file.write_text(file.read_text().replace("picture 3,", "photograph 3,"))
+    assert pets.run(manifest, "models={ids: [timm/vit-b]}").failures == {}
+    store = pets.store()
+    (key,) = (s for s in store.sets if "caption" in store.stimuli(s))
+    (subset,) = (s for s in store.subsets if store.subset_metadata(s)["set"] == key)
+    ids, x = store.stimuli(key)["caption_id"].values, np.random.default_rng(0).normal(size=(N, 3))
+    with pytest.raises(StoreError, match=r"open_clip/clip@step10#text: its activations are of other"
+                       r" text stimuli .* --replace open_clip/clip"):  # fmt: skip
+        store.score({"x": x}, ids, "knn", modality="text", subset=subset)
 
 
 REFUSED = {
