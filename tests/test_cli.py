@@ -430,6 +430,22 @@ def test_models_check__each_wrong_entry_is_one_line(tmp_path: Path) -> None:
         assert line.startswith(start)
 
 
+def test_models_check__opens_checkpoint_files(copied: Zoo) -> None:
+    late = copied.folder / "run/late"
+    (late / "step-0.safetensors").write_bytes(
+        (copied.folder / "run/vit-b/step-0.safetensors").read_bytes()
+    )
+    (copied.folder / "run/vit-a/step-10.safetensors").write_bytes(b"cut off")
+    result = consilience(copied, "models", "check", "registry.yaml")
+    assert result.exit_code == 2
+    lines = [line for line in result.output.splitlines() if line.startswith("registry.yaml, line")]
+    assert len(lines) == 2
+    assert re.search(
+        r"vit-a: the checkpoint run/vit-a/step-10.safetensors cannot be read", lines[0]
+    )
+    assert re.search(r"late: the checkpoint run/late/step-0.safetensors does not fit", lines[1])
+
+
 def test_store_info__what_it_holds(zoo: Zoo) -> None:
     result = consilience(zoo, "store", "info", "store.zarr")
     assert result.exit_code == 0, result.output

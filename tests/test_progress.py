@@ -13,7 +13,7 @@ from processes import PATIENCE
 from rich.console import Console
 
 from pipeline import progress
-from pipeline.progress import stage
+from pipeline.progress import counted, stage
 
 
 class Clock:
@@ -50,6 +50,24 @@ def break_off(made: Console) -> None:
 
 def plain(made: Console) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written(made))
+
+
+def test_counted__shows_nothing_without_work_and_counts_what_there_is(clock: Clock) -> None:
+    silent, lines = console(), console()
+    with counted(silent, "stimuli", "items"):
+        pass
+    assert written(silent) == ""
+    with counted(lines, "stimuli", "items") as count:
+        count(1, 7)
+        clock.now += progress.LINE_SECONDS
+        count(5, 7)
+        count(3, 7)  # of a thread that comes late
+        count(7, 7)
+    assert written(lines).splitlines() == [
+        "stimuli: 7 items",
+        "stimuli: 5 of 7 items, 20/min, about 6 s left",
+        f"stimuli: 7 items in {progress.LINE_SECONDS:.1f} s",
+    ]
 
 
 def test_stage__lines(clock: Clock) -> None:
