@@ -75,20 +75,21 @@ class Draft:
         if order:
             chosen = np.argsort(made.row_ids, kind="stable")
         chosen = chosen[keep[chosen]]
-        repeats = _repeats(np.stack([ids[chosen] for ids in self.content.values()], axis=1))
+        repeats = _repeats(*(ids[chosen] for ids in self.content.values()))
         if repeats.any():
             named = [self.rows[int(i)] for i in chosen[repeats]]
             if spec.duplicates == "drop":
-                chosen = chosen[~repeats]
+                chosen, repeats = chosen[~repeats], repeats[~repeats]
                 notes.append(_noted("Dropped as exact duplicates", named, self.rows))
             else:
                 notes.append(
                     _noted("Exact duplicates of earlier stimuli", named, self.rows)
                     + " They are each other's nearest neighbours: duplicates: drop leaves them out."
                 )
-        for modality, ids in self.content.items():
-            alike = chosen[_repeats(ids[chosen, None]) & (ids[chosen] != 0)]
-            if len(self.content) > 1 and modality != "text" and len(alike) > repeats.sum():
+        for modality in self.content if len(self.content) > 1 else ():
+            ids = self.content[modality][chosen]
+            alike = chosen[_repeats(ids) & (ids != 0)]
+            if modality != "text" and len(alike) > repeats.sum():
                 named = [self.rows[int(i)] for i in alike]
                 notes.append(
                     _noted(f"Rows with the {modality} of an earlier one", named, self.rows)
@@ -123,10 +124,16 @@ def _noted(what: str, named: Sequence[str], rows: Sequence[str]) -> str:
     return f"{what}: {len(named)} of {len(rows)} ({shown})."
 
 
-def _repeats(ids: Ids) -> Mask:
-    """Return which rows `(n, modalities)` have been seen before."""
-    repeated = np.ones(len(ids), dtype=bool)
-    repeated[np.unique(ids, axis=0, return_index=True)[1]] = False
+def _repeats(*ids: Ids) -> Mask:
+    """Return which rows have the ids of an earlier one, in every modality."""
+    code, *others = ids
+    for other in others:  # one number for each combination
+        (known, of_code), (_, of_other) = (
+            np.unique(values, return_inverse=True) for values in (code, other)
+        )
+        code = (of_code + len(known) * of_other).astype(np.uint64)
+    repeated = np.ones(len(code), dtype=bool)
+    repeated[np.unique(code, return_index=True)[1]] = False
     return repeated
 
 

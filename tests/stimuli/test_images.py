@@ -370,6 +370,7 @@ def test_manifest__several_captions_of_an_image(folder: Path, monkeypatch: Any) 
     assert table.notes[1].startswith("Rows with the image of an earlier one: 2 of 4 (m.csv, line 3")
     dropped = index_stimuli(of_manifest(path, duplicates="drop"))
     assert list(dropped.columns["caption"]) == ["x", "y", "z"]
+    assert dropped.notes[1].startswith("Rows with the image of an earlier one: 1 of 4")
 
 
 def test_manifest__cells_are_texts_as_they_are_written(folder: Path) -> None:
