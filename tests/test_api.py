@@ -57,6 +57,12 @@ def test_open_store__and_read_without_torch(zoo: Zoo) -> None:
     assert in_a_process(code) == "[]"
 
 
+def test_open_store__without_what_reads_yaml(zoo: Zoo) -> None:
+    read = f"import sys, pipeline; s = pipeline.open_store({str(zoo.path)!r}); s.catalog()"
+    loaded = "[m for m in ('pydantic', 'ruamel.yaml', 'PIL') if m in sys.modules]"
+    assert in_a_process(f"{read}; s.stimuli(); print({loaded})") == "[]"
+
+
 def test_public_names__all_there() -> None:
     for name in pipeline.__all__:
         assert getattr(pipeline, name) is not None

@@ -79,6 +79,16 @@ def test_workflow__runs_as_it_is_printed(
             assert np.isfinite(store.similarity(label).values).any()
 
 
+def test_readme__stimuli_are_valid(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (block,) = (b for b in blocks if b.startswith("stimuli:"))
+    rest = "store: s.zarr\nregistry: r.yaml\nmodels: {ids: [a]}\ncompare: {measures: {cka: {}}}\n"
+    (tmp_path / "w.yaml").write_text(rest + block)
+    workflow, _ = load_workflow(tmp_path / "w.yaml")
+    assert (workflow.stimuli.source, workflow.subset.stratify) == ("images", "label")
+
+
 def test_page__has_every_source_and_rule() -> None:
     for source in SOURCES:
         assert f"| `{source}` |" in PAGE

@@ -92,6 +92,12 @@ def id_variable(modality: str) -> str:
     return {"text": "caption_id"}.get(modality, f"{modality}_id")
 
 
+def id_column(attributes: Mapping[str, Any], modality: str) -> str:
+    """Return the stored variable with the content ids of a modality, by the attributes of a set."""
+    name = id_variable(modality)
+    return name if name in attributes["variables"] else "stimulus"
+
+
 def is_column_name(name: str) -> bool:
     """Whether the store can keep a source's own column under this name."""
     reserved = (*STIMULI, "c", "zarr.json", "height", "width", "channel")

@@ -12,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -24,10 +23,11 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue, field_validator
 
 from pipeline.errors import InputError
-from pipeline.stimuli.decode import as_image, decoder, to_rgb
+from pipeline.stimuli.decode import as_image, decoder
 from pipeline.stimuli.draft import Draft, label_columns, text_column
 from pipeline.stimuli.files import identity, set_name
-from pipeline.stimuli.ids import Ids, array_id, as_ids, text_id
+from pipeline.stimuli.ids import Ids, as_ids
+from pipeline.stimuli.items import Item, as_item, is_scalar, type_name
 from pipeline.stimuli.manifest import Manifest, described, nested_note
 from pipeline.stimuli.memory import CaptionReader, check_content
 from pipeline.stimuli.source import FileSpec, Progress
@@ -40,11 +40,6 @@ N_SPOTS = 16
 RETURNS = (
     "a factory returns an object with a length and items, such as a torchvision data set; a "
     "mapping of columns; or an iterable of items"
-)
-ITEMS = (
-    "an item is an image of Pillow, a text, or an array or tensor; a pair of one of these and a "
-    "label, a caption or a list of captions; or a mapping with keys such as image, caption, array "
-    "and label"
 )
 
 
@@ -141,7 +136,7 @@ class FactoryReader:
             return self.captions.read(rows)
         at = self.table.column_at("row", rows).tolist()
         where = f"factory {self.spec.factory}"
-        items: list[_Item] = []
+        items: list[Item] = []
         with self._lock:
             if self._made is None:
                 made = _Factory(self.spec).make()
@@ -163,30 +158,6 @@ class FactoryReader:
         if modality == "image":
             return [as_image(i.image) for i in items if i.image is not None]
         return [i.array for i in items]
-
-
-@dataclass
-class _Item:
-    """One item, whatever form it had."""
-
-    image: NDArray[np.uint8] | None = None
-    """RGB pixels."""
-    array: NDArray[Any] | None = None
-    caption: str = ""
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    def id_of(self, modality: Modality) -> str:
-        """Return the content id; empty where it has none of the modality."""
-        if modality == "text":
-            return text_id(self.caption) if self.caption else ""
-        values = self.image if modality == "image" else self.array
-        return "" if values is None else array_id(values)
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory of the item once it is made; an image of Pillow has four bytes a pixel."""
-        pixels = 0 if self.image is None else 4 * self.image.shape[0] * self.image.shape[1]
-        return pixels + (0 if self.array is None else self.array.nbytes)
 
 
 class _Factory:
@@ -239,7 +210,7 @@ class _Made:
             hasattr(returned, "__getitem__") or isinstance(returned, Iterable)
         ):
             raise InputError(
-                f"factory {factory.spec.factory} returned {_named(returned)}, but {RETURNS}."
+                f"factory {factory.spec.factory} returned {type_name(returned)}, but {RETURNS}."
             )
         if hasattr(self._returned, "__len__") and hasattr(self._returned, "__getitem__"):
             self.length = len(self._returned)
@@ -257,7 +228,7 @@ class _Made:
     def __len__(self) -> int:
         return len(self._items)
 
-    def item(self, row: int) -> _Item:
+    def item(self, row: int) -> Item:
         """Make an item.
 
         Raises
@@ -269,7 +240,7 @@ class _Made:
             raw = self._items[row]
         except Exception as error:
             raise ValueError(_told(error, self.factory.file)) from None
-        return _item(raw, self.factory.spec.caption_index)
+        return as_item(raw, self.factory.spec.caption_index)
 
 
 class _Rows:
@@ -307,7 +278,7 @@ class _Collected:
             try:
                 item = made.item(row)
             except ValueError as error:
-                self.faults[row], item = str(error), _Item()
+                self.faults[row], item = str(error), Item()
             for modality, ids in self.ids.items():
                 ids.append(item.id_of(modality))
             self.captions.append(item.caption)
@@ -356,7 +327,7 @@ class _Collected:
                     "one; or leave them out."
                 )
             columns["id"] = text_column(texts)
-        nested = [n for n, v in values.items() if not all(_is_scalar(x) for x in v)]
+        nested = [n for n, v in values.items() if not all(is_scalar(x) for x in v)]
         scalars = {n: v for n, v in values.items() if n not in nested}
         manifest = Manifest(Path(spec.factory), scalars, self.rows)
         others, notes = described(manifest, items=[], label=None, group="group", id=None)
@@ -403,122 +374,6 @@ def _differs(made: _Made, known: StimulusTable, n: int) -> int | None:
             if as_ids([item.id_of(modality)])[0] != known.content[modality][spot]:
                 return int(row)
     return None
-
-
-def _item(raw: Any, caption_index: int) -> _Item:
-    """Return an item of any form.
-
-    Raises
-    ------
-    ValueError
-        Where it has another form, or cannot be a stimulus.
-    """
-    fields = _fields(raw)
-    image, array, caption = (fields.pop(k, None) for k in ("image", "array", "caption"))
-    if "text" in fields:
-        if caption is not None:
-            raise ValueError("it has both a caption and a text")
-        caption = fields.pop("text")
-    made = _Item(fields={name: _scalar(value) for name, value in fields.items()})
-    if isinstance(made.fields.get("label"), float):
-        raise ValueError(
-            f"its label is {made.fields['label']}, but classes are whole numbers or names; put "
-            "other numbers under another key"
-        )
-    if image is not None:
-        made.image, transformed = _pixels(image)
-        array = transformed if array is None else array
-    if array is not None:
-        made.array = _numbers(array)
-    if isinstance(caption, list | tuple):
-        if caption_index >= len(caption):
-            raise ValueError(
-                f"it has {len(caption)} captions, so there is none at caption_index "
-                f"{caption_index}, counted from 0"
-            )
-        caption = caption[caption_index]
-    made.caption = "" if caption is None else str(caption)
-    if made.image is None and made.array is None and not made.caption.strip():
-        raise ValueError("it has neither an image, nor a text, nor an array")
-    return made
-
-
-def _fields(raw: Any) -> dict[str, Any]:
-    """Return an item as a mapping."""
-    if isinstance(raw, Mapping):
-        return {str(name): value for name, value in raw.items()}
-    if isinstance(raw, list | tuple):
-        if len(raw) == 1:
-            return _fields(raw[0])
-        if len(raw) != 2 or isinstance(raw[0], list | tuple | Mapping):
-            raise ValueError(f"it is a {type(raw).__name__} of {len(raw)}, but {ITEMS}")
-        first, second = _fields(raw[0]), _scalar(raw[1])
-        if isinstance(second, list | tuple) and all(isinstance(c, str) for c in second):
-            return {**first, "caption": second}
-        if isinstance(second, str) and "caption" not in first:
-            return {**first, "caption": second}
-        if not _is_scalar(second):
-            raise ValueError(f"beside its first part it has {_named(second)}, but {ITEMS}")
-        return {**first, "label": second}
-    if isinstance(raw, str):
-        return {"caption": raw}
-    if _is_picture(raw) or isinstance(raw, np.ndarray) or _is_tensor(raw):
-        return {"image": raw}
-    raise ValueError(f"it is {_named(raw)}, but {ITEMS}")
-
-
-def _pixels(value: Any) -> tuple[NDArray[np.uint8] | None, Any]:
-    """Return what stands for an image: as RGB pixels, or as numbers for networks that take them."""
-    if _is_picture(value):
-        try:
-            value.load()
-        except Exception as error:  # of any type: decoders meet damaged bytes
-            raise ValueError(str(error).strip().split("\n")[0] or type(error).__name__) from None
-        return np.asarray(to_rgb(value)), None
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.size:
-        pixels = value.ndim == 2 or value.shape[2:] == (3,)
-        return (np.asarray(as_image(value)), None) if pixels else (None, value)
-    return None, value
-
-
-def _numbers(value: Any) -> NDArray[Any]:
-    """Return an array or tensor as numbers that are finite."""
-    if _is_tensor(value):
-        try:
-            value = value.detach().cpu().numpy()
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(f"its tensor cannot become an array of NumPy: {error}") from None
-    if not isinstance(value, np.ndarray):
-        raise ValueError(f"its array is {_named(value)}")
-    if value.dtype.kind not in "iufb" or not value.size:
-        raise ValueError(f"its array has dtype {value.dtype} and shape {value.shape}")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError("it has values that are not finite")
-    return value
-
-
-def _scalar(value: Any) -> Any:
-    """Return the number in a 0-dimensional array or tensor; other values as they are."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _is_picture(value: Any) -> bool:
-    from PIL import Image
-
-    return isinstance(value, Image.Image)
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether it is a tensor; torch need not be imported to know."""
-    return hasattr(value, "detach") and hasattr(value, "numpy")
-
-
-def _named(value: Any) -> str:
-    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 _import_lock = threading.Lock()

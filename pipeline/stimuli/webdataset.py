@@ -347,7 +347,7 @@ def _fields(text: str | None) -> Mapping[str, Any]:
         return {}
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError("it is no JSON object, {field: value}")

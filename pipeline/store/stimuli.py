@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.modality import MODALITIES
-from pipeline.schema import STIMULI, STIMULUS_GROUP, id_variable
+from pipeline.schema import STIMULI, STIMULUS_GROUP, id_column, id_variable
 from pipeline.stimuli.ids import Ids, as_ids, fingerprint, hex_ids
 from pipeline.stimuli.table import StimulusTable, is_text
 from pipeline.store import paths
@@ -74,12 +74,6 @@ def write_stimuli(root: zarr.Group, table: StimulusTable) -> None:
 
 def _dtype(values: NDArray[Any]) -> str:
     return "str" if is_text(values) else values.dtype.name
-
-
-def id_column(attributes: Mapping[str, Any], modality: Modality) -> str:
-    """Return the variable that has the content ids of a modality, by the attributes of a set."""
-    name = id_variable(modality)
-    return name if name in attributes["variables"] else "stimulus"
 
 
 def read_table(root: zarr.Group, set_key: str) -> StimulusTable | None:

@@ -13,7 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.encoder import Encoder
 from pipeline.errors import StoreError
-from pipeline.schema import NULL_GROUP, SCORE_GROUP, STIMULUS_GROUP, TOWER_GROUP, GroupKind
+from pipeline.schema import (
+    NULL_GROUP,
+    SCORE_GROUP,
+    STIMULUS_GROUP,
+    TOWER_GROUP,
+    GroupKind,
+    id_column,
+)
 from pipeline.scoring import score_layers, select_layers
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
@@ -37,7 +44,6 @@ from pipeline.store.labelled import (
     similarity_array,
 )
 from pipeline.store.layout import child_groups, find_group, has_parts, open_root, subset_rows
-from pipeline.store.stimuli import StoredRows, id_column, read_table
 from pipeline.store.subsets import Subsets, recorded_measure
 from pipeline.types import Float32, Float64, Modality
 
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
 
     from pipeline.measures import MeasureSpec
     from pipeline.stimuli import StimulusTable
+    from pipeline.store.stimuli import StoredRows
 
 
 def open_store(path: str | Path) -> Store:
@@ -343,6 +350,8 @@ class Store:
 
     def find_table(self, source: Mapping[str, Any]) -> StimulusTable | None:
         """Return the table of a stored set that was made from this source, or None."""
+        from pipeline.store.stimuli import read_table
+
         for key, group in child_groups(self.root, paths.STIMULI, mark=STIMULUS_GROUP.mark).items():
             if group.attrs.get("source") == source:
                 return read_table(self.root, key)
@@ -356,6 +365,8 @@ class Store:
         StoreError
             Where the set is missing.
         """
+        from pipeline.store.stimuli import StoredRows
+
         return StoredRows(self.group(paths.stimuli(set_key)), set_key)
 
     def rows(self, subset: str) -> NDArray[np.int64]:
@@ -418,7 +429,7 @@ class Store:
         def stored_layers() -> Iterator[tuple[Encoder, list[Float32]]]:
             for encoder in chosen:
                 tower = self.tower_at(encoder.path)
-                if [tower.stimulus_ids[row] for row in rows] != compared:
+                if [str(i) for i in tower.column("stimulus")[rows]] != compared:
                     raise StoreError(
                         f"{encoder.id}: its activations are of other {modality} stimuli than the "
                         f"set {set_key} has now",

@@ -20,6 +20,7 @@ from pipeline.schema import (
     GroupKind,
     State,
     Variable,
+    id_column,
 )
 from pipeline.store import paths
 from pipeline.store.activations import TowerGroup
@@ -27,7 +28,6 @@ from pipeline.store.datasets import MARK, lost_keys, variables
 from pipeline.store.grid import Grid
 from pipeline.store.io.chunks import DAMAGE, ChunkIndex, array_of, read_whole, stored_chunks
 from pipeline.store.layout import create_variable, delete
-from pipeline.store.stimuli import id_column
 from pipeline.store.verify.scan import Scan, drop_chunk, new_group
 
 if TYPE_CHECKING:
